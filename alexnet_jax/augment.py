@@ -1,0 +1,72 @@
+"""What happens to images on the device, inside the jitted step: crop, mirror, mean; the ten views (Section 4.1)."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+
+
+@dataclass(frozen=True)
+class View:
+    """Where a crop lies: its top left corner in pixels, and whether it is mirrored."""
+
+    top: int
+    left: int
+    mirrored: bool
+
+
+def crops(
+    images: UInt8[Array, "batch size size 3"],
+    mean: Float[Array, "size size 3"],
+    top: Int[Array, "batch"],
+    left: Int[Array, "batch"],
+    mirrored: Bool[Array, "batch"],
+    crop_size: int,
+    pixel_scale: tuple[float, float, float],
+) -> Float[Array, "batch crop crop 3"]:
+    """Mean-subtracted float32 crops. The mean is cut and mirrored with each image, which equals subtracting it before."""
+
+    def crop(image, y, x, mirror):
+        shape, start = (crop_size, crop_size, 3), (y, x, 0)
+        cut = lax.dynamic_slice(image, start, shape).astype(jnp.float32) - lax.dynamic_slice(mean, start, shape)
+        return jnp.where(mirror, cut[:, ::-1], cut)
+
+    cut = jax.vmap(crop)(images, top, left, mirrored)
+    return cut if pixel_scale == (1.0, 1.0, 1.0) else cut / jnp.array(pixel_scale)
+
+
+def random_crops(
+    images: UInt8[Array, "batch size size 3"],
+    mean: Float[Array, "size size 3"],
+    keys: Key[Array, "batch"],
+    crop_size: int,
+    pixel_scale: tuple[float, float, float],
+    mirror: bool,
+) -> Float[Array, "batch crop crop 3"]:
+    """Section 4.1: a crop at a uniformly drawn place, mirrored half of the time. One key per example."""
+    places = images.shape[1] - crop_size + 1
+
+    def draw(key):
+        y, x, flip = jax.random.split(key, 3)
+        return jax.random.randint(y, (), 0, places), jax.random.randint(x, (), 0, places), jax.random.bernoulli(flip)
+
+    top, left, mirrored = jax.vmap(draw)(keys)
+    return crops(images, mean, top, left, mirrored & mirror, crop_size, pixel_scale)
+
+
+def views(count: int, image_size: int, crop_size: int) -> tuple[View, ...]:
+    """The centre (1), or the four corners, the centre and their mirror images (10), Section 4.1.
+
+    Raises:
+        ValueError: another count.
+    """
+    far = image_size - crop_size
+    centre = View(far // 2, far // 2, False)
+    if count == 1:
+        return (centre,)
+    if count != 10:
+        raise ValueError(f"there are 1 or 10 views, not {count}")
+    plain = (View(0, 0, False), View(0, far, False), View(far, 0, False), View(far, far, False), centre)
+    return plain + tuple(View(view.top, view.left, True) for view in plain)

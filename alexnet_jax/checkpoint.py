@@ -1,0 +1,204 @@
+"""Checkpoints through Orbax: parameters, optimiser state and the host's progress, one format for every mesh.
+
+W/checkpoints/<step>/ has the items `params`, `optimizer` and `progress` (JSON). Arrays are stored whole, with their tower
+axis, and land on whatever mesh asks for them.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from orbax.checkpoint import checkpoint_managers
+
+from alexnet_jax.errors import UserError
+from alexnet_jax.network import Params
+from alexnet_jax.step import Model, TrainState
+
+METRIC = "validation_top1_error"
+
+
+def _abstract(model: Model, tree: Any, specs: Any) -> Any:
+    """Shapes with the shardings to restore to."""
+    return jax.tree.map(
+        lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=model.topology.sharding(spec)), tree, specs
+    )
+
+
+class Checkpoints:
+    """The checkpoints of one run. Use as a context manager: leaving waits for the save in progress."""
+
+    def __init__(self, workdir: Path, *, keep: int, writable: bool):
+        """
+        Args:
+            workdir: folder of the run.
+            keep: latest checkpoints kept, next to the one with the lowest validation error.
+            writable: whether to save; only then are left-overs of an interrupted save cleared away.
+        """
+        self.folder = workdir.absolute() / "checkpoints"
+        policies = checkpoint_managers
+        best = policies.BestN(lambda m: m[METRIC], reverse=True, n=1, keep_checkpoints_without_metrics=False)
+        options = ocp.CheckpointManagerOptions(
+            best_fn=lambda metrics: metrics[METRIC],
+            best_mode="min",
+            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
+            create=writable,
+            read_only=not writable,
+            cleanup_tmp_directories=writable,
+        )
+        handlers = {"params": ocp.StandardCheckpointHandler(), "optimizer": ocp.StandardCheckpointHandler()}
+        handlers["progress"] = ocp.JsonCheckpointHandler()
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+        self._writable = writable
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.close()
+
+    def steps(self) -> list[int]:
+        """Steps with a finished checkpoint, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def best_step(self) -> int | None:
+        """The step with the lowest validation error; None if no checkpoint was validated."""
+        step = self._manager.best_step()
+        return None if step is None or self._manager.metrics(step) is None else step
+
+    def save(self, model: Model, state: TrainState, progress: dict[str, Any], error: float | None) -> None:
+        """Starts writing a checkpoint and returns once the state has left the devices.
+
+        Args:
+            model: what the state belongs to.
+            state: in the form that the train step returns.
+            progress: host state, JSON-serialisable, with the step as `step`.
+            error: top-1 validation error in percent at this step, if it was measured.
+        """
+        specs = model.state_specs
+        self._manager.save(
+            progress["step"],
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(model.topology.whole(state.params, specs.params)),
+                optimizer=ocp.args.StandardSave(model.topology.whole(state.optimizer, specs.optimizer)),
+                progress=ocp.args.JsonSave(progress),
+            ),
+            metrics=None if error is None else {METRIC: error},
+        )
+
+    def restore_latest(self, model: Model) -> tuple[TrainState, dict[str, Any]] | None:
+        """The newest checkpoint that can be read whole, on the model's mesh, with the host's progress; None if there is none.
+
+        A damaged newer one is moved to W/damaged/ and said so; the run goes on from the one before.
+
+        Raises:
+            UserError: a checkpoint of another network, or checkpoints of which none can be read.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            self._check_shapes(model, step)
+            try:
+                restored = self._read(model, step)
+            except Exception as error:
+                logging.warning("checkpoint %d cannot be read: %s", step, _first_line(error))
+                self._set_aside(step)
+                continue
+            progress = restored["progress"]
+            specs = model.state_specs
+            counter = model.topology.put(np.int32(progress["step"]), specs.step)
+            params, optimizer = (
+                model.topology.spread(restored[name], getattr(specs, name)) for name in ("params", "optimizer")
+            )
+            return TrainState(counter, params, optimizer), progress
+        if steps:
+            raise UserError(f"none of the checkpoints {steps} in {self.folder} can be read; they are in damaged/ beside it")
+        return None
+
+    def restore_params(self, model: Model, step: int) -> Params:
+        """The parameters of one checkpoint on the model's mesh.
+
+        Raises:
+            UserError: it belongs to another network or is damaged.
+        """
+        self._check_shapes(model, step)
+        wanted = ocp.args.Composite(params=ocp.args.StandardRestore(_abstract(model, model.shapes, model.specs)))
+        try:
+            params = self._manager.restore(step, args=wanted)["params"]
+        except Exception as error:
+            raise UserError(f"checkpoint {self.folder / str(step)} cannot be read: {_first_line(error)}") from error
+        return model.topology.spread(params, model.specs)
+
+    def _read(self, model: Model, step: int) -> Any:
+        specs = model.state_specs
+        optimizer = jax.eval_shape(model.transformation({}).init, model.shapes)
+        return self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(_abstract(model, model.shapes, specs.params)),
+                optimizer=ocp.args.StandardRestore(_abstract(model, optimizer, specs.optimizer)),
+                progress=ocp.args.JsonRestore(),
+            ),
+        )
+
+    def _check_shapes(self, model: Model, step: int) -> None:
+        """Raises UserError if the stored parameters have other names or shapes. What cannot be read is left to `_read`."""
+        try:
+            stored = self._manager.item_metadata(step)["params"].tree
+            found = {_path(path): tuple(leaf.shape) for path, leaf in jax.tree.leaves_with_path(stored)}
+        except Exception:
+            return
+        wanted = {_path(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(model.shapes)}
+        for name in sorted(found.keys() | wanted.keys()):
+            if found.get(name) != wanted.get(name):
+                raise UserError(
+                    f"checkpoint {self.folder / str(step)} holds another network: {name} is {found.get(name, 'missing')} "
+                    f"there and {wanted.get(name, 'missing')} for --architecture={model.config.architecture}"
+                )
+
+    def _set_aside(self, step: int) -> None:
+        damaged = self.folder.parent / "damaged"
+        damaged.mkdir(exist_ok=True)
+        target, number = damaged / str(step), 1
+        while target.exists():
+            number += 1
+            target = damaged / f"{step}-{number}"
+        (self.folder / str(step)).rename(target)
+        self._manager.reload()
+        logging.warning("moved it to %s; the one before is used", target)
+
+
+def chosen_step(checkpoints: Checkpoints, workdir: str, step: str) -> int:
+    """The step that --step means. Raises UserError if there is no such checkpoint."""
+    steps = checkpoints.steps()
+    if not steps:
+        raise UserError(f"--workdir={workdir} has no finished checkpoint yet")
+    if step == "latest":
+        return steps[-1]
+    if step == "best":
+        best = checkpoints.best_step()
+        if best is None:
+            raise UserError(f"--step=best: no checkpoint in {workdir} was validated")
+        return best
+    if not step.isdecimal() or int(step) not in steps:
+        raise UserError(f"--step={step}: {workdir} has the checkpoints {', '.join(map(str, steps))}, 'latest' and 'best'")
+    return int(step)
+
+
+def _path(path: tuple[Any, ...]) -> str:
+    return ".".join(str(getattr(key, "key", key)) for key in path)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file. Raises UserError naming it if it is not readable or not JSON."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error

@@ -1,0 +1,26 @@
+"""How every entry point starts and ends: absl flags in, one clear line and exit status 1 on bad input."""
+
+import sys
+from collections.abc import Callable
+
+from absl import app
+
+from alexnet_jax.errors import UserError
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses the absl flags, calls `main`, and turns a `UserError` into one line on stderr and exit status 1.
+
+    A word on the command line that is not a flag is refused: it is nearly always a flag whose dashes were forgotten.
+    """
+
+    def guarded(argv: list[str]) -> None:
+        try:
+            if len(argv) > 1:
+                raise UserError(f"{argv[1]!r} is not a flag: flags are written --name=value")
+            main()
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
+
+    app.run(guarded)

@@ -1,0 +1,69 @@
+"""The data set that a config names, ready to train on or to evaluate."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32
+
+from alexnet_jax.config import Config, parse_fold
+from alexnet_jax.data.loader import fold_split
+from alexnet_jax.data.store import Split, Store, open_store, store_path, synthetic_store
+from alexnet_jax.errors import UserError
+from alexnet_jax.prepare import prepare
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Splits by name ('train', 'validation', 'test'), class names, and the mean to subtract."""
+
+    name: str
+    classes: tuple[str, ...]
+    splits: Mapping[str, Split]
+    mean: Float32[np.ndarray, "size size 3"]
+    fingerprint: str
+
+    def split(self, name: str) -> Split:
+        """Raises UserError naming --split if the set has no such split."""
+        if name not in self.splits:
+            raise UserError(f"--split={name}: {self.name} has {', '.join(self.splits)}")
+        return self.splits[name]
+
+
+def open_dataset(config: Config) -> Dataset:
+    """Opens the prepared set of a config; the embedded photographs are prepared on first use.
+
+    Raises:
+        UserError: the set is missing, unprepared or damaged, or it has no validation split where the schedule needs one.
+    """
+    store = _open(config)
+    if "train" not in store.splits or not len(store.splits["train"]):
+        raise UserError(f"--dataset={config.dataset} has no train split: it has {', '.join(store.splits) or 'none'}")
+    splits = dict(store.splits)
+    if fold := parse_fold(config.fold):
+        parts = [splits[name] for name in ("train", "validation") if name in splits]
+        pooled = Split(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "labels")))
+        splits["train"], splits["validation"] = fold_split(pooled, *fold)
+    if config.schedule == "plateau" and "validation" not in splits:
+        raise UserError(
+            f"--schedule=plateau needs a validation split and {config.dataset} has none: "
+            "hold out a tenth of train with --fold=0/10, or choose --schedule=steps"
+        )
+    mean = store.mean_image if config.mean == "image" else np.broadcast_to(store.channel_mean, store.mean_image.shape)
+    return Dataset(config.dataset, store.classes, splits, np.ascontiguousarray(mean), store.fingerprint)
+
+
+def _open(config: Config) -> Store:
+    if config.dataset == "synthetic":
+        return synthetic_store(config.image_size)
+    path = store_path(Path(config.data_dir), config.dataset, config.image_size)
+    if not path.exists() and config.dataset == "groceries":
+        prepare(config.dataset, config.data_dir, None, config.image_size)
+    if not path.exists():
+        raise UserError(
+            f"--dataset={config.dataset} is not prepared at {config.image_size} px under --data_dir={config.data_dir}: run "
+            f"python -m alexnet_jax.prepare --dataset={config.dataset} --data_dir={config.data_dir} "
+            f"--image_size={config.image_size}"
+        )
+    return open_store(path)

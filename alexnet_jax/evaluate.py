@@ -1,0 +1,198 @@
+"""Exact evaluation: every example once, whatever the batch and the mesh; one view or ten; one run or several averaged.
+
+python -m alexnet_jax.evaluate --workdir=W [--workdir=W2 ...] [--views=10] [--split=test] [--predictions=F.npz]
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Float32, Int
+from rich.console import Console
+from rich.progress import track
+
+from alexnet_jax import cli
+from alexnet_jax.augment import views
+from alexnet_jax.checkpoint import Checkpoints, chosen_step
+from alexnet_jax.config import Config, check, define_flags
+from alexnet_jax.data.dataset import Dataset, open_dataset
+from alexnet_jax.data.loader import evaluation_batches
+from alexnet_jax.data.store import Split
+from alexnet_jax.errors import UserError
+from alexnet_jax.network import Params
+from alexnet_jax.step import Model, make_model, make_view_step, rank
+from alexnet_jax.topology import Topology, make_topology
+from alexnet_jax.workdir import read_config
+
+
+@dataclass(frozen=True)
+class Score:
+    """Means over all examples of a split; errors in percent."""
+
+    examples: int
+    loss: float
+    top1_error: float
+    top5_error: float
+
+
+@dataclass(frozen=True)
+class Viewer:
+    """A network's compiled view step, with the mean image on the devices; the parameters come with each call."""
+
+    view_step: Callable[..., jax.Array]
+    mean: jax.Array
+    image_size: int
+    crop_size: int
+
+
+Member = tuple[Viewer, Params]  # parameters in the form that the compiled functions take
+
+
+def make_viewer(model: Model, mean: Float32[np.ndarray, "size size 3"]) -> Viewer:
+    """Make it once per model: every call compiles anew."""
+    return Viewer(make_view_step(model), model.topology.put(mean, P()), model.config.image_size, model.config.crop)
+
+
+class Evaluator:
+    """Evaluates networks on a split. Compiles once; keep it for the next validation."""
+
+    def __init__(self, topology: Topology, batch_size: int):
+        self._topology = topology
+        self._batch_size = batch_size
+
+        def average(total, one):
+            return jnp.logaddexp(total, one)
+
+        def judge(log_probabilities, labels):
+            return -jnp.take_along_axis(log_probabilities, labels[:, None], 1)[:, 0], rank(log_probabilities, labels)
+
+        self._average = topology.compile(average, (P("data"), P("data")), P("data"), donate=(0,))
+        self._judge = topology.compile(judge, (P("data"), P("data")), (P("data"), P("data")))
+
+    def __call__(
+        self, members: Sequence[Member], split: Split, view_count: int = 1, *, keep: bool = False, quiet: bool = True
+    ) -> tuple[Score, Float32[np.ndarray, "examples classes"] | None]:
+        """The score of the averaged softmax of all members and views, and with `keep` its logarithm for every example.
+
+        Args:
+            members: networks on this evaluator's mesh.
+            split: the examples.
+            view_count: 1 (centre) or 10.
+            keep: return the averaged log probabilities.
+            quiet: show no progress.
+
+        Raises:
+            RuntimeError: the examples judged are not all examples of the split.
+        """
+        losses, ranks, kept = [], [], []
+        batches = evaluation_batches(split, self._batch_size)
+        count = -(-len(split) // self._batch_size)
+        for batch, real in track(batches, "evaluating", count, console=Console(stderr=True), disable=quiet):
+            images, labels = self._topology.put(batch, P("data"))
+            total = self._log_probabilities(members, images, view_count)
+            results = self._topology.fetch(self._judge(total, labels), P("data"))
+            losses.append(results[0][:real])
+            ranks.append(results[1][:real])
+            if keep:
+                kept.append(self._topology.fetch(total, P("data"))[:real])
+        score = _score(np.concatenate(losses), np.concatenate(ranks))
+        if score.examples != len(split):
+            raise RuntimeError(f"judged {score.examples} examples of {len(split)}")
+        return score, np.concatenate(kept) if keep else None
+
+    def _log_probabilities(self, members: Sequence[Member], images: jax.Array, view_count: int) -> Any:
+        """log of the mean softmax over members and views."""
+        total = None
+        weight = -np.log(len(members) * view_count).astype(np.float32)
+        for viewer, params in members:
+            for view in views(view_count, viewer.image_size, viewer.crop_size):
+                place = (np.int32(view.top), np.int32(view.left), np.bool_(view.mirrored), weight)
+                one = viewer.view_step(params, images, viewer.mean, *self._topology.put(place, P()))
+                total = one if total is None else self._average(total, one)
+        return total
+
+
+def _score(losses: Float32[np.ndarray, "examples"], ranks: Int[np.ndarray, "examples"]) -> Score:
+    return Score(
+        examples=len(losses),
+        loss=float(losses.mean(dtype=np.float64)),
+        top1_error=100 * float((ranks >= 1).mean(dtype=np.float64)),
+        top5_error=100 * float((ranks >= 5).mean(dtype=np.float64)),
+    )
+
+
+def load_member(config: Config, step: str, topology: Topology, dataset: Dataset) -> tuple[Member, int]:
+    """A trained network on a mesh, and the step of its checkpoint. Raises UserError if it cannot be restored."""
+    model = make_model(config, len(dataset.classes), topology)
+    with Checkpoints(Path(config.workdir), keep=config.keep, writable=False) as checkpoints:
+        chosen = chosen_step(checkpoints, config.workdir, step)
+        params = checkpoints.restore_params(model, chosen)
+    return (make_viewer(model, dataset.mean), params), chosen
+
+
+def write_predictions(path: Path, log_probabilities: np.ndarray, split: Split, classes: Sequence[str]) -> None:
+    """An .npz with probabilities (examples, classes) float32, labels (examples,) int32 and class names, in order of the split."""
+    beside = path.with_name(path.name + ".tmp")
+    with beside.open("wb") as file:
+        np.savez(file, probabilities=np.exp(log_probabilities), labels=np.asarray(split.labels), classes=np.array(classes))
+    os.replace(beside, path)
+
+
+def main() -> None:
+    """The command line."""
+    options = flags.FLAGS
+    if not options.workdir:
+        raise UserError("--workdir is missing: name the folder of a run; repeat it to average several")
+    configs = [read_config(workdir) for workdir in options.workdir]
+    machine = {"spmd": options.spmd, "mesh": options.mesh, "host_devices": options.host_devices}
+    for name in ("batch_size", "data_dir", "precision"):
+        if options[name].present:
+            machine[name] = options[name].value
+    configs = [replace(config, accumulate=1, **machine) for config in configs]
+    first = configs[0]
+    for config in configs:
+        check(config)
+        if (config.dataset, config.image_size) != (first.dataset, first.image_size):
+            raise UserError(f"--workdir={config.workdir} was trained on other images than --workdir={first.workdir}")
+    if options.predictions and not Path(options.predictions).absolute().parent.is_dir():
+        raise UserError(f"--predictions={options.predictions}: there is no such folder")
+    if options.host_devices:
+        jax.config.update("jax_num_cpu_devices", options.host_devices)
+    towers = min(config.table().towers for config in configs)
+    topology = make_topology(options.mesh, towers, first.batch_size, options.spmd)
+    datasets = [open_dataset(config) for config in configs]
+    split = datasets[0].split(options.split)
+    loaded = [load_member(config, options.step, topology, data) for config, data in zip(configs, datasets, strict=True)]
+    evaluator = Evaluator(topology, first.batch_size)
+    members = [member for member, _ in loaded]
+    quiet = not sys.stderr.isatty()
+    score, kept = evaluator(members, split, options.views, keep=bool(options.predictions), quiet=quiet)
+    if kept is not None:
+        write_predictions(Path(options.predictions), kept, split, datasets[0].classes)
+    steps = [step for _, step in loaded]
+    summary = {"split": options.split, "views": options.views, "step": steps[0] if len(steps) == 1 else steps}
+    print(json.dumps(summary | asdict(score)))
+
+
+def _define_flags() -> None:
+    flags.DEFINE_multi_string("workdir", [], "folder of a run; repeat it to average the softmax of several")
+    flags.DEFINE_string("step", "latest", "checkpoint: a step, 'latest' or 'best' (lowest validation error)")
+    flags.DEFINE_enum("split", "test", ("train", "validation", "test"), "examples to evaluate on")
+    flags.DEFINE_integer("views", 1, "1: the centre; 10: corners and centre, and their mirror images (Section 4.1)")
+    flags.register_validator("views", lambda count: count in (1, 10), "--views is 1 or 10")
+    flags.DEFINE_string("predictions", None, "write the probabilities of every example to this .npz")
+    define_flags(only=("batch_size", "data_dir", "precision", "mesh", "host_devices", "spmd"))
+
+
+if __name__ == "__main__":
+    _define_flags()
+    cli.run(main)

@@ -1,0 +1,144 @@
+"""The record of a run: metrics.jsonl, TensorBoard events beside it, and a live line on a terminal."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorboardX import SummaryWriter
+
+SplitName = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One record of metrics.jsonl. Errors in percent, means over `examples`."""
+
+    step: int
+    epoch: float
+    split: SplitName
+    loss: float
+    top1_error: float
+    top5_error: float
+    learning_rate: float
+    images_per_second: float
+    examples: int
+
+
+@dataclass
+class Window:
+    """Sums over the training steps since the last row; kept in the checkpoint so that a resumed run writes the same row."""
+
+    steps: int = 0
+    loss: float = 0.0
+    top1: float = 0.0
+    top5: float = 0.0
+
+    def add(self, loss: float, top1: float, top5: float) -> None:
+        """One step's means; errors as fractions."""
+        self.steps += 1
+        self.loss += loss
+        self.top1 += top1
+        self.top5 += top5
+
+    def as_dict(self) -> dict[str, float]:
+        """For JSON."""
+        return asdict(self)
+
+
+class Stopwatch:
+    """Seconds spent training, without validations and checkpoints."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+
+    def lap(self) -> float:
+        """Seconds since the last lap, pauses left out."""
+        now = time.monotonic()
+        elapsed, self._started = now - self._started, now
+        return elapsed
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves out what happens inside."""
+        begin = time.monotonic()
+        yield
+        self._started += time.monotonic() - begin
+
+
+def read_rows(workdir: Path, until_step: int | None = None) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl up to and including a step; a last line cut off by a crash is left out."""
+    path = workdir / "metrics.jsonl"
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return [row for row in rows if until_step is None or row["step"] <= until_step]
+
+
+class Recorder:
+    """Writes rows where they belong. Use as a context manager."""
+
+    def __init__(self, workdir: Path, *, resume_step: int, total_steps: int):
+        """Drops the rows after `resume_step`, which are about to be written again."""
+        path = workdir / "metrics.jsonl"
+        beside = path.with_suffix(".jsonl.tmp")
+        beside.write_text("".join(json.dumps(row) + "\n" for row in read_rows(workdir, resume_step)))
+        os.replace(beside, path)
+        self._file = path.open("a")
+        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1, write_to_disk=True)
+        self.console = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+        self._progress = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._task = self._progress.add_task("train", total=total_steps, completed=resume_step, status="compiling")
+
+    def __enter__(self) -> "Recorder":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+        self._file.close()
+        self._events.close()
+
+    def write(self, row: Row) -> None:
+        """Appends a row to the record and to TensorBoard; a validation is also printed."""
+        self._file.write(json.dumps(asdict(row)) + "\n")
+        self._file.flush()
+        for name in ("loss", "top1_error", "top5_error", "images_per_second"):
+            self._events.add_scalar(f"{row.split}/{name}", getattr(row, name), row.step)
+        if row.split == "train":
+            self._events.add_scalar("learning_rate", row.learning_rate, row.step)
+        else:
+            self.say(
+                f"epoch {row.epoch:7.2f}  step {row.step}  {row.split} loss {row.loss:.4f}  "
+                f"top-1 error {row.top1_error:.2f} %  top-5 {row.top5_error:.2f} %"
+            )
+
+    def progress(self, step: int, loss: float, top1: float, images_per_second: float) -> None:
+        """Moves the live line on a terminal."""
+        speed = f"  {images_per_second:,.0f} images/s" if images_per_second else ""
+        status = f"loss {loss:.3f}  error {100 * top1:.1f} %{speed}"
+        self._progress.update(self._task, completed=step, status=status)
+
+    def say(self, message: str) -> None:
+        """One line above the live one."""
+        self.console.print(message, markup=False)

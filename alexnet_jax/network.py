@@ -1,0 +1,205 @@
+"""The Flax module that runs a layer table on the towers that a device holds: Figure 2 of the paper.
+
+Every parameter leads with a tower axis. A device that holds both towers runs them one after the other with dense products;
+a device that holds one runs the same code on one. Activations travel as a tuple with one array per tower held.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Key
+
+from alexnet_jax import ops
+from alexnet_jax.architectures import (
+    Architecture,
+    Classifier,
+    Convolution,
+    Dense,
+    Dropout,
+    MaxPool,
+    Operation,
+    Relu,
+    ResponseNorm,
+    convolution_padding,
+    output_sizes,
+)
+from alexnet_jax.topology import Axis
+
+Params = dict[str, dict[str, Any]]  # {"conv1": {"kernel": ..., "bias": ...}, ...}
+Towers = tuple[Array, ...]
+
+
+def _initial(std: float | None, fan_in: int, shape: tuple[int, ...], key: Key[Array, ""]) -> Float[Array, "..."]:
+    """N(0, std) as in Section 5, or PyTorch's default U(-1, 1) / sqrt(fan_in)."""
+    if std is None:
+        return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0) / fan_in**0.5
+    return std * jax.random.normal(key, shape)
+
+
+class Weights(nnx.Module):
+    """A kernel and a bias. `towers` is the size of the leading axis, or None for a bias that all towers share."""
+
+    def __init__(
+        self,
+        spec: Convolution | Dense | Classifier,
+        towers: int,
+        shape: tuple[int, ...],
+        shared_bias: bool,
+        rngs: nnx.Rngs,
+    ):
+        fan_in, units = math.prod(shape[:-1]), shape[-1]
+        bias_shape = (units,) if shared_bias else (towers, units)
+        self.kernel = nnx.Param(_initial(spec.init_std, fan_in, (towers, *shape), rngs.params()))
+        if spec.init_std is None:
+            self.bias = nnx.Param(_initial(None, fan_in, bias_shape, rngs.params()))
+        else:
+            self.bias = nnx.Param(jnp.full(bias_shape, spec.bias))
+
+
+class Network(nnx.Module):
+    """A layer table made into a network. `__call__` is the per-device program.
+
+    Use its tree-safe form in anything jitted: `split` once, then `nnx.merge(graph, {"layers": params})` inside.
+    """
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        *,
+        classes: int,
+        crop_size: int,
+        dtype: jnp.dtype = jnp.dtype(jnp.float32),
+        rngs: nnx.Rngs,
+    ):
+        """Makes float32 parameters for all towers.
+
+        Args:
+            architecture: the layer table.
+            classes: number of outputs.
+            crop_size: side of the input in pixels.
+            dtype: float32 or bfloat16, of activations and products; the parameters and the logits stay float32.
+            rngs: its `params` stream draws the initial kernels.
+
+        Raises:
+            UserError: `crop_size` is too small for the layers.
+        """
+        self.architecture = architecture
+        self.dtype = dtype
+        sizes = output_sizes(architecture, crop_size)
+        towers, layers, maps, side = architecture.towers, {}, 3, crop_size
+        for spec in architecture.layers:
+            inputs = maps * towers if not isinstance(spec, Classifier) and spec.reads == "all" else maps
+            if isinstance(spec, Convolution):
+                maps = spec.width // towers
+                shape = (spec.kernel, spec.kernel, inputs, maps)
+                side = sizes[spec.name]
+            elif isinstance(spec, Dense):
+                maps = spec.width // towers
+                shape, side = (side * side * inputs, maps), 1
+            else:
+                shape = (side * side * inputs, classes)
+            layers[spec.name] = Weights(spec, towers, shape, isinstance(spec, Classifier), rngs)
+        self.layers = nnx.Dict(layers)
+
+    def __call__(
+        self,
+        images: Float[Array, "batch crop crop 3"],
+        *,
+        tower: Axis = Axis(),
+        dropout_keys: Key[Array, "batch"] | None = None,
+        until: str | None = None,
+    ) -> Array | Towers:
+        """The logits of the images, or what comes out of an earlier layer.
+
+        Args:
+            images: mean-subtracted RGB, float32.
+            tower: the mesh direction along which the towers lie.
+            dropout_keys: switches dropout on: one key per example of this device's share of the batch.
+            until: name of the layer to stop after.
+
+        Returns:
+            float32 logits (batch, classes), equal on every tower; with `until`, the output of that layer and the
+            operations after it as a tuple with one array per tower that this device holds.
+        """
+        images = images.astype(self.dtype)
+        x: Towers = ()
+        for number, spec in enumerate(self.architecture.layers):
+            weights = self.layers[spec.name]
+            if isinstance(spec, Classifier):
+                return self._classify(x, weights, tower)
+            held = weights.kernel.shape[0]
+            if spec.reads == "image":
+                x = (images,) * held
+            elif spec.reads == "all":
+                x = (tower.gather(jnp.concatenate(x, axis=-1)),) * held
+            kernels, biases = (param[...].astype(self.dtype) for param in (weights.kernel, weights.bias))
+            x = tuple(_apply(spec, x_t, kernels[t]) + biases[t] for t, x_t in enumerate(x))
+            for operation in spec.after:
+                x = _operate(operation, x, number, tower, dropout_keys)
+            if spec.name == until:
+                return x
+        raise ValueError(f"no layer {until!r} in {self.architecture.name}")
+
+    def _classify(self, x: Towers, weights: Weights, tower: Axis) -> Float[Array, "batch classes"]:
+        kernels = weights.kernel[...].astype(self.dtype)
+        partial = sum(
+            jnp.dot(x_t.reshape(len(x_t), -1), kernels[t], preferred_element_type=jnp.float32) for t, x_t in enumerate(x)
+        )
+        # The bias is added after the sum, so its gradient needs no exchange between the towers.
+        return tower.sum_of_partials(jnp.asarray(partial)) + weights.bias[...]
+
+
+def _apply(spec: Convolution | Dense, x: Float[Array, "batch ..."], kernel: Float[Array, "..."]) -> Array:
+    if isinstance(spec, Dense):
+        return x.reshape(len(x), -1) @ kernel
+    height, width = (convolution_padding(spec, size) for size in x.shape[1:3])
+    return ops.convolution(x, kernel, spec.stride, (height, width))
+
+
+def _operate(operation: Operation, x: Towers, number: int, tower: Axis, dropout_keys: Key[Array, "batch"] | None) -> Towers:
+    """One operation on every tower held. `number` is the layer's, which gives its dropout a stream of its own."""
+    match operation:
+        case Relu():
+            return tuple(map(ops.relu, x))
+        case ResponseNorm():
+            return tuple(ops.response_norm(x_t, operation) for x_t in x)
+        case MaxPool():
+            return tuple(ops.max_pool(x_t, operation) for x_t in x)
+        case Dropout() if dropout_keys is None:
+            return x
+        case Dropout():
+            towers = tower.size * len(x)
+            first = number * towers + tower.index() * len(x)
+            return tuple(ops.dropout(x_t, dropout_keys, first + t, operation.rate) for t, x_t in enumerate(x))
+
+
+def split(architecture: Architecture, *, classes: int, crop_size: int, dtype: jnp.dtype) -> tuple[nnx.GraphDef, Params]:
+    """The network's graph and its parameters as shapes, nothing being allocated. Raises UserError as `Network` does."""
+    network = nnx.eval_shape(
+        lambda: Network(architecture, classes=classes, crop_size=crop_size, dtype=dtype, rngs=nnx.Rngs(0))
+    )
+    graph, state = nnx.split(network)
+    return graph, nnx.to_pure_dict(state)["layers"]
+
+
+def initial_params(architecture: Architecture, *, classes: int, crop_size: int, key: Key[Array, ""]) -> Params:
+    """Fresh float32 parameters of all towers; jit it with `out_shardings` and they are born sharded."""
+    network = Network(architecture, classes=classes, crop_size=crop_size, rngs=nnx.Rngs(key))
+    return nnx.to_pure_dict(nnx.state(network))["layers"]
+
+
+def merge(graph: nnx.GraphDef, params: Params) -> Network:
+    """The network with these parameters, of all towers or of those that a device holds."""
+    return nnx.merge(graph, {"layers": params})
+
+
+def param_specs(params: Params) -> dict[str, dict[str, P]]:
+    """How the parameters lie on the mesh: cut along the tower axis, all but the classifier's bias, which all towers share."""
+    return {
+        layer: {name: P() if name == "bias" and x.ndim == 1 else P("tower") for name, x in weights.items()}
+        for layer, weights in params.items()
+    }

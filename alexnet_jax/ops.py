@@ -1,0 +1,166 @@
+"""The operations of Section 3, each with a gradient of its own where the stock one is slow: see the notes in each.
+
+All arrays are NHWC. Every function takes float32 or bfloat16 and returns the same dtype.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int, Key, UInt8
+
+from alexnet_jax.architectures import MaxPool, ResponseNorm, sliding_windows
+
+
+def convolution(
+    x: Float[Array, "batch height width cin"],
+    kernel: Float[Array, "kh kw cin cout"],
+    stride: int,
+    padding: tuple[tuple[int, int], tuple[int, int]],
+) -> Float[Array, "batch oh ow cout"]:
+    """Dense convolution (cross-correlation) of one tower. No group counts: two dense ones are faster (gradients up to 17x)."""
+    return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+@jax.custom_vjp
+def relu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """max(x, 0), Section 3.1. The gradient masks on the output, so the pre-activation is not kept; it is 0 at 0."""
+    return jnp.maximum(x, 0)
+
+
+def _relu_forward(x):
+    y = relu(x)
+    return y, y
+
+
+def _relu_backward(y, g):
+    return (jnp.where(y > 0, g, 0),)
+
+
+relu.defvjp(_relu_forward, _relu_backward)
+
+
+def _window_sum(x: Float[Array, "... maps"], size: int) -> Float[Array, "... maps"]:
+    """Sum over `size` adjacent maps, `size // 2` of them below: the paper's max(0, i - n/2) to min(N - 1, i + n/2)."""
+    below = size // 2
+    padded = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(below, size - 1 - below)])
+    return sum(lax.slice_in_dim(padded, i, i + x.shape[-1], axis=-1) for i in range(size))  # pyright: ignore
+
+
+def _power(d: Float[Array, "..."], beta: float) -> Float[Array, "..."]:
+    """d ** -beta; for the paper's 0.75 by two square roots, which is several times faster than a power."""
+    if beta != 0.75:
+        return d**-beta
+    r = lax.rsqrt(d)
+    return r * jnp.sqrt(r)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _map_norm(x, norm: ResponseNorm):
+    wide = x.astype(jnp.float32)
+    scale = _power(norm.k + norm.alpha * _window_sum(wide * wide, norm.size), norm.beta)
+    return (wide * scale).astype(x.dtype)
+
+
+def _map_norm_forward(x, norm):
+    return _map_norm(x, norm), x
+
+
+def _map_norm_backward(norm, x, g):
+    # dx = g d^-b - 2 a b x S(g x d^(-b-1)). S mirrored is S itself for the odd sizes that `response_norm` admits.
+    wide, g_wide = x.astype(jnp.float32), g.astype(jnp.float32)
+    d = norm.k + norm.alpha * _window_sum(wide * wide, norm.size)
+    scale = _power(d, norm.beta)
+    spread = _window_sum(g_wide * wide * scale / d, norm.size)
+    return ((g_wide * scale - (2 * norm.alpha * norm.beta) * wide * spread).astype(x.dtype),)
+
+
+_map_norm.defvjp(_map_norm_forward, _map_norm_backward)
+
+
+def response_norm(x: Float[Array, "batch height width maps"], norm: ResponseNorm) -> Float[Array, "batch height width maps"]:
+    """Local response normalisation of one tower's maps, Section 3.3, in float32 arithmetic whatever the dtype.
+
+    Across maps only `x` is kept for the gradient, which is 4x faster than differentiating a reduce_window.
+
+    Raises:
+        ValueError: an even window.
+    """
+    if norm.size % 2 == 0:
+        raise ValueError(f"a response norm needs an odd window, got {norm.size}")
+    if norm.across == "maps":
+        return _map_norm(x, norm)
+    wide = x.astype(jnp.float32)
+    window = (1, norm.size, norm.size, 1)
+    total = lax.reduce_window(wide * wide, 0.0, lax.add, window, (1, 1, 1, 1), "SAME")
+    return (wide * _power(norm.k + norm.alpha * total, norm.beta)).astype(x.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def max_pool(x: Float[Array, "batch height width maps"], pool: MaxPool) -> Float[Array, "batch oh ow maps"]:
+    """Max-pooling, Section 3.4. The gradient goes to the first maximum of a window in row order, as in XLA and Caffe.
+
+    The winner is kept as one byte per output; XLA's own gradient expands into index tensors and a scatter (8x slower).
+    A NaN in a window is its maximum.
+    """
+    return _pool_forward(x, pool)[0]
+
+
+def _pool_forward(x, pool: MaxPool):
+    height, width = x.shape[1:3]
+    (oh, pad_h), (ow, pad_w) = (sliding_windows(n, pool.size, pool.stride, pool.overhang) for n in (height, width))
+    padded = jnp.pad(x, ((0, 0), (0, pad_h), (0, pad_w), (0, 0)), constant_values=-jnp.inf)
+    best, winner = None, None
+    for tap in range(pool.size**2):
+        i, j = divmod(tap, pool.size)
+        stop = (i + (oh - 1) * pool.stride + 1, j + (ow - 1) * pool.stride + 1)
+        start, stride = (0, i, j, 0), (1, pool.stride, pool.stride, 1)
+        value = lax.slice(padded, start, (x.shape[0], *stop, x.shape[3]), stride)
+        if best is None or winner is None:
+            best, winner = value, jnp.zeros(value.shape, jnp.uint8)
+        else:
+            higher = (value > best) | jnp.isnan(value)
+            best, winner = jnp.where(higher, value, best), jnp.where(higher, jnp.uint8(tap), winner)
+    return best, (winner, (height, width))
+
+
+def _pool_backward(
+    pool: MaxPool, kept: tuple[UInt8[Array, "batch oh ow maps"], tuple[int, int]], g: Float[Array, "batch oh ow maps"]
+):
+    winner, (height, width) = kept
+    (oh, pad_h), (ow, pad_w) = (sliding_windows(n, pool.size, pool.stride, pool.overhang) for n in (height, width))
+    far_h = height + pad_h - ((oh - 1) * pool.stride + 1)
+    far_w = width + pad_w - ((ow - 1) * pool.stride + 1)
+    total = jnp.zeros((g.shape[0], height + pad_h, width + pad_w, g.shape[3]), g.dtype)
+    for tap in range(pool.size**2):
+        i, j = divmod(tap, pool.size)
+        mine = jnp.where(winner == tap, g, 0)
+        edges = ((0, 0, 0), (i, far_h - i, pool.stride - 1), (j, far_w - j, pool.stride - 1), (0, 0, 0))
+        total += lax.pad(mine, jnp.zeros((), g.dtype), edges)
+    return (total[:, :height, :width],)
+
+
+max_pool.defvjp(_pool_forward, _pool_backward)
+
+
+def dropout(
+    x: Float[Array, "batch *unit"], keys: Key[Array, "batch"], stream: int | Int[Array, ""], rate: float
+) -> Float[Array, "batch *unit"]:
+    """Sets each unit to 0 with probability `rate` and divides the others by 1 - rate (Section 4.2).
+
+    Args:
+        x: one tower's units.
+        keys: one key per example, so that a mask does not depend on how the batch is spread over devices.
+        stream: tells apart the masks of one example; a different number for every layer and tower.
+        rate: in [0, 1). At 0.5 a mask costs one random bit per unit.
+    """
+    units = x[0].size
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, stream))(keys)
+    if rate == 0.5:
+        words = jax.vmap(lambda key: jax.random.bits(key, (-(-units // 32),)))(keys)
+        bits = (words[:, :, None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
+        keep = bits.reshape(len(x), -1)[:, :units].astype(bool)
+    else:
+        keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, (units,)))(keys)
+    return jnp.where(keep.reshape(x.shape), x * jnp.asarray(1 / (1 - rate), x.dtype), 0)

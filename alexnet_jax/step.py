@@ -1,0 +1,187 @@
+"""The per-device programs: one training step, and the probabilities of one view in evaluation.
+
+State in, state out. They are written once against the mesh's axes and compiled by `Topology.compile`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax import lax
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Int
+
+from alexnet_jax.augment import crops, random_crops
+from alexnet_jax.config import Config
+from alexnet_jax.data.loader import Batch
+from alexnet_jax.network import Params, initial_params, merge, param_specs, split
+from alexnet_jax.optimizer import Rates, momentum_2012
+from alexnet_jax.topology import Topology
+
+BATCH_SPECS = Batch(P("data"), P("data"))  # pyright: ignore[reportArgumentType]
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class TrainState:
+    """What a step changes. The velocity is the third part of the Optax state."""
+
+    step: Int[Array, ""]  # updates made so far
+    params: Params
+    optimizer: optax.OptState
+
+
+@jax.tree_util.register_dataclass
+@dataclass
+class Metrics:
+    """Means over the examples of a training step; errors as fractions."""
+
+    loss: Float[Array, ""]
+    top1: Float[Array, ""]
+    top5: Float[Array, ""]
+
+
+METRIC_SPECS = Metrics(P(), P(), P())  # pyright: ignore[reportArgumentType]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A network made for a data set and a mesh: what training and evaluation both need."""
+
+    config: Config
+    classes: int
+    topology: Topology
+    graph: nnx.GraphDef
+    shapes: Params  # of all towers' parameters
+
+    @property
+    def specs(self) -> dict[str, dict[str, P]]:
+        """How the parameters lie on the mesh."""
+        return param_specs(self.shapes)
+
+    def transformation(self, rates: Rates) -> optax.GradientTransformation:
+        """The run's optimiser at these learning rates."""
+        config = self.config
+        return momentum_2012(rates, momentum=config.momentum, weight_decay=config.weight_decay, bias_decay=config.bias_decay)
+
+    @property
+    def state_specs(self) -> TrainState:
+        """How the training state lies on the mesh."""
+        optimizer = self.transformation({})
+        slots = jax.eval_shape(optimizer.init, self.shapes)
+        specs = optax.tree.map_params(optimizer, lambda _, spec: spec, slots, self.specs, transform_non_params=lambda _: P())
+        return TrainState(P(), self.specs, specs)  # pyright: ignore[reportArgumentType]
+
+    def initial_state(self) -> TrainState:
+        """Fresh parameters and zero velocity, every array made where it lives, in the form that `train_step` takes."""
+
+        def make(key):
+            params = initial_params(self.config.table(), classes=self.classes, crop_size=self.config.crop, key=key)
+            return TrainState(jnp.zeros((), jnp.int32), params, self.transformation({}).init(params))
+
+        shardings = jax.tree.map(self.topology.sharding, self.state_specs, is_leaf=lambda node: isinstance(node, P))
+        # The seed's key is drawn apart from the steps' keys, which are fold_in(key(seed), step).
+        key = jax.random.fold_in(jax.random.key(self.config.seed), jnp.uint32(2**32 - 1))
+        state = jax.jit(make, out_shardings=shardings)(key)
+        return self.topology.spread(state, self.state_specs)
+
+
+def make_model(config: Config, classes: int, topology: Topology) -> Model:
+    """The network of a config as shapes; nothing is allocated. Raises UserError if the crop is too small."""
+    dtype = jnp.dtype(config.precision)
+    graph, shapes = split(config.table(), classes=classes, crop_size=config.crop, dtype=dtype)
+    return Model(config, classes, topology, graph, shapes)
+
+
+def cross_entropy(logits: Float[Array, "batch classes"], labels: Int[Array, "batch"]) -> Float[Array, "batch"]:
+    """-log softmax(logits)[label]."""
+    return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
+
+
+def rank(scores: Float[Array, "batch classes"], labels: Int[Array, "batch"]) -> Int[Array, "batch"]:
+    """How many classes come before the label when sorted by falling score; ties go to the lower class number, as in top_k.
+
+    0 is a correct answer, less than 5 a top-5 correct one. A NaN among the scores puts the label last.
+    """
+    own = jnp.take_along_axis(scores, labels[:, None], axis=1)
+    earlier = jnp.arange(scores.shape[1]) < labels[:, None]
+    before = (scores > own) | ((scores == own) & earlier)
+    return jnp.where(jnp.isnan(scores).any(axis=1), scores.shape[1], before.sum(axis=1))
+
+
+def example_keys(seed: int, step: Int[Array, ""], first: int | Int[Array, ""], count: int) -> Any:
+    """One key per example of a batch: fold_in(fold_in(key(seed), step), position in the global batch).
+
+    They do not depend on how the batch is spread over devices or cut into micro-batches.
+    """
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    return jax.vmap(lambda position: jax.random.fold_in(key, position))(first + jnp.arange(count))
+
+
+def make_train_step(model: Model) -> Callable[[TrainState, Batch, Rates, Array], tuple[TrainState, Metrics]]:
+    """The compiled training step `(state, batch, rates, mean image) -> (state, metrics)`; the state is donated."""
+    config, topology = model.config, model.topology
+    data, tower = topology.data, topology.tower
+    table = config.table()
+
+    def loss(params, images, labels, mean, keys):
+        crop_keys, dropout_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+        pixels = random_crops(images, mean, crop_keys, config.crop, table.pixel_scale, config.mirror)
+        logits = merge(model.graph, params)(pixels, tower=tower, dropout_keys=dropout_keys)
+        losses, ranks = cross_entropy(logits, labels), rank(logits, labels)
+        return losses.mean(), Metrics(losses.mean(), (ranks >= 1).mean(), (ranks >= 5).mean())
+
+    def gradients(params, batch, mean, keys):
+        """Mean over this device's share, in `accumulate` parts, one after the other."""
+        parts = config.accumulate
+        shares = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), (*batch, keys))
+        total = None
+        for part in range(parts):
+            images, labels, part_keys = jax.tree.map(lambda x: x[part], shares)
+            if total is not None:  # so that only one part's activations are alive at a time
+                total, images = lax.optimization_barrier((total, images))
+            (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params, images, labels, mean, part_keys)
+            total = (grads, metrics) if total is None else jax.tree.map(jnp.add, total, (grads, metrics))
+        return jax.tree.map(lambda x: x / parts, total)
+
+    def step(state: TrainState, batch: Batch, rates: Rates, mean: Array) -> tuple[TrainState, Metrics]:
+        share = len(batch.labels)
+        keys = example_keys(config.seed, state.step, data.index() * share, share)
+        grads, metrics = data.mean(gradients(state.params, batch, mean, keys))
+        updates, optimizer = model.transformation(rates).update(grads, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, optimizer), metrics  # pyright: ignore[reportArgumentType]
+
+    in_specs = (model.state_specs, BATCH_SPECS, P(), P())
+    return topology.compile(step, in_specs, (model.state_specs, METRIC_SPECS), donate=(0,))
+
+
+def make_view_step(model: Model) -> Callable[..., Float[Array, "batch classes"]]:
+    """The compiled evaluation of one view: `(params, images, mean, top, left, mirrored, weight) -> log probabilities`,
+    with the logarithm of the view's weight in the average added.
+
+    One program serves every view, so ten views cost ten calls and the memory of one.
+    """
+    config, tower = model.config, model.topology.tower
+    scale = config.table().pixel_scale
+
+    def view(params, images, mean, top, left, mirrored: Bool[Array, ""], weight: Float[Array, ""]):
+        places = (jnp.broadcast_to(value, len(images)) for value in (top, left, mirrored))
+        pixels = crops(images, mean, *places, config.crop, scale)
+        return jax.nn.log_softmax(merge(model.graph, params)(pixels, tower=tower)) + weight
+
+    in_specs = (model.specs, P("data"), P(), P(), P(), P(), P())
+    return model.topology.compile(view, in_specs, P("data"))
+
+
+def make_nonfinite_count(model: Model) -> Callable[[Params], Int[Array, ""]]:
+    """The compiled count of parameters that are NaN or infinite: a state with any is not worth keeping."""
+
+    def count(params):
+        return model.topology.tower.sum(sum((~jnp.isfinite(x)).sum() for x in jax.tree.leaves(params)))
+
+    return model.topology.compile(count, (model.specs,), P())

@@ -1,0 +1,237 @@
+"""Where everything lives: the (data, tower) mesh, the sharding of every array, and the collectives between devices.
+
+The per-device step is written once against two `Axis` objects and runs unchanged under `jax.shard_map` and `jax.pmap`. A
+device in row d and column t of the mesh holds the d-th share of every batch and the t-th share of the towers, whose
+parameters lead with a tower axis.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int
+
+from alexnet_jax.errors import UserError
+
+Spmd = Literal["shard_map", "pmap"]
+PyTree = Any
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One direction of the mesh, as the per-device program sees it. The default is a direction of one device.
+
+    Under shard_map `name` is the mesh axis; under pmap it is the only axis, and `groups` are the rows or columns in it.
+    """
+
+    size: int = 1
+    name: str = ""
+    groups: tuple[tuple[int, ...], ...] | None = None
+
+    def index(self) -> int | Int[Array, ""]:
+        """Position of this device along the axis."""
+        if self.size == 1:
+            return 0
+        position = lax.axis_index(self.name)
+        if self.groups is None:
+            return position
+        place = np.argsort(np.concatenate(self.groups)) % self.size
+        return jnp.asarray(place)[position]
+
+    def gather(self, x: Float[Array, "*leading maps"]) -> Float[Array, "*leading all_maps"]:
+        """Every device's last axis, joined in order: the cross-talk before conv3, fc6 and fc7."""
+        if self.size == 1:
+            return x
+        groups = None if self.groups is None else [list(group) for group in self.groups]
+        return lax.all_gather(x, self.name, axis=x.ndim - 1, tiled=True, axis_index_groups=groups)
+
+    def sum(self, tree: PyTree) -> PyTree:
+        """The sum over the axis, not to be differentiated."""
+        if self.size == 1:
+            return tree
+        groups = None if self.groups is None else [list(group) for group in self.groups]
+        return lax.psum(tree, self.name, axis_index_groups=groups)
+
+    def mean(self, tree: PyTree) -> PyTree:
+        """The mean over the axis, not to be differentiated."""
+        return jax.tree.map(lambda total: total / self.size, self.sum(tree))
+
+    def sum_of_partials(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """The sum over the axis of partial results, where every device goes on to the same loss: fc8's logits.
+
+        Every device already holds the whole gradient of the sum. The transpose of a plain psum would add these equal
+        gradients once more and scale all that lies below by the number of towers.
+        """
+
+        @jax.custom_vjp
+        def total(x):
+            return self.sum(x)
+
+        total.defvjp(lambda x: (self.sum(x), None), lambda _, g: (g,))
+        return total(x)
+
+
+@dataclass(frozen=True)
+class Topology:
+    """The mesh with the way to run on it. Make one with `make_topology`."""
+
+    mesh: Mesh  # axes 'data' and 'tower'
+    spmd: Spmd
+
+    @property
+    def data_size(self) -> int:
+        """Number of shares that a batch is cut into."""
+        return self.mesh.shape["data"]
+
+    @property
+    def tower_size(self) -> int:
+        """Number of shares that the towers are cut into: 1, or one tower per device."""
+        return self.mesh.shape["tower"]
+
+    @property
+    def data(self) -> Axis:
+        """The direction over which gradients are averaged."""
+        columns = tuple(map(tuple, self._device_numbers().T.tolist()))
+        return self._axis("data", columns)
+
+    @property
+    def tower(self) -> Axis:
+        """The direction of the cross-talk."""
+        rows = tuple(map(tuple, self._device_numbers().tolist()))
+        return self._axis("tower", rows)
+
+    def _axis(self, name: str, groups: tuple[tuple[int, ...], ...]) -> Axis:
+        if self.spmd == "shard_map":
+            return Axis(self.mesh.shape[name], name)
+        return Axis(self.mesh.shape[name], "device", groups)
+
+    def _device_numbers(self) -> np.ndarray:
+        return np.arange(self.mesh.size).reshape(self.data_size, self.tower_size)
+
+    @property
+    def _flat(self) -> NamedSharding:
+        """pmap's own sharding: a leading axis with one entry per device."""
+        flat = Mesh(self.mesh.devices.reshape(-1), ("device",), axis_types=(AxisType.Auto,))
+        return NamedSharding(flat, P("device"))
+
+    def sharding(self, spec: P) -> NamedSharding:
+        """The sharding of a whole array."""
+        return NamedSharding(self.mesh, spec)
+
+    def compile(
+        self, function: Callable[..., PyTree], in_specs: PyTree, out_specs: PyTree, donate: tuple[int, ...] = ()
+    ) -> Callable[..., PyTree]:
+        """Runs the per-device `function` on every device at once. Arguments come from `put` or `spread` with `in_specs`.
+
+        Replication types are off (`check_vma`): the function averages gradients over 'data' itself, which is what pmap
+        needs too, and `Axis.sum_of_partials` has the right transpose for both. The tests on meshes guard the results.
+        """
+        if self.spmd == "pmap":
+            devices = list(self.mesh.devices.flat)
+            return jax.pmap(function, axis_name="device", devices=devices, donate_argnums=donate)
+        mapped = jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+        return jax.jit(mapped, donate_argnums=donate)
+
+    def put(self, tree: PyTree, specs: PyTree) -> PyTree:
+        """Host arrays onto the devices, each device getting only its own share."""
+
+        def place(x: np.ndarray, spec: P) -> jax.Array:
+            x, sharding = np.asarray(x), self.sharding(spec)
+            if self.spmd == "shard_map":
+                return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+            shares = sharding.devices_indices_map(x.shape)
+            ordered = [shares[device] for device in self.mesh.devices.flat]
+            shape = (self.mesh.size, *sharding.shard_shape(x.shape))
+            return jax.make_array_from_callback(shape, self._flat, lambda index: x[ordered[index[0].start or 0]][None])
+
+        with jax.transfer_guard_host_to_device("allow"):  # this is the one door, so it is meant
+            return _map_with_specs(place, tree, specs)
+
+    def spread(self, tree: PyTree, specs: PyTree) -> PyTree:
+        """Whole arrays, sharded by `specs`, into the form that a compiled function takes; buffers stay where they are."""
+        if self.spmd == "shard_map":
+            return tree
+
+        def stack(x: jax.Array, spec: P) -> jax.Array:
+            shares = {shard.device: shard.data[None] for shard in x.addressable_shards}
+            shape = (self.mesh.size, *x.sharding.shard_shape(x.shape))
+            mine = [shares[device] for device in self.mesh.devices.flat if device in shares]
+            return jax.make_array_from_single_device_arrays(shape, self._flat, mine)
+
+        return _map_with_specs(stack, tree, specs)
+
+    def whole(self, tree: PyTree, specs: PyTree) -> PyTree:
+        """The reverse of `spread`: whole arrays, sharded by `specs`."""
+        if self.spmd == "shard_map":
+            return tree
+
+        def join(x: jax.Array, spec: P) -> jax.Array:
+            shape = list(x.shape[1:])
+            for axis, name in enumerate(spec):
+                shape[axis] *= self.mesh.shape[name] if name else 1
+            shares = [shard.data.reshape(x.shape[1:]) for shard in x.addressable_shards]
+            return jax.make_array_from_single_device_arrays(tuple(shape), self.sharding(spec), shares)
+
+        return _map_with_specs(join, tree, specs)
+
+    def fetch(self, tree: PyTree, specs: PyTree) -> PyTree:
+        """Results of a compiled function as NumPy arrays, waiting for them."""
+        return jax.device_get(self.whole(tree, specs))
+
+
+def _map_with_specs(function: Callable[[Any, P], Any], tree: PyTree, specs: PyTree) -> PyTree:
+    """`function(leaf, spec)` over a tree, where one spec may stand for a whole subtree."""
+    return jax.tree.map(
+        lambda spec, subtree: jax.tree.map(lambda leaf: function(leaf, spec), subtree),
+        specs,
+        tree,
+        is_leaf=lambda node: isinstance(node, P),
+    )
+
+
+def make_topology(mesh: str, towers: int, batch_size: int, spmd: Spmd = "shard_map") -> Topology:
+    """The mesh that `--mesh` asks for on the devices that JAX has.
+
+    Args:
+        mesh: 'DATAxTOWER', or 'auto': every device, with each tower on its own where their number allows.
+        towers: number of towers of the architecture.
+        batch_size: examples per batch, all devices together.
+        spmd: 'shard_map' or 'pmap'.
+
+    Raises:
+        UserError: the mesh does not fit the devices, the towers or the batch.
+    """
+    devices = jax.devices()
+    if mesh == "auto":
+        columns = towers if len(devices) % towers == 0 else 1
+        rows = len(devices) // columns
+    else:
+        rows, columns = parse_mesh(mesh)
+    if rows * columns > len(devices):
+        raise UserError(
+            f"--mesh={mesh} needs {rows * columns} devices and {len(devices)} are present; "
+            "choose a smaller mesh, or force CPU devices with --host_devices"
+        )
+    if columns not in (1, towers):
+        raise UserError(
+            f"--mesh={mesh} has {columns} columns; an architecture of {towers} tower{'s' * (towers > 1)} takes "
+            + ("1" if towers == 1 else f"1 or {towers}")
+        )
+    if batch_size % rows:
+        raise UserError(f"--batch_size={batch_size} cannot be shared evenly by the {rows} rows of --mesh={rows}x{columns}")
+    grid = np.array(devices[: rows * columns]).reshape(rows, columns)
+    return Topology(Mesh(grid, ("data", "tower"), axis_types=(AxisType.Auto,) * 2), spmd)
+
+
+def parse_mesh(mesh: str) -> tuple[int, int]:
+    """'4x2' as (4, 2). Raises UserError on anything else."""
+    parts = mesh.split("x")
+    if len(parts) != 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UserError(f"--mesh={mesh} is not of the form DATAxTOWER, such as 4x2, nor 'auto'")
+    return int(parts[0]), int(parts[1])

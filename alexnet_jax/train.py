@@ -1,0 +1,242 @@
+"""Trains a network; the same command resumes it.
+
+python -m alexnet_jax.train --flagfile=experiments/quickstart.cfg --workdir=W [flags]
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Int32
+
+from alexnet_jax import cli
+from alexnet_jax.checkpoint import Checkpoints
+from alexnet_jax.config import Config, define_flags, from_flags
+from alexnet_jax.data.dataset import Dataset, open_dataset
+from alexnet_jax.data.loader import Order, training_batches
+from alexnet_jax.errors import UserError
+from alexnet_jax.evaluate import Evaluator, make_viewer
+from alexnet_jax.metrics import Recorder, Row, Stopwatch, Window
+from alexnet_jax.optimizer import Plateau, Schedule
+from alexnet_jax.step import METRIC_SPECS, Metrics, Model, TrainState, make_model, make_nonfinite_count, make_train_step
+from alexnet_jax.topology import make_topology
+from alexnet_jax.workdir import open_for_training
+
+DEAD_AFTER_STEPS = 500
+DEAD_MARGIN = 0.98  # of the entropy of the labels
+
+
+@dataclass(frozen=True)
+class Calendar:
+    """What happens after which step. Steps are counted from 1 here: `step` updates have been made."""
+
+    config: Config
+    examples: int  # in an epoch
+    validates: bool  # whether there is a validation split
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run; the last one may begin the epoch after."""
+        return self.config.steps or math.ceil(self.config.epochs * self.examples / self.config.batch_size)
+
+    def epoch(self, step: int) -> float:
+        """Passes over the training images."""
+        return step * self.config.batch_size / self.examples
+
+    def _ends_epoch(self, step: int) -> bool:
+        return math.floor(self.epoch(step)) > math.floor(self.epoch(step - 1))
+
+    def logs(self, step: int) -> bool:
+        """Whether a row of training metrics ends here."""
+        return step % self.config.log_every == 0 or step == self.total_steps
+
+    def _pauses(self, step: int) -> bool:
+        every = self.config.eval_every
+        return step == self.total_steps or (step % every == 0 if every else self._ends_epoch(step))
+
+    def validates_after(self, step: int) -> bool:
+        """Whether a validation follows."""
+        return self.validates and self._pauses(step)
+
+    def saves_after(self, step: int) -> bool:
+        """Whether a checkpoint follows."""
+        every = self.config.checkpoint_every
+        return step == self.total_steps or (step % every == 0 if every else self._pauses(step))
+
+
+@dataclass
+class Progress:
+    """The host's part of the state of a run, kept in the checkpoint."""
+
+    step: int = 0
+    plateau: Plateau = Plateau()
+    window: Window = field(default_factory=Window)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"step": self.step, "plateau": self.plateau.as_dict(), "window": self.window.as_dict()}
+
+    @staticmethod
+    def from_dict(content: dict[str, Any]) -> "Progress":
+        """The reverse of `as_dict`."""
+        return Progress(content["step"], Plateau(**content["plateau"]), Window(**content["window"]))
+
+
+class Trainer:
+    """The loop and what it needs. It never waits for the step it has just started: metrics are read one step late."""
+
+    def __init__(self, model: Model, dataset: Dataset, checkpoints: Checkpoints, recorder: Recorder, calendar: Calendar):
+        config = model.config
+        self._model, self._dataset, self._calendar = model, dataset, calendar
+        self._checkpoints, self._recorder = checkpoints, recorder
+        self._schedule = Schedule(config, tuple(model.shapes), calendar.examples, calendar.total_steps)
+        self._train_step = make_train_step(model)
+        self._evaluator = Evaluator(model.topology, config.batch_size)
+        self._viewer = make_viewer(model, dataset.mean)
+        self._count_nonfinite = make_nonfinite_count(model)
+        self._watch = Stopwatch()
+        self._pending: tuple[int, float, Metrics] | None = None
+        self._label_entropy = _entropy(dataset.splits["train"].labels)
+        self._warned_dead = False
+
+    def run(self, state: TrainState, progress: Progress) -> None:
+        """Trains from `progress.step` to the end. Raises UserError when the loss is no longer finite."""
+        put, calendar = self._model.topology.put, self._calendar
+        split = self._dataset.splits["train"]
+        order = Order(self._model.config.seed, len(split), self._model.config.batch_size)
+        batches = training_batches(split, order, progress.step, calendar.total_steps)
+        rates, rates_on_device = None, None
+        with jax.transfer_guard("disallow"):
+            for batch in batches:
+                due = self._schedule.rates(progress.step, progress.plateau)
+                if due != rates:
+                    rates, rates_on_device = due, put(_as_float32(due), P())
+                rate = self._schedule.rate(progress.step, progress.plateau)
+                state, metrics = self._train_step(state, put(batch, P("data")), rates_on_device, self._viewer.mean)
+                self._note(progress, rate, metrics)
+                if calendar.validates_after(progress.step) or calendar.saves_after(progress.step):
+                    self._pause(state, progress)
+        self._flush(progress)
+
+    def _note(self, progress: Progress, rate: float, metrics: Metrics) -> None:
+        """Counts the step just started and reads the metrics of the one before it."""
+        self._flush(progress)
+        progress.step += 1
+        self._pending = (progress.step, rate, metrics)
+
+    def _flush(self, progress: Progress) -> None:
+        """Reads the metrics that are still on the devices, and writes the row that they complete."""
+        if self._pending is None:
+            return
+        (step, rate, on_device), self._pending = self._pending, None
+        metrics = self._model.topology.fetch(on_device, METRIC_SPECS)
+        loss, top1, top5 = (float(value) for value in (metrics.loss, metrics.top1, metrics.top5))
+        if not math.isfinite(loss):
+            raise self._diverged(step, f"the loss is {loss}")
+        window = progress.window
+        window.add(loss, top1, top5)
+        speed = 0.0
+        if self._calendar.logs(step):
+            examples = window.steps * self._model.config.batch_size
+            speed = examples / self._watch.lap()
+            means = (value / window.steps for value in (window.loss, 100 * window.top1, 100 * window.top5))
+            self._recorder.write(Row(step, self._calendar.epoch(step), "train", *means, rate, speed, examples))
+            self._warn_if_dead(step, window.loss / window.steps)
+            progress.window = Window()
+        self._recorder.progress(step, loss, top1, speed)
+
+    def _pause(self, state: TrainState, progress: Progress) -> None:
+        """Validation, then checkpoint, where the calendar says."""
+        self._flush(progress)
+        with self._watch.paused():
+            error = self._validate(state, progress) if self._calendar.validates_after(progress.step) else None
+            if self._calendar.saves_after(progress.step):
+                self._save(state, progress, error)
+
+    def _validate(self, state: TrainState, progress: Progress) -> float:
+        """Top-1 error in percent on the validation split, recorded and shown to the schedule."""
+        step, config, split = progress.step, self._model.config, self._dataset.splits["validation"]
+        watch = Stopwatch()
+        score, _ = self._evaluator([(self._viewer, state.params)], split)
+        rate = self._schedule.rate(step - 1, progress.plateau)
+        means = (score.loss, score.top1_error, score.top5_error)
+        speed = score.examples / watch.lap()
+        self._recorder.write(Row(step, self._calendar.epoch(step), "validation", *means, rate, speed, score.examples))
+        before = progress.plateau
+        max_drops = config.max_drops if config.schedule == "plateau" else 0
+        progress.plateau = before.after(score.top1_error, patience=config.patience, max_drops=max_drops)
+        if progress.plateau.drops > before.drops:
+            rate = self._schedule.rate(step, progress.plateau)
+            self._recorder.say(f"no better in {config.patience} validations: learning rate {rate:g} from step {step + 1}")
+        return score.top1_error
+
+    def _save(self, state: TrainState, progress: Progress, error: float | None) -> None:
+        if self._model.topology.fetch(self._count_nonfinite(state.params), P()):
+            raise self._diverged(progress.step, "a parameter is not finite")
+        self._checkpoints.save(self._model, state, progress.as_dict(), error)
+
+    def _diverged(self, step: int, what: str) -> UserError:
+        steps = self._checkpoints.steps()
+        kept = f"checkpoint {steps[-1]} is kept" if steps else "there is no checkpoint yet"
+        return UserError(
+            f"step {step}: {what}; {kept}. Lower --learning_rate, which was {self._model.config.learning_rate:g}"
+        )
+
+    def _warn_if_dead(self, step: int, loss: float) -> None:
+        if step < DEAD_AFTER_STEPS or self._warned_dead or loss < DEAD_MARGIN * self._label_entropy:
+            return
+        self._warned_dead = True
+        self._recorder.say(
+            f"warning: the network looks dead: after {step} steps the loss {loss:.3f} is still that of guessing from the "
+            f"class frequencies ({self._label_entropy:.3f}, ln {len(self._dataset.classes)} = "
+            f"{math.log(len(self._dataset.classes)):.3f}). Try --bias_init=0.1 or another --learning_rate"
+        )
+
+
+def _entropy(labels: Int32[np.ndarray, "examples"]) -> float:
+    """Loss in nats of a network that knows only how frequent the classes are: ln(classes) where they are balanced."""
+    frequencies = np.bincount(labels) / len(labels)
+    return float(-sum(p * math.log(p) for p in frequencies if p > 0))
+
+
+def train(config: Config) -> None:
+    """Trains or resumes the run in `config.workdir`, up to the end.
+
+    Raises:
+        UserError: bad input, before anything is compiled or overwritten; or the run diverged.
+    """
+    if config.host_devices:
+        jax.config.update("jax_num_cpu_devices", config.host_devices)
+    topology = make_topology(config.mesh, config.table().towers, config.batch_size, config.spmd)
+    if config.batch_size // config.accumulate % topology.data_size:
+        raise UserError(
+            f"--accumulate={config.accumulate} parts of --batch_size={config.batch_size} cannot be shared evenly by the "
+            f"{topology.data_size} rows of the mesh"
+        )
+    dataset = open_dataset(config)
+    model = make_model(config, len(dataset.classes), topology)
+    workdir = open_for_training(config, dataset.fingerprint, dataset.classes)
+    calendar = Calendar(config, len(dataset.splits["train"]), "validation" in dataset.splits)
+    with Checkpoints(workdir, keep=config.keep, writable=True) as checkpoints:
+        restored = checkpoints.restore_latest(model)
+        progress = Progress() if restored is None else Progress.from_dict(restored[1])
+        state = model.initial_state() if restored is None else restored[0]
+        with Recorder(workdir, resume_step=progress.step, total_steps=calendar.total_steps) as recorder:
+            recorder.say(
+                f"{config.architecture} on {config.dataset}: step {progress.step} of {calendar.total_steps}, "
+                f"mesh {topology.data_size}x{topology.tower_size} (data x tower), {config.spmd}, {config.precision}"
+            )
+            Trainer(model, dataset, checkpoints, recorder, calendar).run(state, progress)
+
+
+def main() -> None:
+    """The command line."""
+    train(from_flags())
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)

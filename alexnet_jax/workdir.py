@@ -1,0 +1,103 @@
+"""The folder of a run: config.json, and who may write into it."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from alexnet_jax.checkpoint import read_json
+from alexnet_jax.config import Config, changed_flags, from_dict
+from alexnet_jax.errors import UserError
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def _commit() -> str | None:
+    """The commit of the code, with '+' where it was changed since; None outside a git checkout."""
+    folder = Path(__file__).parent
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changes = subprocess.run(["git", "status", "--porcelain"], cwd=folder, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + "+" * bool(changes.stdout.strip())
+
+
+def open_for_training(config: Config, fingerprint: str, classes: tuple[str, ...]) -> Path:
+    """Makes or re-opens the folder of a run and writes its config.json.
+
+    Args:
+        config: of the run.
+        fingerprint: content hash of the data set.
+        classes: class names, kept so that figures need no data.
+
+    Raises:
+        UserError: the folder holds something else, a run that this config would alter, or cannot be written.
+    """
+    if not config.workdir:
+        raise UserError("--workdir is missing: name a folder for the run")
+    workdir, path = Path(config.workdir), Path(config.workdir) / "config.json"
+    try:
+        if path.exists():
+            _check_resumable(path, config, fingerprint)
+        elif workdir.is_dir() and any(workdir.iterdir()):
+            raise UserError(f"--workdir={workdir} holds something that is not a run: choose an empty or a new folder")
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(
+            path,
+            {
+                # Without the place itself, so that a folder can be moved.
+                "config": asdict(replace(config, workdir="")),
+                "dataset": {"fingerprint": fingerprint, "classes": list(classes)},
+                "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+                "python": platform.python_version(),
+                "commit": _commit(),
+                "devices": [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()],
+            },
+        )
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be written: {error.strerror or error}") from error
+    return workdir
+
+
+def _check_resumable(path: Path, config: Config, fingerprint: str) -> None:
+    stored = read_json(path)
+    changes = changed_flags(from_dict(stored["config"]), config)
+    if changes:
+        raise UserError(
+            f"--workdir={path.parent} holds another run: {'; '.join(changes)}. Use a new --workdir, or these values"
+        )
+    if stored["dataset"]["fingerprint"] != fingerprint:
+        raise UserError(
+            f"--workdir={path.parent} holds a run on other data: --dataset={config.dataset} under "
+            f"--data_dir={config.data_dir} was prepared anew with other content"
+        )
+
+
+def read_config(workdir: str) -> Config:
+    """The config of the run in a folder. Raises UserError if there is none."""
+    path = Path(workdir) / "config.json"
+    if not path.exists():
+        raise UserError(f"--workdir={workdir} holds no run: there is no config.json")
+    stored: dict[str, Any] = read_json(path)
+    return replace(from_dict(stored["config"]), workdir=workdir)
+
+
+def read_classes(workdir: str) -> tuple[str, ...]:
+    """The class names of the run in a folder."""
+    return tuple(read_json(Path(workdir) / "config.json")["dataset"]["classes"])
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes beside the target and renames, so that a crash leaves the old file or the new one."""
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(beside, path)
