@@ -37,8 +37,11 @@ class ResponseNorm:
 
 @dataclass(frozen=True, kw_only=True)
 class MaxPool:
-    """Max-pooling, overlapping by default (Section 3.4). `overhang`: the last window may hang over the right and bottom edge,
-    as in cuda-convnet and Caffe; otherwise it is dropped, as in PyTorch."""
+    """Max-pooling, overlapping by default (Section 3.4).
+
+    `overhang`: the last window may hang over the right and bottom edge, as in cuda-convnet and Caffe; otherwise it is
+    dropped, as in PyTorch.
+    """
 
     size: int = 3
     stride: int = 2

@@ -40,7 +40,9 @@ class Checkpoints:
         """
         self.folder = workdir.absolute() / "checkpoints"
         policies = checkpoint_managers
-        best = policies.BestN(lambda m: m[METRIC], reverse=True, n=1, keep_checkpoints_without_metrics=False)
+        best = policies.BestN(
+            get_metric_fn=lambda metrics: metrics[METRIC], reverse=True, n=1, keep_checkpoints_without_metrics=False
+        )
         options = ocp.CheckpointManagerOptions(
             best_fn=lambda metrics: metrics[METRIC],
             best_mode="min",
@@ -90,7 +92,7 @@ class Checkpoints:
         )
 
     def restore_latest(self, model: Model) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest checkpoint that can be read whole, on the model's mesh, with the host's progress; None if there is none.
+        """The newest checkpoint that can be read whole, on the model's mesh, with the host's progress; None without one.
 
         A damaged newer one is moved to W/damaged/ and said so; the run goes on from the one before.
 

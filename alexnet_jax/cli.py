@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 
-from absl import app
+from absl import app, flags, logging
 
 from alexnet_jax.errors import UserError
 
@@ -15,6 +15,8 @@ def run(main: Callable[[], None]) -> None:
     """
 
     def guarded(argv: list[str]) -> None:
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # libraries tell much at INFO
         try:
             if len(argv) > 1:
                 raise UserError(f"{argv[1]!r} is not a flag: flags are written --name=value")

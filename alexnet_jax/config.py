@@ -28,9 +28,7 @@ class Config:
     Three fields stay open until the data is known: `crop_size`, `eval_every` and `checkpoint_every` of 0.
     """
 
-    workdir: str = _field(
-        "", "folder of the run: config, metrics, checkpoints; the same command resumes it", alters_run=False
-    )
+    workdir: str = _field("", "folder of the run; the same command resumes it", alters_run=False)
     # Network
     architecture: str = _field("paper", "layer table", choices=tuple(ARCHITECTURES))
     bias_init: float | None = _field(None, "initial bias in place of the table's nonzero ones (paper: 1; Caffe: 0.1)")
@@ -43,9 +41,7 @@ class Config:
     data_dir: str = _field("data", "folder of the prepared sets", alters_run=False)
     image_size: int = _field(256, "side in pixels of the prepared images (Section 2: 256)", minimum=1)
     crop_size: int = _field(0, "side in pixels of the random crops; 0: the table's own, 224 or 227", minimum=0)
-    mean: str = _field(
-        "image", "subtract the mean image (Section 2) or the mean of each channel", choices=("image", "channel")
-    )
+    mean: str = _field("image", "subtract the mean image (Section 2) or channel mean", choices=("image", "channel"))
     mirror: bool = _field(True, "mirror half of the training images (Section 4.1)")
     fold: str = _field("", "I/K: hold out fold I of K of train and validation together as the validation split")
     # Optimisation
@@ -77,9 +73,7 @@ class Config:
     log_every: int = _field(50, "steps between rows of training metrics", alters_run=False, minimum=1)
     eval_every: int = _field(0, "steps between validations; 0: after every epoch", alters_run=False, minimum=0)
     checkpoint_every: int = _field(0, "steps between checkpoints; 0: at every validation", alters_run=False, minimum=0)
-    keep: int = _field(
-        2, "latest checkpoints kept, next to the one with the lowest validation error", alters_run=False, minimum=1
-    )
+    keep: int = _field(2, "latest checkpoints kept, next to the best validated one", alters_run=False, minimum=1)
 
     def table(self) -> Architecture:
         """The layer table with the overrides applied. Raises UserError on an impossible override."""
@@ -104,9 +98,7 @@ def check(config: Config) -> None:
             f"--crop_size={config.crop} is larger than --image_size={config.image_size}: crop less or prepare larger images"
         )
     if config.batch_size % config.accumulate:
-        raise UserError(
-            f"--batch_size={config.batch_size} does not divide into --accumulate={config.accumulate} equal parts"
-        )
+        raise UserError(f"--batch_size={config.batch_size} does not divide into {config.accumulate} parts (--accumulate)")
     if not config.steps and not config.epochs:
         raise UserError("--epochs=0 and --steps=0 leave nothing to do: set one of them")
     layers = [layer.name for layer in config.table().layers]

@@ -140,7 +140,7 @@ def load_member(config: Config, step: str, topology: Topology, dataset: Dataset)
 
 
 def write_predictions(path: Path, log_probabilities: np.ndarray, split: Split, classes: Sequence[str]) -> None:
-    """An .npz with probabilities (examples, classes) float32, labels (examples,) int32 and class names, in order of the split."""
+    """An .npz in order of the split: probabilities (examples, classes) float32, labels (examples,) int32, class names."""
     beside = path.with_name(path.name + ".tmp")
     with beside.open("wb") as file:
         np.savez(file, probabilities=np.exp(log_probabilities), labels=np.asarray(split.labels), classes=np.array(classes))

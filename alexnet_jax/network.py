@@ -198,7 +198,7 @@ def merge(graph: nnx.GraphDef, params: Params) -> Network:
 
 
 def param_specs(params: Params) -> dict[str, dict[str, P]]:
-    """How the parameters lie on the mesh: cut along the tower axis, all but the classifier's bias, which all towers share."""
+    """How the parameters lie on the mesh: cut along the tower axis, all but the classifier's bias, which is shared."""
     return {
         layer: {name: P() if name == "bias" and x.ndim == 1 else P("tower") for name, x in weights.items()}
         for layer, weights in params.items()

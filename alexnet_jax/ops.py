@@ -19,7 +19,7 @@ def convolution(
     stride: int,
     padding: tuple[tuple[int, int], tuple[int, int]],
 ) -> Float[Array, "batch oh ow cout"]:
-    """Dense convolution (cross-correlation) of one tower. No group counts: two dense ones are faster (gradients up to 17x)."""
+    """Dense cross-correlation of one tower. No group counts: two dense ones are faster (gradients up to 17x)."""
     return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
@@ -97,21 +97,24 @@ def response_norm(x: Float[Array, "batch height width maps"], norm: ResponseNorm
     return (wide * _power(norm.k + norm.alpha * total, norm.beta)).astype(x.dtype)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
 def max_pool(x: Float[Array, "batch height width maps"], pool: MaxPool) -> Float[Array, "batch oh ow maps"]:
     """Max-pooling, Section 3.4. The gradient goes to the first maximum of a window in row order, as in XLA and Caffe.
 
     The winner is kept as one byte per output; XLA's own gradient expands into index tensors and a scatter (8x slower).
     A NaN in a window is its maximum.
     """
-    return _pool_forward(x, pool)[0]
+    return _max_pool(x, pool, x.shape[1:3])
 
 
-def _pool_forward(x, pool: MaxPool):
-    height, width = x.shape[1:3]
-    (oh, pad_h), (ow, pad_w) = (sliding_windows(n, pool.size, pool.stride, pool.overhang) for n in (height, width))
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _max_pool(x, pool: MaxPool, sides: tuple[int, int]):
+    return _pool_forward(x, pool, sides)[0]
+
+
+def _pool_forward(x, pool: MaxPool, sides: tuple[int, int]):
+    (oh, pad_h), (ow, pad_w) = (sliding_windows(side, pool.size, pool.stride, pool.overhang) for side in sides)
     padded = jnp.pad(x, ((0, 0), (0, pad_h), (0, pad_w), (0, 0)), constant_values=-jnp.inf)
-    best, winner = None, None
+    best = winner = None
     for tap in range(pool.size**2):
         i, j = divmod(tap, pool.size)
         stop = (i + (oh - 1) * pool.stride + 1, j + (ow - 1) * pool.stride + 1)
@@ -122,26 +125,24 @@ def _pool_forward(x, pool: MaxPool):
         else:
             higher = (value > best) | jnp.isnan(value)
             best, winner = jnp.where(higher, value, best), jnp.where(higher, jnp.uint8(tap), winner)
-    return best, (winner, (height, width))
+    return best, winner
 
 
-def _pool_backward(
-    pool: MaxPool, kept: tuple[UInt8[Array, "batch oh ow maps"], tuple[int, int]], g: Float[Array, "batch oh ow maps"]
-):
-    winner, (height, width) = kept
-    (oh, pad_h), (ow, pad_w) = (sliding_windows(n, pool.size, pool.stride, pool.overhang) for n in (height, width))
-    far_h = height + pad_h - ((oh - 1) * pool.stride + 1)
-    far_w = width + pad_w - ((ow - 1) * pool.stride + 1)
-    total = jnp.zeros((g.shape[0], height + pad_h, width + pad_w, g.shape[3]), g.dtype)
+def _pool_backward(pool: MaxPool, sides: tuple[int, int], winner: UInt8[Array, "batch oh ow maps"], g):
+    (oh, pad_h), (ow, pad_w) = (sliding_windows(side, pool.size, pool.stride, pool.overhang) for side in sides)
+    height, width = sides[0] + pad_h, sides[1] + pad_w
+    # Below the last window's first row, and right of its first column.
+    rest_h, rest_w = height - ((oh - 1) * pool.stride + 1), width - ((ow - 1) * pool.stride + 1)
+    total = jnp.zeros((g.shape[0], height, width, g.shape[3]), g.dtype)
     for tap in range(pool.size**2):
         i, j = divmod(tap, pool.size)
         mine = jnp.where(winner == tap, g, 0)
-        edges = ((0, 0, 0), (i, far_h - i, pool.stride - 1), (j, far_w - j, pool.stride - 1), (0, 0, 0))
+        edges = ((0, 0, 0), (i, rest_h - i, pool.stride - 1), (j, rest_w - j, pool.stride - 1), (0, 0, 0))
         total += lax.pad(mine, jnp.zeros((), g.dtype), edges)
-    return (total[:, :height, :width],)
+    return (total[:, : sides[0], : sides[1]],)
 
 
-max_pool.defvjp(_pool_forward, _pool_backward)
+_max_pool.defvjp(_pool_forward, _pool_backward)
 
 
 def dropout(

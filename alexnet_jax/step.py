@@ -5,7 +5,7 @@ State in, state out. They are written once against the mesh's axes and compiled 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +22,8 @@ from alexnet_jax.network import Params, initial_params, merge, param_specs, spli
 from alexnet_jax.optimizer import Rates, momentum_2012
 from alexnet_jax.topology import Topology
 
-BATCH_SPECS = Batch(P("data"), P("data"))  # pyright: ignore[reportArgumentType]
 
-
-@jax.tree_util.register_dataclass
-@dataclass
-class TrainState:
+class TrainState(NamedTuple):
     """What a step changes. The velocity is the third part of the Optax state."""
 
     step: Int[Array, ""]  # updates made so far
@@ -35,17 +31,12 @@ class TrainState:
     optimizer: optax.OptState
 
 
-@jax.tree_util.register_dataclass
-@dataclass
-class Metrics:
+class Metrics(NamedTuple):
     """Means over the examples of a training step; errors as fractions."""
 
     loss: Float[Array, ""]
     top1: Float[Array, ""]
     top5: Float[Array, ""]
-
-
-METRIC_SPECS = Metrics(P(), P(), P())  # pyright: ignore[reportArgumentType]
 
 
 @dataclass(frozen=True)
@@ -139,12 +130,12 @@ def make_train_step(model: Model) -> Callable[[TrainState, Batch, Rates, Array],
         """Mean over this device's share, in `accumulate` parts, one after the other."""
         parts = config.accumulate
         shares = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), (*batch, keys))
+        slope = jax.value_and_grad(loss, has_aux=True)
         total = None
-        for part in range(parts):
-            images, labels, part_keys = jax.tree.map(lambda x: x[part], shares)
+        for images, labels, part_keys in zip(*shares, strict=True):
             if total is not None:  # so that only one part's activations are alive at a time
                 total, images = lax.optimization_barrier((total, images))
-            (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params, images, labels, mean, part_keys)
+            (_, metrics), grads = slope(params, images, labels, mean, part_keys)
             total = (grads, metrics) if total is None else jax.tree.map(jnp.add, total, (grads, metrics))
         return jax.tree.map(lambda x: x / parts, total)
 
@@ -156,8 +147,8 @@ def make_train_step(model: Model) -> Callable[[TrainState, Batch, Rates, Array],
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, optimizer), metrics  # pyright: ignore[reportArgumentType]
 
-    in_specs = (model.state_specs, BATCH_SPECS, P(), P())
-    return topology.compile(step, in_specs, (model.state_specs, METRIC_SPECS), donate=(0,))
+    in_specs = (model.state_specs, P("data"), P(), P())
+    return topology.compile(step, in_specs, (model.state_specs, P()), donate=(0,))
 
 
 def make_view_step(model: Model) -> Callable[..., Float[Array, "batch classes"]]:

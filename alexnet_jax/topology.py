@@ -141,7 +141,7 @@ class Topology:
     def put(self, tree: PyTree, specs: PyTree) -> PyTree:
         """Host arrays onto the devices, each device getting only its own share."""
 
-        def place(x: np.ndarray, spec: P) -> jax.Array:
+        def place(x: np.ndarray | np.generic, spec: P) -> jax.Array:
             x, sharding = np.asarray(x), self.sharding(spec)
             if self.spmd == "shard_map":
                 return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Int32
+from jaxtyping import Int32
 
 from alexnet_jax import cli
 from alexnet_jax.checkpoint import Checkpoints
@@ -21,7 +21,7 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.evaluate import Evaluator, make_viewer
 from alexnet_jax.metrics import Recorder, Row, Stopwatch, Window
 from alexnet_jax.optimizer import Plateau, Schedule
-from alexnet_jax.step import METRIC_SPECS, Metrics, Model, TrainState, make_model, make_nonfinite_count, make_train_step
+from alexnet_jax.step import Metrics, Model, TrainState, make_model, make_nonfinite_count, make_train_step
 from alexnet_jax.topology import make_topology
 from alexnet_jax.workdir import open_for_training
 
@@ -113,7 +113,7 @@ class Trainer:
             for batch in batches:
                 due = self._schedule.rates(progress.step, progress.plateau)
                 if due != rates:
-                    rates, rates_on_device = due, put(_as_float32(due), P())
+                    rates, rates_on_device = due, put(jax.tree.map(np.float32, due), P())
                 rate = self._schedule.rate(progress.step, progress.plateau)
                 state, metrics = self._train_step(state, put(batch, P("data")), rates_on_device, self._viewer.mean)
                 self._note(progress, rate, metrics)
@@ -132,7 +132,7 @@ class Trainer:
         if self._pending is None:
             return
         (step, rate, on_device), self._pending = self._pending, None
-        metrics = self._model.topology.fetch(on_device, METRIC_SPECS)
+        metrics = self._model.topology.fetch(on_device, P())
         loss, top1, top5 = (float(value) for value in (metrics.loss, metrics.top1, metrics.top5))
         if not math.isfinite(loss):
             raise self._diverged(step, f"the loss is {loss}")

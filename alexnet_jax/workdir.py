@@ -73,7 +73,7 @@ def _check_resumable(path: Path, config: Config, fingerprint: str) -> None:
     changes = changed_flags(from_dict(stored["config"]), config)
     if changes:
         raise UserError(
-            f"--workdir={path.parent} holds another run: {'; '.join(changes)}. Use a new --workdir, or these values"
+            f"--workdir={path.parent} holds another run: {'; '.join(changes)}. Use a new --workdir or the old values"
         )
     if stored["dataset"]["fingerprint"] != fingerprint:
         raise UserError(

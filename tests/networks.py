@@ -1,0 +1,85 @@
+"""Small settings that the tests share: the paper's network at the smallest crop its layers admit, and images for it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from alexnet_jax.config import Config
+from alexnet_jax.data.loader import Batch
+from alexnet_jax.data.sources import Source
+from alexnet_jax.step import Model, make_model
+from alexnet_jax.topology import make_topology
+
+ROOT = Path(__file__).parents[1]
+CROP, SIZE, CLASSES = 63, 66, 14
+MESHES = ("1x1", "2x1", "1x2", "2x2", "4x2")
+LAYOUTS = [(spmd, mesh) for spmd in ("shard_map", "pmap") for mesh in MESHES]
+
+
+def small_config(**fields) -> Config:
+    """A config for synthetic images of SIZE pixels."""
+    defaults = {"dataset": "synthetic", "image_size": SIZE, "crop_size": CROP, "bias_init": 0.1, "batch_size": 8}
+    return Config(**defaults | fields)
+
+
+def small_model(spmd: str = "shard_map", mesh: str = "1x1", **fields) -> Model:
+    """The model of a small config on a mesh."""
+    config = small_config(spmd=spmd, mesh=mesh, **fields)
+    topology = make_topology(mesh, config.table().towers, config.batch_size, spmd)
+    return make_model(config, CLASSES, topology)
+
+
+def small_batch(count: int = 8, seed: int = 0) -> Batch:
+    """Noise with labels."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (count, SIZE, SIZE, 3), np.uint8)
+    return Batch(images, rng.integers(0, CLASSES, count).astype(np.int32))
+
+
+def small_mean() -> np.ndarray:
+    """A mean image."""
+    return np.full((SIZE, SIZE, 3), 127.0, np.float32)
+
+
+def constant_rates(model: Model, rate: float = 1e-3) -> dict:
+    """One rate for every parameter."""
+    return {layer: {"kernel": np.float32(rate), "bias": np.float32(2 * rate)} for layer in model.shapes}
+
+
+def tiny_source(seed: int = 0) -> Source:
+    """Coloured noise whose colour tells the class: 50 training, 21 validation and 33 test images of SIZE pixels."""
+    rng = np.random.default_rng(seed)
+    colours = rng.integers(30, 226, (CLASSES, 3))
+
+    def examples(count: int) -> list[tuple[np.ndarray, int]]:
+        labels = rng.integers(0, CLASSES, count)
+        noise = rng.normal(0, 25, (count, SIZE, SIZE, 3))
+        images = (colours[labels][:, None, None] + noise).clip(0, 255).astype(np.uint8)
+        return list(zip(images, labels.tolist(), strict=True))
+
+    splits = {"train": examples(50), "validation": examples(21), "test": examples(33)}
+    return Source("tiny", tuple(f"colour {label}" for label in range(CLASSES)), f"noise, seed {seed}", splits)
+
+
+def tiny_flags(data_dir: Path, workdir: Path | str, **fields) -> list[str]:
+    """The command line of a short run on the tiny set."""
+    defaults = {
+        "dataset": "tiny", "data_dir": data_dir, "workdir": workdir, "image_size": SIZE, "crop_size": CROP, "batch_size": 8,
+        "bias_init": 0.1, "learning_rate": 0.001, "steps": 4, "log_every": 2, "schedule": "constant",
+    }  # fmt: skip
+    return [f"--{name}={value}" for name, value in (defaults | fields).items()]
+
+
+def run(module: str, *flags: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """An entry point as a person starts it."""
+    command = [sys.executable, "-W", "error", "-m", f"alexnet_jax.{module}", *flags]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, cwd=ROOT)
+
+
+def tiny_config(data_dir: Path, workdir: Path, **fields) -> Config:
+    """The same run as `tiny_flags`, for calling `train` here."""
+    defaults = {"dataset": "tiny", "data_dir": str(data_dir), "workdir": str(workdir)}
+    defaults |= {"learning_rate": 0.001, "steps": 4, "log_every": 2, "schedule": "constant", "mesh": "1x1"}
+    return small_config(**defaults | fields)

@@ -1,0 +1,93 @@
+"""The layer tables against the numbers of the paper and the other sources."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from alexnet_jax.architectures import (
+    ARCHITECTURES,
+    Convolution,
+    Dropout,
+    convolution_padding,
+    output_sizes,
+    with_overrides,
+)
+from alexnet_jax.errors import UserError
+from alexnet_jax.network import split
+
+PARAMETERS = {
+    "paper": 60_965_224,
+    "source2012": 60_965_224,
+    "caffe": 60_965_224,
+    "one_tower": 59_798_312,
+    "no_crosstalk": 60_714_408,
+    "no_lrn": 60_965_224,
+    "non_overlapping_pool": 60_965_224,
+    "torchvision": 61_100_840,
+}
+
+
+def shapes_of(name: str, crop_size: int | None = None):
+    table = ARCHITECTURES[name]
+    size = crop_size or table.crop_size
+    return split(table, classes=1000, crop_size=size, dtype=jnp.dtype(jnp.float32))[1]
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameter_count(name):
+    assert sum(x.size for x in jax.tree.leaves(shapes_of(name))) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("crop_size", [224, 227])
+def test_paper_shapes(crop_size):
+    shapes = {layer: (w["kernel"].shape, w["bias"].shape) for layer, w in shapes_of("paper", crop_size).items()}
+    assert shapes == {
+        "conv1": ((2, 11, 11, 3, 48), (2, 48)),
+        "conv2": ((2, 5, 5, 48, 128), (2, 128)),
+        "conv3": ((2, 3, 3, 256, 192), (2, 192)),
+        "conv4": ((2, 3, 3, 192, 192), (2, 192)),
+        "conv5": ((2, 3, 3, 192, 128), (2, 128)),
+        "fc6": ((2, 9216, 2048), (2, 2048)),
+        "fc7": ((2, 4096, 2048), (2, 2048)),
+        "fc8": ((2, 2048, 1000), (1000,)),
+    }
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+@pytest.mark.parametrize("crop_size", [224, 227])
+def test_sizes_after_each_convolution(name, crop_size):
+    if name in ("caffe", "torchvision") and crop_size == 224 + 3 * (name == "torchvision"):
+        pytest.skip(f"{name} has its own crop size, {ARCHITECTURES[name].crop_size}")
+    assert output_sizes(ARCHITECTURES[name], crop_size) == {"conv1": 27, "conv2": 13, "conv3": 13, "conv4": 13, "conv5": 6}
+
+
+def test_conv1_of_224_hangs_three_pixels_over():
+    conv1 = ARCHITECTURES["paper"].layer("conv1")
+    assert isinstance(conv1, Convolution)
+    assert convolution_padding(conv1, 224) == (0, 3)
+    assert convolution_padding(conv1, 227) == (0, 0)
+
+
+def test_crosstalk_is_where_the_paper_has_it():
+    reads = {layer.name: layer.reads for layer in ARCHITECTURES["paper"].layers if layer.name != "fc8"}
+    assert reads == {
+        "conv1": "image", "conv2": "own", "conv3": "all", "conv4": "own", "conv5": "own", "fc6": "all", "fc7": "all",
+    }  # fmt: skip
+
+
+def test_too_small_a_crop_names_the_layer():
+    with pytest.raises(
+        UserError, match=r"--crop_size=20 is too small for --architecture=paper: conv2 gets 2 px for a window of 3"
+    ):
+        output_sizes(ARCHITECTURES["paper"], 20)
+    assert output_sizes(ARCHITECTURES["paper"], 63)["conv5"] == 1
+
+
+def test_overrides_leave_zero_biases_and_take_dropout_out():
+    table = with_overrides(ARCHITECTURES["paper"], bias=0.1, dropout=0.0)
+    assert [layer.bias for layer in table.layers] == [0, 0.1, 0, 0.1, 0.1, 0.1, 0.1, 0]
+    assert not any(isinstance(op, Dropout) for layer in table.layers for op in getattr(layer, "after", ()))
+    halved = with_overrides(ARCHITECTURES["paper"], bias=None, dropout=0.25).layer("fc6")
+    assert Dropout(rate=0.25) in halved.after
+    with pytest.raises(UserError, match="--dropout=1"):
+        with_overrides(ARCHITECTURES["paper"], bias=None, dropout=1.0)

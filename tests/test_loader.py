@@ -1,0 +1,98 @@
+"""The order of images: a permutation per epoch, a pure function of its arguments; batches that follow it."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from alexnet_jax.data.loader import Order, epoch_order, evaluation_batches, fold_split, take, training_batches
+from alexnet_jax.data.store import Split
+
+
+def numbered(count):
+    """Images that tell their own number."""
+    images = np.zeros((count, 2, 2, 3), np.uint8)
+    images[:, 0, 0, 0], images[:, 0, 0, 1] = np.divmod(np.arange(count), 256)
+    return Split(images, np.arange(count, dtype=np.int32))
+
+
+def numbers(batch):
+    return batch.images[:, 0, 0, 0].astype(int) * 256 + batch.images[:, 0, 0, 1]
+
+
+def test_order_is_a_permutation_that_seed_and_epoch_change():
+    orders = [epoch_order(seed, epoch, 1000) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
+    for order in orders:
+        np.testing.assert_array_equal(np.sort(order), np.arange(1000))
+    assert (orders[0] != orders[1]).mean() > 0.9
+    assert (orders[0] != orders[2]).mean() > 0.9
+    np.testing.assert_array_equal(epoch_order(0, 1, 1000), orders[1])
+
+
+def test_order_does_not_change_between_versions():
+    """NumPy guarantees the stream of raw words, so a run resumed years later sees the same images."""
+    assert epoch_order(0, 0, 8).tolist() == [0, 2, 1, 5, 4, 3, 6, 7]
+
+
+def test_every_example_once_per_epoch_where_batches_span_two():
+    order = Order(seed=3, examples=10, batch_size=4)
+    seen = np.concatenate([order.step(step) for step in range(5)])
+    np.testing.assert_array_equal(np.sort(seen[:10]), np.arange(10))
+    np.testing.assert_array_equal(np.sort(seen[10:]), np.arange(10))
+
+
+def test_a_step_far_ahead_is_the_step_that_walking_there_gives():
+    walked = Order(seed=3, examples=10, batch_size=7)
+    steps = [walked.step(step) for step in range(30)]
+    np.testing.assert_array_equal(Order(seed=3, examples=10, batch_size=7).step(29), steps[29])
+
+
+def test_a_batch_larger_than_the_set_spans_epochs():
+    seen = Order(seed=0, examples=3, batch_size=8).step(1)
+    assert len(seen) == 8
+    np.testing.assert_array_equal(np.sort(seen[1:4]), np.arange(3))
+
+
+def test_training_batches_follow_the_order_from_any_step():
+    split, order = numbered(300), Order(seed=1, examples=300, batch_size=32)
+    for step, batch in enumerate(training_batches(split, order, 7, 12), start=7):
+        np.testing.assert_array_equal(batch.labels, order.step(step))
+        np.testing.assert_array_equal(numbers(batch), order.step(step))
+    assert step == 11
+
+
+def test_training_batches_stop_their_thread_and_pass_its_error_on():
+    split, order = numbered(300), Order(seed=1, examples=300, batch_size=32)
+    batches = training_batches(split, order, 0, 1000)
+    next(batches)
+    batches.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "loader"]
+    broken = Split(split.images[:10], split.labels[:10])
+    with pytest.raises(IndexError):
+        list(training_batches(broken, order, 0, 3))
+
+
+def test_evaluation_covers_every_example_once_and_pads_the_last():
+    split = numbered(661)
+    seen = []
+    for batch, real in evaluation_batches(split, 64):
+        assert batch.images.shape == (64, 2, 2, 3)
+        seen.append(numbers(batch)[:real])
+    np.testing.assert_array_equal(np.concatenate(seen), np.arange(661))
+    assert real == 661 - 10 * 64
+
+
+def test_folds_partition_the_set():
+    split = numbered(103)
+    held = []
+    for index in range(5):
+        train, validation = fold_split(split, index, 5)
+        assert len(train) + len(validation) == 103
+        assert not set(train.labels) & set(validation.labels)
+        np.testing.assert_array_equal(validation.images[:, 0, 0, 1], validation.labels)
+        held.extend(validation.labels.tolist())
+    assert sorted(held) == list(range(103))
+
+
+def test_take_keeps_the_asked_order():
+    np.testing.assert_array_equal(numbers(take(numbered(300), np.array([299, 0, 7, 7]))), [299, 0, 7, 7])

@@ -1,0 +1,151 @@
+"""The operations against NumPy loops and against JAX's own gradients, on ties, zeros and odd sizes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from alexnet_jax import ops
+from alexnet_jax.architectures import MaxPool, ResponseNorm
+
+
+def draw(*shape, seed=0, ties=False):
+    rng = np.random.default_rng(seed)
+    values = rng.integers(-2, 3, shape) if ties else rng.standard_normal(shape)
+    return values.astype(np.float32)
+
+
+def response_norm_loop(x, norm):
+    """Section 3.3, written out."""
+    y = np.zeros_like(x)
+    maps = x.shape[-1]
+    for i in range(maps):
+        low, high = max(0, i - norm.size // 2), min(maps - 1, i + norm.size // 2)
+        total = (x[..., low : high + 1].astype(np.float64) ** 2).sum(-1)
+        y[..., i] = x[..., i] / (norm.k + norm.alpha * total) ** norm.beta
+    return y
+
+
+def same_map_norm_loop(x, norm):
+    y = np.zeros_like(x)
+    height, width = x.shape[1:3]
+    reach = norm.size // 2
+    for i in range(height):
+        for j in range(width):
+            patch = x[:, max(0, i - reach) : i + reach + 1, max(0, j - reach) : j + reach + 1]
+            total = (patch.astype(np.float64) ** 2).sum((1, 2))
+            y[:, i, j] = x[:, i, j] / (norm.k + norm.alpha * total) ** norm.beta
+    return y
+
+
+def max_pool_loop(x, pool):
+    """Values, and the gradient of sum(values * weights) that goes to the first maximum of each window."""
+    height, width = x.shape[1:3]
+
+    def count(size):
+        return 1 + (-(-(size - pool.size) // pool.stride) if pool.overhang else (size - pool.size) // pool.stride)
+
+    y = np.zeros((x.shape[0], count(height), count(width), x.shape[3]), x.dtype)
+    weights = draw(*y.shape, seed=9)
+    gradient = np.zeros_like(x)
+    for b, i, j, c in np.ndindex(*y.shape):
+        patch = x[b, i * pool.stride : i * pool.stride + pool.size, j * pool.stride : j * pool.stride + pool.size, c]
+        y[b, i, j, c] = patch.max()
+        row, column = np.unravel_index(patch.argmax(), patch.shape)
+        gradient[b, i * pool.stride + row, j * pool.stride + column, c] += weights[b, i, j, c]
+    return y, weights, gradient
+
+
+@pytest.mark.parametrize(
+    "norm", [ResponseNorm(), ResponseNorm(k=1.0, alpha=0.5), ResponseNorm(size=3, beta=0.5, alpha=2.0)], ids=str
+)
+def test_response_norm_values_and_gradient(norm):
+    x, g = 10 * draw(2, 3, 4, 7), draw(2, 3, 4, 7, seed=1)
+    x[0, 0] = 0
+    x, g = jnp.asarray(x), jnp.asarray(g)
+    np.testing.assert_allclose(ops.response_norm(x, norm), response_norm_loop(np.asarray(x), norm), rtol=1e-5)
+
+    def plain(x):  # an independent route: autodiff of reduce_window
+        total = lax.reduce_window(x * x, 0.0, lax.add, (1, 1, 1, norm.size), (1, 1, 1, 1), "SAME")
+        return x / (norm.k + norm.alpha * total) ** norm.beta
+
+    ours = jax.vjp(lambda x: ops.response_norm(x, norm), x)[1](g)[0]
+    np.testing.assert_allclose(ours, jax.vjp(plain, x)[1](g)[0], rtol=1e-4, atol=1e-6)
+
+
+def test_response_norm_in_the_same_map():
+    norm = ResponseNorm(across="space", alpha=0.1, k=1.0)
+    x = draw(2, 6, 7, 3)
+    np.testing.assert_allclose(ops.response_norm(jnp.asarray(x), norm), same_map_norm_loop(x, norm), rtol=1e-5)
+
+
+def test_response_norm_computes_in_float32_under_bfloat16():
+    x = jnp.asarray(50 * draw(2, 3, 3, 9), jnp.bfloat16)
+    ours = ops.response_norm(x, ResponseNorm())
+    assert ours.dtype == jnp.bfloat16
+    exact = response_norm_loop(np.asarray(x, np.float32), ResponseNorm())
+    np.testing.assert_array_equal(ours, jnp.asarray(exact).astype(jnp.bfloat16))
+
+
+def test_response_norm_refuses_an_even_window():
+    with pytest.raises(ValueError, match="odd window"):
+        ops.response_norm(jnp.ones((1, 1, 1, 4)), ResponseNorm(size=4))
+
+
+@pytest.mark.parametrize("size", [(7, 7), (6, 9), (3, 3)])
+@pytest.mark.parametrize(
+    "pool", [MaxPool(), MaxPool(overhang=False), MaxPool(size=2, overhang=False), MaxPool(size=2)], ids=str
+)
+def test_max_pool_on_ties(size, pool):
+    x = draw(2, *size, 5, ties=True)
+    y, weights, gradient = max_pool_loop(x, pool)
+    np.testing.assert_array_equal(ops.max_pool(jnp.asarray(x), pool), y)
+    ours = jax.vjp(lambda x: ops.max_pool(x, pool), jnp.asarray(x))[1](weights)[0]
+    np.testing.assert_allclose(ours, gradient, rtol=1e-6, atol=1e-6)
+
+
+def test_max_pool_passes_nan_on():
+    x = draw(1, 5, 5, 1)
+    x[0, 2, 2, 0] = np.nan
+    assert np.isnan(ops.max_pool(jnp.asarray(x), MaxPool())).all()
+
+
+def test_relu_gradient_is_zero_at_zero():
+    x = jnp.array([-1.0, 0.0, 2.0])
+    np.testing.assert_array_equal(ops.relu(x), [0, 0, 2])
+    np.testing.assert_array_equal(jax.grad(lambda x: ops.relu(x).sum())(x), [0, 0, 1])
+
+
+def test_small_convolution():
+    x, kernel = draw(2, 6, 5, 3), draw(3, 2, 3, 4, seed=1)
+    padded = np.pad(x, ((0, 0), (1, 0), (0, 2), (0, 0)))
+    expected = np.zeros((2, 3, 3, 4), np.float32)
+    for i in range(3):
+        for j in range(3):
+            patch = padded[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 2]
+            expected[:, i, j] = np.einsum("bhwc,hwco->bo", patch, kernel)
+    ours = ops.convolution(jnp.asarray(x), jnp.asarray(kernel), 2, ((1, 0), (0, 2)))
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rate", [0.5, 0.2])
+def test_dropout_rate_scale_and_streams(rate):
+    keys = jax.random.split(jax.random.key(0), 64)
+    x = jnp.ones((64, 1000))
+    first, again, other = (np.asarray(ops.dropout(x, keys, stream, rate)) for stream in (3, 3, 4))
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_allclose(np.unique(first), [0, 1 / (1 - rate)], rtol=1e-6)
+    # 64,000 draws: 5 standard deviations of the mean.
+    for mask in (first, other):
+        assert abs((mask == 0).mean() - rate) < 5 * np.sqrt(rate * (1 - rate) / mask.size)
+    both = ((first == 0) & (other == 0)).mean()
+    assert abs(both - rate**2) < 5 * np.sqrt(rate**2 / first.size)
+    assert not (first[0] == first[1]).all()
+
+
+def test_dropout_of_an_example_does_not_depend_on_its_neighbours():
+    keys = jax.random.split(jax.random.key(0), 4)
+    x = jnp.ones((4, 3, 3, 11))
+    whole = ops.dropout(x, keys, 0, 0.5)
+    np.testing.assert_array_equal(whole[2:3], ops.dropout(x[2:3], keys[2:3], 0, 0.5))

@@ -1,0 +1,210 @@
+"""The store on disk: opened as written, refused when damaged; sums against NumPy's covariance."""
+
+import json
+
+import numpy as np
+import pytest
+
+from alexnet_jax.data.store import FORMAT_VERSION, Moments, NpyWriter, open_store, store_path, synthetic_store
+from alexnet_jax.errors import UserError
+
+SIZE = 6
+COUNTS = {"train": 5, "validation": 2, "test": 3}
+
+
+@pytest.fixture
+def arrays():
+    rng = np.random.default_rng(0)
+    images = {split: rng.integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8) for split, count in COUNTS.items()}
+    labels = {split: rng.integers(0, 4, count).astype(np.int32) for split, count in COUNTS.items()}
+    return images, labels
+
+
+@pytest.fixture
+def folder(tmp_path, arrays):
+    """A store written by hand, as the format's description has it."""
+    images, labels = arrays
+    for split in COUNTS:
+        np.save(tmp_path / f"{split}_images.npy", images[split])
+        np.save(tmp_path / f"{split}_labels.npy", labels[split])
+    np.save(tmp_path / "mean_image.npy", images["train"].mean(axis=0).astype(np.float32))
+    meta = {
+        "format_version": 1, "name": "hand", "image_size": SIZE, "classes": ["a", "b", "c", "d"], "counts": COUNTS,
+        "source": "by hand", "channel_mean": [1.5, 2, 3], "mean_image": "mean_image.npy", "colour_std": [1, 2, 4],
+        "colour_vectors": [[0, 1, 0], [1, 0, 0], [0, 0, 1]], "computed": "", "skipped": [], "fingerprint": "abc",
+    }  # fmt: skip
+    (tmp_path / "meta.json").write_text(json.dumps(meta))
+    return tmp_path
+
+
+def test_opens_what_was_written(folder, arrays):
+    store = open_store(folder)
+    images, labels = arrays
+    assert list(store.splits) == ["train", "validation", "test"]
+    for split, count in COUNTS.items():
+        assert len(store.splits[split]) == count
+        np.testing.assert_array_equal(store.splits[split].images, images[split])
+        np.testing.assert_array_equal(store.splits[split].labels, labels[split])
+        assert isinstance(store.splits[split].images, np.memmap)
+        assert not store.splits[split].images.flags.writeable
+    assert (store.name, store.image_size, store.classes) == ("hand", SIZE, ("a", "b", "c", "d"))
+    assert store.fingerprint == "abc"
+    np.testing.assert_array_equal(store.channel_mean, np.float32([1.5, 2, 3]))
+    np.testing.assert_allclose(store.mean_image, images["train"].mean(axis=0), rtol=1e-6)
+    np.testing.assert_array_equal(store.colour_std, np.float32([1, 2, 4]))
+    np.testing.assert_array_equal(store.colour_vectors, np.float32([[0, 1, 0], [1, 0, 0], [0, 0, 1]]))
+
+
+def test_a_split_may_be_absent_or_empty(folder):
+    change_meta(folder, counts={"train": 5, "test": 0})
+    np.save(folder / "test_images.npy", np.zeros((0, SIZE, SIZE, 3), np.uint8))
+    np.save(folder / "test_labels.npy", np.zeros(0, np.int32))
+    assert {name: len(split) for name, split in open_store(folder).splits.items()} == {"train": 5, "test": 0}
+
+
+def change_meta(folder, **changes):
+    meta = json.loads((folder / "meta.json").read_text()) | changes
+    (folder / "meta.json").write_text(json.dumps({key: value for key, value in meta.items() if value is not None}))
+
+
+def cut(folder, name):
+    path = folder / name
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def error_of(folder):
+    with pytest.raises(UserError) as caught:
+        open_store(folder)
+    line = str(caught.value)
+    assert "\n" not in line
+    assert str(folder) in line
+    assert "prepare" in line
+    return line
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"counts": COUNTS | {"validation": 3}}, "validation_images.npy is uint8 (2, 6, 6, 3)"),
+        ({"counts": {"test": 3}}, "no train split"),
+        ({"counts": {"train": "many"}}, "meta.json"),
+        ({"counts": [5, 2, 3]}, "meta.json"),
+        ({"image_size": 7}, "(5, 7, 7, 3)"),
+        ({"format_version": FORMAT_VERSION + 1}, f"version is {FORMAT_VERSION + 1}"),
+        ({"format_version": None}, "version is None"),
+        ({"classes": ["a", "b"]}, "2 classes"),
+        ({"fingerprint": None}, "fingerprint"),
+        ({"channel_mean": [1, 2]}, "statistics"),
+        ({"colour_std": [1, 2, float("nan")]}, "statistics"),
+        ({"mean_image": "none.npy"}, "none.npy is missing"),
+    ],
+)
+def test_meta_that_lies_is_refused(folder, changes, said):
+    change_meta(folder, **changes)
+    assert said in error_of(folder)
+
+
+@pytest.mark.parametrize("name", ["train_images.npy", "test_labels.npy", "mean_image.npy"])
+def test_a_truncated_array_is_refused(folder, name):
+    cut(folder, name)
+    assert f"{name} is missing, truncated" in error_of(folder)
+
+
+@pytest.mark.parametrize("name", ["validation_images.npy", "train_labels.npy", "meta.json"])
+def test_a_missing_file_is_refused(folder, name):
+    (folder / name).unlink()
+    assert name in error_of(folder)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "\x00"])
+def test_meta_that_is_no_object_is_refused(folder, text):
+    (folder / "meta.json").write_text(text)
+    error_of(folder)
+
+
+@pytest.mark.parametrize("label", [-1, 4])
+def test_a_label_that_is_no_class_is_refused(folder, label):
+    np.save(folder / "test_labels.npy", np.array([0, label, 3], np.int32))
+    assert f"labels from {min(0, label)} to {max(3, label)}" in error_of(folder)
+
+
+def test_pixels_of_another_dtype_are_refused(folder, arrays):
+    np.save(folder / "train_images.npy", arrays[0]["train"].astype(np.float32))
+    assert "train_images.npy is float32" in error_of(folder)
+
+
+def test_no_store_at_all_says_to_prepare_one(tmp_path):
+    assert "no such folder" in error_of(tmp_path / "nowhere")
+
+
+def test_store_path_is_one_folder_below_data_dir(tmp_path):
+    assert store_path(tmp_path, "groceries", 256) == tmp_path / "groceries-256"
+    path = store_path(tmp_path, "imagenet_resized/32x32:0.1.0", 32)
+    assert path.parent == tmp_path
+    assert ":" not in path.name
+    assert path.name.endswith("-32")
+
+
+def test_moments_in_blocks_are_the_mean_and_covariance_of_all_pixels():
+    rng = np.random.default_rng(1)
+    mixing = np.array([[0.5, 0.2, 0.1], [0.1, 0.6, 0.2], [0.0, 0.3, 0.4]])
+    images = (rng.integers(0, 256, (50, 7, 7, 3)) @ mixing).astype(np.uint8)
+    got = Moments.of(images[:13]).plus(Moments.of(images[13:])).statistics()
+    pixels = images.reshape(-1, 3).astype(np.float64)
+    np.testing.assert_allclose(got.channel_mean, pixels.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(got.mean_image, images.astype(np.float64).mean(axis=0), rtol=1e-12)
+    rebuilt = got.colour_vectors @ np.diag(got.colour_std**2) @ got.colour_vectors.T
+    np.testing.assert_allclose(rebuilt, np.cov(pixels.T, bias=True), rtol=1e-9)
+    np.testing.assert_allclose(got.colour_vectors.T @ got.colour_vectors, np.eye(3), atol=1e-12)
+    assert (np.diff(got.colour_std) > 0).all()
+
+
+def test_moments_do_not_overflow_where_all_is_white():
+    white = Moments.of(np.full((64, 256, 256, 3), 255, np.uint8))
+    np.testing.assert_array_equal(white.gram, 64 * 256 * 256 * 255**2)
+    for _ in range(15):
+        white = white.plus(white)
+    np.testing.assert_array_equal(white.pixel_sum, 64 * 2**15 * 255)
+    np.testing.assert_array_equal(white.statistics().channel_mean, 255)
+    np.testing.assert_allclose(white.statistics().colour_std, 0, atol=1e-3)
+
+
+@pytest.mark.parametrize("expected_rows", [0, 5, 1_000_000_000])
+def test_npy_writer_leaves_a_file_of_the_rows_it_got(tmp_path, expected_rows):
+    rows = np.arange(5 * 6, dtype=np.uint8).reshape(5, 2, 3)
+    with NpyWriter(tmp_path / "rows.npy", np.uint8, (2, 3), expected_rows) as writer:
+        writer.append(rows[:2])
+        writer.append(rows[2:])
+    assert writer.rows == 5
+    np.testing.assert_array_equal(np.load(tmp_path / "rows.npy"), rows)
+    np.save(tmp_path / "reference.npy", rows)
+    assert (tmp_path / "rows.npy").stat().st_size == (tmp_path / "reference.npy").stat().st_size
+
+
+def test_npy_writer_refuses_rows_of_another_kind(tmp_path):
+    with NpyWriter(tmp_path / "rows.npy", np.uint8, (2, 3), 1) as writer:
+        for rows in (np.zeros((1, 2, 3), np.float32), np.zeros((1, 3, 2), np.uint8)):
+            with pytest.raises(ValueError, match="rows for a file of"):
+                writer.append(rows)
+
+
+def test_synthetic_noise_is_the_same_every_time_and_has_the_statistics_it_claims():
+    store, again = synthetic_store(24, classes=10, examples=400), synthetic_store(24, classes=10, examples=400)
+    assert {name: len(split) for name, split in store.splits.items()} == {"train": 400, "validation": 100, "test": 100}
+    for name, split in store.splits.items():
+        np.testing.assert_array_equal(split.images, again.splits[name].images)
+        assert split.images.shape[1:] == (24, 24, 3)
+        assert split.images.dtype == np.uint8
+        np.testing.assert_array_equal(np.bincount(split.labels), np.full(10, len(split) // 10))
+    assert (store.splits["validation"].images != store.splits["test"].images).mean() > 0.9
+    pixels = store.splits["train"].images.reshape(-1, 3)
+    np.testing.assert_allclose(pixels.mean(axis=0), store.channel_mean, atol=0.6)
+    np.testing.assert_allclose(pixels.std(axis=0), store.colour_std, rtol=5e-3)
+    assert len(store.classes) == 10
+    assert store.fingerprint == again.fingerprint != synthetic_store(24, classes=10, examples=404).fingerprint
+
+
+def test_synthetic_noise_does_not_change_between_versions():
+    assert synthetic_store(2, examples=4).splits["train"].images[0, 0].tolist() == [[155, 216, 228], [8, 100, 186]]
+    assert len(synthetic_store(2).classes) == 1000
+    assert len(synthetic_store(2).splits["train"]) == 1024

@@ -1,0 +1,95 @@
+"""Logits and all gradients against a PyTorch network that shares no code: grouped convolutions, LocalResponseNorm."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from alexnet_jax.architectures import ARCHITECTURES
+from alexnet_jax.network import initial_params, merge, split
+from alexnet_jax.step import cross_entropy
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-torch.txt): its references are skipped")
+functional = torch.nn.functional
+
+CLASSES = 10
+
+
+def torch_forward(name: str, w: dict, images):
+    """The network in PyTorch's terms. `w[layer]` has weight (out, in / groups, kh, kw) or (out, in), and bias."""
+    towers = 1 if name == "torchvision" else 2
+    k = {"paper": 2.0, "caffe": 1.0}.get(name)
+
+    def norm(x):  # over each tower's own maps; PyTorch divides alpha by the size
+        if k is None:
+            return x
+        halves = [functional.local_response_norm(half, 5, alpha=1e-4, beta=0.75, k=k) for half in x.chunk(2, 1)]
+        return torch.cat(halves, 1)
+
+    def pool(x):
+        return functional.max_pool2d(x, 3, 2)
+
+    def conv(x, layer, groups=1, **options):
+        return functional.relu(functional.conv2d(x, w[layer]["weight"], w[layer]["bias"], groups=groups, **options))
+
+    x = images.permute(0, 3, 1, 2)
+    x = pool(norm(conv(x, "conv1", stride=4, padding=2 if name == "torchvision" else 0)))
+    x = pool(norm(conv(x, "conv2", towers, padding=2)))
+    x = conv(x, "conv3", padding=1)
+    x = conv(x, "conv4", towers, padding=1)
+    x = pool(conv(x, "conv5", towers, padding=1))
+    x = x.permute(0, 2, 3, 1).flatten(1)  # our fc6 counts rows, columns, maps
+    x = functional.relu(functional.linear(x, w["fc6"]["weight"], w["fc6"]["bias"]))
+    x = functional.relu(functional.linear(x, w["fc7"]["weight"], w["fc7"]["bias"]))
+    return functional.linear(x, w["fc8"]["weight"], w["fc8"]["bias"])
+
+
+def to_torch(params: dict) -> dict:
+    """Towers side by side along the outputs; fc8's along the inputs. In float64: in float32 rounding moves the winner of a
+    nearly tied pooling window now and then, which is 1e-2 of a gradient."""
+    weights = {}
+    for layer, values in params.items():
+        kernel = np.asarray(values["kernel"])
+        if layer == "fc8":
+            weight = kernel.reshape(-1, kernel.shape[-1]).T
+        elif kernel.ndim == 3:
+            weight = np.concatenate(list(kernel), axis=-1).T
+        else:
+            weight = np.concatenate(list(kernel), axis=-1).transpose(3, 2, 0, 1)
+        bias = np.asarray(values["bias"]).reshape(-1)
+        weights[layer] = {
+            "weight": torch.tensor(np.ascontiguousarray(weight, np.float64), requires_grad=True),
+            "bias": torch.tensor(bias.astype(np.float64), requires_grad=True),
+        }
+    return weights
+
+
+def relative_error(ours, theirs) -> float:
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "crop_size"), [("paper", 227), ("paper", 131), ("caffe", 227), ("torchvision", 224)])
+def test_logits_and_gradients(name, crop_size):
+    table = ARCHITECTURES[name]
+    params = jax.jit(lambda key: initial_params(table, classes=CLASSES, crop_size=crop_size, key=key))(jax.random.key(1))
+    graph, _ = split(table, classes=CLASSES, crop_size=crop_size, dtype=jnp.dtype(jnp.float32))
+    rng = np.random.default_rng(0)
+    images = rng.normal(0, 60 if name != "torchvision" else 1, (2, crop_size, crop_size, 3)).astype(np.float32)
+    labels = np.array([3, 9])
+
+    def loss(params):
+        logits = merge(graph, params)(jnp.asarray(images))
+        return cross_entropy(logits, jnp.asarray(labels)).mean(), logits
+
+    (_, logits), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    weights = to_torch(params)
+    their_logits = torch_forward(name, weights, torch.tensor(images, dtype=torch.float64))
+    functional.cross_entropy(their_logits, torch.tensor(labels)).backward()
+
+    assert relative_error(np.asarray(logits), their_logits.detach().numpy()) < 1e-4
+    ours = to_torch(gradients)
+    for layer, values in weights.items():
+        for part, value in values.items():
+            error = relative_error(ours[layer][part].detach().numpy(), value.grad.numpy())
+            assert error < 1e-4, f"{layer} {part}: {error:.1e}"
