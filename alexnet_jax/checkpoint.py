@@ -51,8 +51,11 @@ class Checkpoints:
             read_only=not writable,
             cleanup_tmp_directories=writable,
         )
-        handlers = {"params": ocp.StandardCheckpointHandler(), "optimizer": ocp.StandardCheckpointHandler()}
-        handlers["progress"] = ocp.JsonCheckpointHandler()
+        handlers = {
+            "params": ocp.StandardCheckpointHandler(),
+            "optimizer": ocp.StandardCheckpointHandler(),
+            "progress": ocp.JsonCheckpointHandler(),
+        }
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
         self._writable = writable
 

@@ -9,6 +9,7 @@ from absl import flags
 
 from alexnet_jax.architectures import ARCHITECTURES, Architecture, with_overrides
 from alexnet_jax.errors import UserError
+from alexnet_jax.topology import Spmd
 
 SCHEDULES = ("plateau", "steps", "staged", "constant")
 
@@ -68,7 +69,7 @@ class Config:
     # Machine
     mesh: str = _field("auto", "DATAxTOWER devices, such as 4x2, or auto", alters_run=False)
     host_devices: int = _field(0, "force this many CPU devices; 0: the machine's", alters_run=False, minimum=0)
-    spmd: str = _field("shard_map", "how the per-device step is run", choices=("shard_map", "pmap"), alters_run=False)
+    spmd: Spmd = _field("shard_map", "how the per-device step is run", choices=("shard_map", "pmap"), alters_run=False)
     # Records (in steps)
     log_every: int = _field(50, "steps between rows of training metrics", alters_run=False, minimum=1)
     eval_every: int = _field(0, "steps between validations; 0: after every epoch", alters_run=False, minimum=0)
@@ -143,30 +144,30 @@ def parse_fold(fold: str) -> tuple[int, int] | None:
     return int(index), int(count)
 
 
-def define_flags(defaults: Mapping[str, Any] | None = None, only: Sequence[str] | None = None) -> None:
-    """One absl flag per field of `Config`, or for those in `only`; `defaults` replace the dataclass's."""
+def define_flags(only: Sequence[str] | None = None, flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """One absl flag per field of `Config`, or for those in `only`."""
     for field in dataclasses.fields(Config):
         if only is not None and field.name not in only:
             continue
-        default, help = (defaults or {}).get(field.name, field.default), field.metadata["help"]
-        if choices := field.metadata["choices"]:
-            flags.DEFINE_enum(field.name, default, choices, help)
+        default: Any = field.default
+        help, choices = field.metadata["help"], field.metadata["choices"]
+        if choices:
+            flags.DEFINE_enum(field.name, default, choices, help, flag_values)
         elif field.type is bool:
-            flags.DEFINE_boolean(field.name, default, help)
+            flags.DEFINE_boolean(field.name, default, help, flag_values)
         elif field.type is int:
-            flags.DEFINE_integer(field.name, default, help)
+            flags.DEFINE_integer(field.name, default, help, flag_values=flag_values)
         elif field.type in (float, float | None):
-            flags.DEFINE_float(field.name, default, help)
+            flags.DEFINE_float(field.name, default, help, flag_values=flag_values)
         elif field.type == tuple[str, ...]:
-            flags.DEFINE_list(field.name, list(default), help)
+            flags.DEFINE_list(field.name, list(default), help, flag_values)
         else:
-            flags.DEFINE_string(field.name, default, help)
+            flags.DEFINE_string(field.name, default, help, flag_values)
 
 
-def from_flags() -> Config:
+def from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Config:
     """The Config of the parsed flags. Raises UserError on a value that no run can have."""
-    values = {field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(Config)}
-    return from_dict(values)
+    return from_dict({field.name: flag_values[field.name].value for field in dataclasses.fields(Config)})
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:
@@ -178,7 +179,8 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     known = {field.name for field in dataclasses.fields(Config)}
     if unknown := sorted(set(values) - known):
         raise UserError(f"config has unknown fields {', '.join(unknown)}: it was written by another version")
-    config = Config(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    fields: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    config = Config(**fields)
     check(config)
     return config
 

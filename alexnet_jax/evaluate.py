@@ -179,8 +179,9 @@ def main() -> None:
     if kept is not None:
         write_predictions(Path(options.predictions), kept, split, datasets[0].classes)
     steps = [step for _, step in loaded]
-    summary = {"split": options.split, "views": options.views, "step": steps[0] if len(steps) == 1 else steps}
-    print(json.dumps(summary | asdict(score)))
+    judged = asdict(score)
+    summary = {"split": options.split, "examples": judged.pop("examples"), "views": options.views}
+    print(json.dumps(summary | {"step": steps[0] if len(steps) == 1 else steps} | judged))
 
 
 def _define_flags() -> None:

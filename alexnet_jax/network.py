@@ -111,38 +111,47 @@ class Network(nnx.Module):
         *,
         tower: Axis = Axis(),
         dropout_keys: Key[Array, "batch"] | None = None,
-        until: str | None = None,
-    ) -> Array | Towers:
-        """The logits of the images, or what comes out of an earlier layer.
+    ) -> Float[Array, "batch classes"]:
+        """The float32 logits of the images, equal on every tower.
 
         Args:
             images: mean-subtracted RGB, float32.
             tower: the mesh direction along which the towers lie.
             dropout_keys: switches dropout on: one key per example of this device's share of the batch.
-            until: name of the layer to stop after.
+        """
+        *hidden, classifier = self.architecture.layers
+        x = self.activations(images, hidden[-1].name, tower=tower, dropout_keys=dropout_keys)
+        return self._classify(x, self.layers[classifier.name], tower)
 
-        Returns:
-            float32 logits (batch, classes), equal on every tower; with `until`, the output of that layer and the
-            operations after it as a tuple with one array per tower that this device holds.
+    def activations(
+        self,
+        images: Float[Array, "batch crop crop 3"],
+        layer: str,
+        *,
+        tower: Axis = Axis(),
+        dropout_keys: Key[Array, "batch"] | None = None,
+    ) -> Towers:
+        """What comes out of a hidden layer and the operations after it, one array per tower that this device holds.
+
+        Arguments as for `__call__`. Raises ValueError if there is no such hidden layer.
         """
         images = images.astype(self.dtype)
         x: Towers = ()
         for number, spec in enumerate(self.architecture.layers):
-            weights = self.layers[spec.name]
             if isinstance(spec, Classifier):
-                return self._classify(x, weights, tower)
-            held = weights.kernel.shape[0]
-            if spec.reads == "image":
-                x = (images,) * held
-            elif spec.reads == "all":
-                x = (tower.gather(jnp.concatenate(x, axis=-1)),) * held
+                break
+            weights = self.layers[spec.name]
             kernels, biases = (param[...].astype(self.dtype) for param in (weights.kernel, weights.bias))
+            if spec.reads == "image":
+                x = (images,) * len(kernels)
+            elif spec.reads == "all":
+                x = (tower.gather(jnp.concatenate(x, axis=-1)),) * len(kernels)
             x = tuple(_apply(spec, x_t, kernels[t]) + biases[t] for t, x_t in enumerate(x))
             for operation in spec.after:
                 x = _operate(operation, x, number, tower, dropout_keys)
-            if spec.name == until:
+            if spec.name == layer:
                 return x
-        raise ValueError(f"no layer {until!r} in {self.architecture.name}")
+        raise ValueError(f"no hidden layer {layer!r} in {self.architecture.name}")
 
     def _classify(self, x: Towers, weights: Weights, tower: Axis) -> Float[Array, "batch classes"]:
         kernels = weights.kernel[...].astype(self.dtype)
@@ -169,9 +178,9 @@ def _operate(operation: Operation, x: Towers, number: int, tower: Axis, dropout_
             return tuple(ops.response_norm(x_t, operation) for x_t in x)
         case MaxPool():
             return tuple(ops.max_pool(x_t, operation) for x_t in x)
-        case Dropout() if dropout_keys is None:
-            return x
         case Dropout():
+            if dropout_keys is None:
+                return x
             towers = tower.size * len(x)
             first = number * towers + tower.index() * len(x)
             return tuple(ops.dropout(x_t, dropout_keys, first + t, operation.rate) for t, x_t in enumerate(x))

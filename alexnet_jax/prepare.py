@@ -280,7 +280,7 @@ def define_flags() -> None:
     flags.DEFINE_string("dataset", "groceries", "'groceries' (embedded photographs) or the name of a TFDS set")
     flags.DEFINE_string("data_dir", "data", "folder of the prepared sets")
     flags.DEFINE_string("tfds_dir", None, "folder of the TFDS sets, written as ArrayRecord; default: TFDS's own")
-    flags.DEFINE_integer("image_size", 256, "side in pixels of the prepared images (Section 2: 256)", lower_bound=1)
+    flags.DEFINE_integer("image_size", 256, "side in pixels of the prepared images (Section 2: 256)")
     flags.DEFINE_enum("on_error", "fail", ON_ERROR, "at an undecodable image: stop, or leave it out and list it")
 
 

@@ -161,8 +161,8 @@ def make_view_step(model: Model) -> Callable[..., Float[Array, "batch classes"]]
     scale = config.table().pixel_scale
 
     def view(params, images, mean, top, left, mirrored: Bool[Array, ""], weight: Float[Array, ""]):
-        places = (jnp.broadcast_to(value, len(images)) for value in (top, left, mirrored))
-        pixels = crops(images, mean, *places, config.crop, scale)
+        top, left, mirrored = (jnp.broadcast_to(value, len(images)) for value in (top, left, mirrored))
+        pixels = crops(images, mean, top, left, mirrored, config.crop, scale)
         return jax.nn.log_softmax(merge(model.graph, params)(pixels, tower=tower)) + weight
 
     in_specs = (model.specs, P("data"), P(), P(), P(), P(), P())

@@ -108,7 +108,7 @@ class Trainer:
         split = self._dataset.splits["train"]
         order = Order(self._model.config.seed, len(split), self._model.config.batch_size)
         batches = training_batches(split, order, progress.step, calendar.total_steps)
-        rates, rates_on_device = None, None
+        rates, rates_on_device = {}, {}
         with jax.transfer_guard("disallow"):
             for batch in batches:
                 due = self._schedule.rates(progress.step, progress.plateau)
@@ -142,9 +142,19 @@ class Trainer:
         if self._calendar.logs(step):
             examples = window.steps * self._model.config.batch_size
             speed = examples / self._watch.lap()
-            means = (value / window.steps for value in (window.loss, 100 * window.top1, 100 * window.top5))
-            self._recorder.write(Row(step, self._calendar.epoch(step), "train", *means, rate, speed, examples))
-            self._warn_if_dead(step, window.loss / window.steps)
+            row = Row(
+                step=step,
+                epoch=self._calendar.epoch(step),
+                split="train",
+                loss=window.loss / window.steps,
+                top1_error=100 * window.top1 / window.steps,
+                top5_error=100 * window.top5 / window.steps,
+                learning_rate=rate,
+                images_per_second=speed,
+                examples=examples,
+            )
+            self._recorder.write(row)
+            self._warn_if_dead(step, row.loss)
             progress.window = Window()
         self._recorder.progress(step, loss, top1, speed)
 
@@ -161,10 +171,18 @@ class Trainer:
         step, config, split = progress.step, self._model.config, self._dataset.splits["validation"]
         watch = Stopwatch()
         score, _ = self._evaluator([(self._viewer, state.params)], split)
-        rate = self._schedule.rate(step - 1, progress.plateau)
-        means = (score.loss, score.top1_error, score.top5_error)
-        speed = score.examples / watch.lap()
-        self._recorder.write(Row(step, self._calendar.epoch(step), "validation", *means, rate, speed, score.examples))
+        row = Row(
+            step=step,
+            epoch=self._calendar.epoch(step),
+            split="validation",
+            loss=score.loss,
+            top1_error=score.top1_error,
+            top5_error=score.top5_error,
+            learning_rate=self._schedule.rate(step - 1, progress.plateau),
+            images_per_second=score.examples / watch.lap(),
+            examples=score.examples,
+        )
+        self._recorder.write(row)
         before = progress.plateau
         max_drops = config.max_drops if config.schedule == "plateau" else 0
         progress.plateau = before.after(score.top1_error, patience=config.patience, max_drops=max_drops)

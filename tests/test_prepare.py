@@ -1,4 +1,4 @@
-"""Preparing: pixels against Pillow used by hand, statistics against NumPy, and what bad input and a kill leave behind."""
+"""Preparing: pixels against Pillow by hand, statistics against NumPy, and what bad input and a kill leave behind."""
 
 import hashlib
 import io
@@ -120,10 +120,14 @@ def broken(kind):
     """Bytes, or pixels, that are no complete image."""
     whole = encode(smooth(60, 50), "PNG" if kind == "png" else "JPEG")
     return {
-        "jpeg": whole[: len(whole) // 2], "jpeg end": whole[: len(whole) * 9 // 10], "png": whole[: len(whole) // 2], "text": b"not an image", "empty": b"",
+        "jpeg": whole[: len(whole) // 2],
+        "jpeg end": whole[: len(whole) * 9 // 10],
+        "png": whole[: len(whole) // 2],
+        "text": b"not an image",
+        "empty": b"",
         "channels": np.zeros((9, 9, 5), np.uint8),
         "no pixels": np.zeros((0, 9, 3), np.uint8),
-    }[kind]  # fmt: skip
+    }[kind]
 
 
 BROKEN = ["jpeg", "jpeg end", "png", "text", "empty", "channels", "no pixels"]
@@ -138,7 +142,9 @@ def test_an_undecodable_image_is_an_error_of_one_line(kind):
 @pytest.mark.parametrize("kind", ["jpeg", "jpeg end", "png"])
 def test_an_undecodable_image_ends_the_run_and_leaves_nothing(tmp_path, kind):
     images = [encode(smooth(20, 30, seed=i), "JPEG") for i in range(5)]
-    with pytest.raises(UserError, match=r"image 3 of split test cannot be decoded .*[Tt]runcated.*--on_error=skip") as caught:
+    with pytest.raises(
+        UserError, match=r"image 3 of split test cannot be decoded .*[Tt]runcated.*--on_error=skip"
+    ) as caught:
         write_store(source_of(images, test=[*images[:3], broken(kind), *images[3:]]), tmp_path / "fake-16", SIZE)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
@@ -300,7 +306,7 @@ def test_a_finished_store_stays_as_it_is(groceries, capsys):
 
 def test_a_damaged_store_is_not_taken_for_finished(tmp_path):
     (tmp_path / "groceries-64").mkdir()
-    with pytest.raises(UserError, match="no meta.json.*delete it"):
+    with pytest.raises(UserError, match=r"no meta\.json.*delete it"):
         prepare("groceries", tmp_path, None, 64)
 
 
@@ -351,19 +357,17 @@ def test_all_of_cifar10_from_the_command_line(tmp_path):
     np.testing.assert_array_equal(np.bincount(store.splits["test"].labels), np.full(10, 1000))
 
 
-@pytest.mark.parametrize(
-    ("flag", "status", "said"),
-    [("--dataset=cifar11", 1, "did you mean"), ("--image_size=0", 1, "image_size"), ("--no_such_flag=1", 1, "no_such_flag")],
-)
-def test_a_bad_flag_ends_the_command_with_a_line_and_no_traceback(tmp_path, flag, status, said):
+@pytest.mark.parametrize(("flag", "said"), [("--dataset=cifar11", "did you mean"), ("--image_size=0", "at least 1")])
+def test_a_bad_flag_ends_the_command_with_one_line(tmp_path, flag, said):
     done = run("-m", "alexnet_jax.prepare", f"--data_dir={tmp_path}", flag)
-    assert done.returncode == status
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {flag}")
+    assert said in line
 
 
 def test_importing_prepare_defines_no_flags_and_no_jax():
-    code = "import sys, alexnet_jax.prepare; from absl import flags; print('jax' in sys.modules, 'data_dir' in flags.FLAGS)"
+    code = "import sys, alexnet_jax.prepare; from absl.flags import FLAGS; print('jax' in sys.modules, 'data_dir' in FLAGS)"
     assert run("-W", "error", "-c", code).stdout == "False False\n"
 
 

@@ -110,10 +110,17 @@ def test_a_truncated_array_is_refused(folder, name):
     assert f"{name} is missing, truncated" in error_of(folder)
 
 
-@pytest.mark.parametrize("name", ["validation_images.npy", "train_labels.npy", "meta.json"])
-def test_a_missing_file_is_refused(folder, name):
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("validation_images.npy", "validation_images.npy is missing"),
+        ("train_labels.npy", "train_labels.npy is missing"),
+        ("meta.json", "it has no meta.json"),
+    ],
+)
+def test_a_missing_file_is_refused(folder, name, said):
     (folder / name).unlink()
-    assert name in error_of(folder)
+    assert said in error_of(folder)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "\x00"])

@@ -125,10 +125,8 @@ def _open_split(path: Path, split: str, examples: int, size: int, classes: int) 
 
 
 def _open_array(path: Path, dtype: type, shape: tuple[int, ...], mmap_mode: Any = None) -> np.ndarray:
-    # NumPy cannot map an array of no bytes.
-    mode = mmap_mode if np.prod(shape) else None
     try:
-        array = np.load(path, mmap_mode=mode, allow_pickle=False)
+        array = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise _damaged(path.parent, f"{path.name} is missing, truncated or no array ({error})") from error
     if array.shape != shape or array.dtype != dtype:
