@@ -25,8 +25,7 @@ from alexnet_jax.augment import views
 from alexnet_jax.checkpoint import Checkpoints, chosen_step
 from alexnet_jax.config import Config, check, define_flags
 from alexnet_jax.data.dataset import Dataset, open_dataset
-from alexnet_jax.data.loader import evaluation_batches
-from alexnet_jax.data.store import Split
+from alexnet_jax.data.loader import Subset, evaluation_batches
 from alexnet_jax.errors import UserError
 from alexnet_jax.network import Params
 from alexnet_jax.step import Model, make_model, make_view_step, rank
@@ -79,7 +78,7 @@ class Evaluator:
         self._judge = topology.compile(judge, (P("data"), P("data")), (P("data"), P("data")))
 
     def __call__(
-        self, members: Sequence[Member], split: Split, view_count: int = 1, *, keep: bool = False, quiet: bool = True
+        self, members: Sequence[Member], split: Subset, view_count: int = 1, *, keep: bool = False, quiet: bool = True
     ) -> tuple[Score, Float32[np.ndarray, "examples classes"] | None]:
         """The score of the averaged softmax of all members and views, and with `keep` its logarithm for every example.
 
@@ -139,11 +138,11 @@ def load_member(config: Config, step: str, topology: Topology, dataset: Dataset)
     return (make_viewer(model, dataset.mean), params), chosen
 
 
-def write_predictions(path: Path, log_probabilities: np.ndarray, split: Split, classes: Sequence[str]) -> None:
+def write_predictions(path: Path, log_probabilities: np.ndarray, split: Subset, classes: Sequence[str]) -> None:
     """An .npz in order of the split: probabilities (examples, classes) float32, labels (examples,) int32, class names."""
     beside = path.with_name(path.name + ".tmp")
     with beside.open("wb") as file:
-        np.savez(file, probabilities=np.exp(log_probabilities), labels=np.asarray(split.labels), classes=np.array(classes))
+        np.savez(file, probabilities=np.exp(log_probabilities), labels=split.labels, classes=np.array(classes))
     os.replace(beside, path)
 
 

@@ -146,9 +146,13 @@ class Topology:
             if self.spmd == "shard_map":
                 return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
             shares = sharding.devices_indices_map(x.shape)
-            ordered: list[Any] = [shares[device] for device in self.mesh.devices.flat]
+            ordered = [shares[device] for device in self.mesh.devices.flat]
+
+            def share(index):
+                return x[ordered[index[0].start or 0]][None]
+
             shape = (self.mesh.size, *sharding.shard_shape(x.shape))
-            return jax.make_array_from_callback(shape, self._flat, lambda device: x[ordered[device[0].start or 0]][None])
+            return jax.make_array_from_callback(shape, self._flat, share)
 
         with jax.transfer_guard_host_to_device("allow"):  # this is the one door, so it is meant
             return _map_with_specs(place, tree, specs)

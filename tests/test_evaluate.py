@@ -10,25 +10,26 @@ import pytest
 from networks import CLASSES, CROP, SIZE, run, small_mean, small_model, tiny_config
 
 from alexnet_jax.augment import views
+from alexnet_jax.data.loader import Subset, whole
 from alexnet_jax.data.store import Split
 from alexnet_jax.evaluate import Evaluator, make_viewer
 from alexnet_jax.network import merge
 from alexnet_jax.train import train
 
 
-def noise_split(count: int) -> Split:
+def noise_split(count: int) -> Subset:
     """Images of many colours, so that a fresh network tells them apart."""
     rng = np.random.default_rng(5)
     images = (rng.integers(0, 200, (count, 1, 1, 3)) + rng.integers(0, 56, (count, SIZE, SIZE, 3))).astype(np.uint8)
-    return Split(images, rng.integers(0, CLASSES, count).astype(np.int32))
+    return whole(Split(images, rng.integers(0, CLASSES, count).astype(np.int32)))
 
 
-def sharp_params(model, split: Split):
+def sharp_params(model, split: Subset):
     """Fresh parameters whose classifier is scaled and centred until it tells the images apart; the same on every mesh."""
     plain = small_model(seed=model.config.seed)
     params = plain.initial_state().params
     centre = (SIZE - CROP) // 2
-    pixels = jnp.asarray(split.images[:, centre : centre + CROP, centre : centre + CROP] - np.float32(127))
+    pixels = jnp.asarray(split.parts[0].images[:, centre : centre + CROP, centre : centre + CROP] - np.float32(127))
     params["fc8"]["kernel"] *= 300
     params["fc8"]["bias"] = -merge(plain.graph, params)(pixels).mean(0)
     return model.topology.put(jax.device_get(params), model.specs)
@@ -38,7 +39,7 @@ def reference(model, params, split, view_count):
     """One example at a time, views cut with NumPy, softmax averaged with NumPy."""
     network = jax.jit(lambda params, pixels: merge(model.graph, params)(pixels))
     probabilities = []
-    for image in split.images:
+    for image in split.parts[0].images:
         total = np.zeros(CLASSES)
         for view in views(view_count, SIZE, CROP):
             cut = image.astype(np.float32) - small_mean()

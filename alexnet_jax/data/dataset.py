@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float32
 
 from alexnet_jax.config import Config, parse_fold
-from alexnet_jax.data.loader import fold_split
-from alexnet_jax.data.store import Split, Store, open_store, store_path, synthetic_store
+from alexnet_jax.data.loader import Subset, fold_split, whole
+from alexnet_jax.data.store import Store, open_store, store_path, synthetic_store
 from alexnet_jax.errors import UserError
 from alexnet_jax.prepare import prepare
 
@@ -20,11 +20,11 @@ class Dataset:
 
     name: str
     classes: tuple[str, ...]
-    splits: Mapping[str, Split]
+    splits: Mapping[str, Subset]
     mean: Float32[np.ndarray, "size size 3"]
     fingerprint: str
 
-    def split(self, name: str) -> Split:
+    def split(self, name: str) -> Subset:
         """Raises UserError naming --split if the set has no such split."""
         if name not in self.splits:
             raise UserError(f"--split={name}: {self.name} has {', '.join(self.splits)}")
@@ -40,10 +40,9 @@ def open_dataset(config: Config) -> Dataset:
     store = _open(config)
     if "train" not in store.splits or not len(store.splits["train"]):
         raise UserError(f"--dataset={config.dataset} has no train split: it has {', '.join(store.splits) or 'none'}")
-    splits = dict(store.splits)
+    splits = {name: whole(split) for name, split in store.splits.items()}
     if fold := parse_fold(config.fold):
-        parts = [splits[name] for name in ("train", "validation") if name in splits]
-        pooled = Split(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "labels")))
+        pooled = whole(*(store.splits[name] for name in ("train", "validation") if name in store.splits))
         splits["train"], splits["validation"] = fold_split(pooled, *fold)
     if config.schedule == "plateau" and "validation" not in splits:
         raise UserError(

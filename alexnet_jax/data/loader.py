@@ -49,15 +49,42 @@ class Order:
         return self._cached[epoch]
 
 
-def take(split: Split, examples: Int64[np.ndarray, "batch"]) -> Batch:
-    """The examples in the given order, copied out of the memory map in ascending order, as a disk likes it."""
-    ascending = np.argsort(examples, kind="stable")
-    images = np.empty((len(examples), *split.images.shape[1:]), np.uint8)
-    images[ascending] = split.images[examples[ascending]]
-    return Batch(images, np.asarray(split.labels[examples]))
+@dataclass(frozen=True)
+class Subset:
+    """Examples of one or more stored splits. Nothing is copied out of their memory maps until `read`."""
+
+    parts: tuple[Split, ...]
+    rows: Int64[np.ndarray, "examples"]  # into the parts laid end to end
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def labels(self) -> Int32[np.ndarray, "examples"]:
+        """All labels, in order."""
+        return np.concatenate([part.labels for part in self.parts])[self.rows]
+
+    def read(self, examples: Int64[np.ndarray, "batch"]) -> Batch:
+        """These examples, in the given order; read in ascending order, as a disk likes it."""
+        wanted = self.rows[examples]
+        images = np.empty((len(wanted), *self.parts[0].images.shape[1:]), np.uint8)
+        labels = np.empty(len(wanted), np.int32)
+        start = 0
+        for part in self.parts:
+            places = np.flatnonzero((wanted >= start) & (wanted < start + len(part)))
+            places = places[np.argsort(wanted[places], kind="stable")]
+            images[places] = part.images[wanted[places] - start]
+            labels[places] = part.labels[wanted[places] - start]
+            start += len(part)
+        return Batch(images, labels)
 
 
-def training_batches(split: Split, order: Order, first_step: int, last_step: int, ahead: int = 2) -> Iterator[Batch]:
+def whole(*parts: Split) -> Subset:
+    """Every example of the parts, in order."""
+    return Subset(parts, np.arange(sum(map(len, parts))))
+
+
+def training_batches(split: Subset, order: Order, first_step: int, last_step: int, ahead: int = 2) -> Iterator[Batch]:
     """Batches of the steps from `first_step` up to `last_step`, exclusive, `ahead` of them read in a thread of their own.
 
     An error of the thread is raised here.
@@ -68,7 +95,7 @@ def training_batches(split: Split, order: Order, first_step: int, last_step: int
     def read() -> None:
         try:
             for step in range(first_step, last_step):
-                batches.put(take(split, order.step(step)))
+                batches.put(split.read(order.step(step)))
                 if stopped.is_set():
                     return
         except Exception as error:
@@ -90,21 +117,20 @@ def training_batches(split: Split, order: Order, first_step: int, last_step: int
             thread.join(timeout=0.05)
 
 
-def evaluation_batches(split: Split, batch_size: int) -> Iterator[tuple[Batch, int]]:
-    """Every example once, in order: full batches, the last one padded with zeros, and how many of each are real."""
+def evaluation_batches(split: Subset, batch_size: int) -> Iterator[tuple[Batch, int]]:
+    """Every example once, in order: full batches, the last one filled up with its own first example, and how many of
+    each are real."""
     for start in range(0, len(split), batch_size):
-        stop = min(start + batch_size, len(split))
-        images = np.zeros((batch_size, *split.images.shape[1:]), np.uint8)
-        labels = np.zeros(batch_size, np.int32)
-        images[: stop - start], labels[: stop - start] = split.images[start:stop], split.labels[start:stop]
-        yield Batch(images, labels), stop - start
+        real = min(batch_size, len(split) - start)
+        numbers = np.full(batch_size, start)
+        numbers[:real] = np.arange(start, start + real)
+        yield split.read(numbers), real
 
 
-def fold_split(pooled: Split, index: int, count: int) -> tuple[Split, Split]:
-    """(train, validation): fold `index` of `count` held out. The folds are the same whatever the seed of the run.
-
-    Copies the images, for sets that fit in memory.
-    """
+def fold_split(pooled: Subset, index: int, count: int) -> tuple[Subset, Subset]:
+    """(train, validation): fold `index` of `count` held out. The folds are the same whatever the seed of the run."""
     folds = epoch_order(0, 0, len(pooled)) % count
-    held, kept = np.flatnonzero(folds == index), np.flatnonzero(folds != index)
-    return tuple(Split(*take(pooled, chosen)) for chosen in (kept, held))  # pyright: ignore[reportReturnType]
+    return (
+        Subset(pooled.parts, pooled.rows[folds != index]),
+        Subset(pooled.parts, pooled.rows[folds == index]),
+    )
