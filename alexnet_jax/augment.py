@@ -1,4 +1,4 @@
-"""What happens to images on the device, inside the jitted step: crop, mirror, mean; the ten views (Section 4.1)."""
+"""What happens to images on the device, in the jitted step: crop, mirror, mean, colour noise; ten views (Section 4.1)."""
 
 from dataclasses import dataclass
 
@@ -35,6 +35,31 @@ def crops(
 
     cut = jax.vmap(crop)(images, top, left, mirrored)
     return cut if pixel_scale == (1.0, 1.0, 1.0) else cut / jnp.array(pixel_scale)
+
+
+def colour_noise(
+    pixels: Float[Array, "batch crop crop 3"],
+    components: Float[Array, "3 3"],
+    keys: Key[Array, "batch"],
+    strength: Float[Array, ""],
+    pixel_scale: tuple[float, float, float],
+) -> Float[Array, "batch crop crop 3"]:
+    """Colour noise as the 2012 source computes it: one shift of colour per image, then a division.
+
+    pixels := (pixels + sum of p_i * N(0, strength) * standard deviation_i) / (1 + strength). The text of Section 4.1 has the
+    eigenvalue, a variance, in place of the standard deviation, and no division.
+
+    Args:
+        pixels: mean-subtracted images, already divided by `pixel_scale`.
+        components: column i is the i-th principal component of the training pixels' colours (RGB, 0-255) times its
+            standard deviation.
+        keys: one per example.
+        strength: 0.1 in the paper; 0 changes nothing.
+        pixel_scale: the architecture's.
+    """
+    draws = jax.vmap(lambda key: jax.random.normal(key, (3,)))(keys)
+    shift = strength * draws @ components.T / jnp.array(pixel_scale)
+    return (pixels + shift[:, None, None, :]) / (1 + strength)
 
 
 def random_crops(

@@ -48,7 +48,6 @@ class Checkpoints:
             best_mode="min",
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
             create=writable,
-            read_only=not writable,
             cleanup_tmp_directories=writable,
         )
         handlers = {

@@ -15,7 +15,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
-from alexnet_jax.augment import crops, random_crops
+from alexnet_jax.augment import colour_noise, crops, random_crops
 from alexnet_jax.config import Config
 from alexnet_jax.data.loader import Batch
 from alexnet_jax.network import Params, initial_params, merge, param_specs, split
@@ -29,6 +29,20 @@ class TrainState(NamedTuple):
     step: Int[Array, ""]  # updates made so far
     params: Params
     optimizer: optax.OptState
+
+
+class Pixels(NamedTuple):
+    """What the pixels of the training set are like: `Dataset.mean` and `Dataset.colours`."""
+
+    mean: Float[Array, "size size 3"]
+    colours: Float[Array, "3 3"]
+
+
+class Knobs(NamedTuple):
+    """What the host turns from step to step."""
+
+    rates: Rates
+    colour_noise: Float[Array, ""]
 
 
 class Metrics(NamedTuple):
@@ -113,20 +127,22 @@ def example_keys(seed: int, step: Int[Array, ""], first: int | Int[Array, ""], c
     return jax.vmap(lambda position: jax.random.fold_in(key, position))(first + jnp.arange(count))
 
 
-def make_train_step(model: Model) -> Callable[[TrainState, Batch, Rates, Array], tuple[TrainState, Metrics]]:
-    """The compiled training step `(state, batch, rates, mean image) -> (state, metrics)`; the state is donated."""
+def make_train_step(model: Model) -> Callable[[TrainState, Batch, Knobs, Pixels], tuple[TrainState, Metrics]]:
+    """The compiled training step `(state, batch, knobs, pixels) -> (state, metrics)`; the state is donated."""
     config, topology = model.config, model.topology
     data, tower = topology.data, topology.tower
-    table = config.table()
+    scale = config.table().pixel_scale
 
-    def loss(params, images, labels, mean, keys):
-        crop_keys, dropout_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-        pixels = random_crops(images, mean, crop_keys, config.crop, table.pixel_scale, config.mirror)
-        logits = merge(model.graph, params)(pixels, tower=tower, dropout_keys=dropout_keys)
+    def loss(params, images, labels, keys, noise, pixels):
+        crop_keys, noise_keys, dropout_keys = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys)
+        inputs = random_crops(images, pixels.mean, crop_keys, config.crop, scale, config.mirror)
+        if config.colour_noise:
+            inputs = colour_noise(inputs, pixels.colours, noise_keys, noise, scale)
+        logits = merge(model.graph, params)(inputs, tower=tower, dropout_keys=dropout_keys)
         losses, ranks = cross_entropy(logits, labels), rank(logits, labels)
         return losses.mean(), Metrics(losses.mean(), (ranks >= 1).mean(), (ranks >= 5).mean())
 
-    def gradients(params, batch, mean, keys):
+    def gradients(params, batch, keys, *constants):
         """Mean over this device's share, in `accumulate` parts, one after the other."""
         parts = config.accumulate
         shares = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), (*batch, keys))
@@ -135,15 +151,15 @@ def make_train_step(model: Model) -> Callable[[TrainState, Batch, Rates, Array],
         for images, labels, part_keys in zip(*shares, strict=True):
             if total is not None:  # so that only one part's activations are alive at a time
                 total, images = lax.optimization_barrier((total, images))
-            (_, metrics), grads = slope(params, images, labels, mean, part_keys)
+            (_, metrics), grads = slope(params, images, labels, part_keys, *constants)
             total = (grads, metrics) if total is None else jax.tree.map(jnp.add, total, (grads, metrics))
         return jax.tree.map(lambda x: x / parts, total)
 
-    def step(state: TrainState, batch: Batch, rates: Rates, mean: Array) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Batch, knobs: Knobs, pixels: Pixels) -> tuple[TrainState, Metrics]:
         share = len(batch.labels)
         keys = example_keys(config.seed, state.step, data.index() * share, share)
-        grads, metrics = data.mean(gradients(state.params, batch, mean, keys))
-        updates, optimizer = model.transformation(rates).update(grads, state.optimizer, state.params)
+        grads, metrics = data.mean(gradients(state.params, batch, keys, knobs.colour_noise, pixels))
+        updates, optimizer = model.transformation(knobs.rates).update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, optimizer), metrics  # pyright: ignore[reportArgumentType]
 

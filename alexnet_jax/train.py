@@ -21,7 +21,7 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.evaluate import Evaluator, make_viewer
 from alexnet_jax.metrics import Recorder, Row, Stopwatch, Window
 from alexnet_jax.optimizer import Plateau, Schedule
-from alexnet_jax.step import Metrics, Model, TrainState, make_model, make_nonfinite_count, make_train_step
+from alexnet_jax.step import Knobs, Metrics, Model, Pixels, TrainState, make_model, make_nonfinite_count, make_train_step
 from alexnet_jax.topology import make_topology
 from alexnet_jax.workdir import open_for_training
 
@@ -108,18 +108,28 @@ class Trainer:
         split = self._dataset.splits["train"]
         order = Order(self._model.config.seed, len(split), self._model.config.batch_size)
         batches = training_batches(split, order, progress.step, calendar.total_steps)
-        rates, rates_on_device = {}, {}
+        knobs: Knobs | None = None
+        knobs_on_device: Any = None
+        on_host = Pixels(self._dataset.mean, self._dataset.colours)  # pyright: ignore[reportArgumentType]
+        pixels = put(on_host, P())
         with jax.transfer_guard("disallow"):
             for batch in batches:
-                due = self._schedule.rates(progress.step, progress.plateau)
-                if due != rates:
-                    rates, rates_on_device = due, put(jax.tree.map(np.float32, due), P())
+                due = self._due(progress)
+                if due != knobs:  # seldom, so it costs nothing
+                    knobs, knobs_on_device = due, put(jax.tree.map(np.float32, due), P())
                 rate = self._schedule.rate(progress.step, progress.plateau)
-                state, metrics = self._train_step(state, put(batch, P("data")), rates_on_device, self._viewer.mean)
+                state, metrics = self._train_step(state, put(batch, P("data")), knobs_on_device, pixels)
                 self._note(progress, rate, metrics)
                 if calendar.validates_after(progress.step) or calendar.saves_after(progress.step):
                     self._pause(state, progress)
         self._flush(progress)
+
+    def _due(self, progress: Progress) -> Knobs:
+        """The learning rates and the colour noise of the step to come, on the host."""
+        config, step = self._model.config, progress.step
+        noisy = self._calendar.epoch(step) < config.colour_noise_epochs
+        rates = self._schedule.rates(step, progress.plateau)
+        return Knobs(rates, config.colour_noise if noisy else 0.0)  # pyright: ignore[reportArgumentType]
 
     def _note(self, progress: Progress, rate: float, metrics: Metrics) -> None:
         """Counts the step just started and reads the metrics of the one before it."""

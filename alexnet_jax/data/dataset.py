@@ -16,12 +16,13 @@ from alexnet_jax.prepare import prepare
 
 @dataclass(frozen=True)
 class Dataset:
-    """Splits by name ('train', 'validation', 'test'), class names, and the mean to subtract."""
+    """Splits by name ('train', 'validation', 'test'), class names, and statistics of the training pixels."""
 
     name: str
     classes: tuple[str, ...]
     splits: Mapping[str, Subset]
     mean: Float32[np.ndarray, "size size 3"]
+    colours: Float32[np.ndarray, "3 3"]  # columns: principal components of the colours times their standard deviations
     fingerprint: str
 
     def split(self, name: str) -> Subset:
@@ -50,7 +51,14 @@ def open_dataset(config: Config) -> Dataset:
             "hold out a tenth of train with --fold=0/10, or choose --schedule=steps"
         )
     mean = store.mean_image if config.mean == "image" else np.broadcast_to(store.channel_mean, store.mean_image.shape)
-    return Dataset(config.dataset, store.classes, splits, np.ascontiguousarray(mean), store.fingerprint)
+    return Dataset(
+        name=config.dataset,
+        classes=store.classes,
+        splits=splits,
+        mean=np.ascontiguousarray(mean),
+        colours=store.colour_vectors * store.colour_std,
+        fingerprint=store.fingerprint,
+    )
 
 
 def _open(config: Config) -> Store:

@@ -1,0 +1,94 @@
+"""The launch scripts and the README's commands, word for word, in a copy of the repository with short training."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from networks import ROOT
+
+TFDS = ROOT.parent / "shared" / "data" / "tfds"
+PREFIX = Path(sys.prefix)
+
+
+def readme_blocks() -> list[str]:
+    """The bash blocks of the README, in order."""
+    return re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+
+
+def shell(script: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A block as a person pastes it into a terminal, stopping at the first failure."""
+    return subprocess.run(
+        ["bash", "-euc", script], cwd=cwd, capture_output=True, text=True, timeout=1200, check=False,
+        env=os.environ | environment,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory) -> Path:
+    """The repository as git would hand it out, with one epoch in the quickstart and this environment as its .venv."""
+    folder = tmp_path_factory.mktemp("clone") / "alexnet_jax"
+    tracked = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in tracked.stdout.splitlines():
+        if (ROOT / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    flagfile = folder / "experiments" / "quickstart.cfg"
+    flagfile.write_text(flagfile.read_text() + "--epochs=1\n--log_every=5\n")
+    (folder / ".venv").symlink_to(PREFIX)
+    return folder
+
+
+@pytest.mark.slow
+def test_the_readme_word_for_word(copy):
+    blocks = readme_blocks()
+    assert "./launch/test\n" in blocks
+    for block in blocks:
+        if block == "./launch/test\n":  # which is what runs this
+            continue
+        if "cifar10" in block and not TFDS.exists():
+            print("skipped, for CIFAR-10 is not at hand:", block)
+            continue
+        result = shell(block, copy, TFDS_DATA_DIR=str(TFDS))
+        assert result.returncode == 0, f"{block}\n{result.stdout}\n{result.stderr}"
+        if "quickstart\n" in block:
+            lines = result.stdout.splitlines()
+            scores = [json.loads(line) for line in lines if line.startswith("{")]
+            assert [(score["views"], score["examples"]) for score in scores] == [(1, 661), (10, 661)]
+            assert all((copy / line).exists() for line in lines if line.endswith(".png"))
+            assert sum(line.endswith(".png") for line in lines) == 2
+    for workdir in ("seed1", "towers", "quickstart"):
+        assert (copy / "runs" / workdir / "metrics.jsonl").exists()
+    assert (copy / "runs" / "both.npz").exists()
+
+
+def test_an_old_python_is_told_what_is_needed(tmp_path):
+    old = tmp_path / "python"
+    old.write_text("#!/bin/sh\n[ \"$1\" = --version ] && echo 'Python 3.9.1' && exit\nexit 1\n")
+    old.chmod(0o755)
+    result = shell(f"{ROOT}/launch/quickstart", tmp_path, PYTHON=str(old), VENV=str(tmp_path / "venv"))
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"error: {old} is Python 3.9.1; Python 3.11, 3.12 or 3.13 is needed")
+    assert not (tmp_path / "venv").exists()
+
+
+def test_the_scripts_parse_and_can_be_run():
+    for script in (*sorted((ROOT / "launch").iterdir()), ROOT / ".ci" / "run"):
+        assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
+        assert os.access(script, os.X_OK) or script.name == "environment"
+
+
+def test_every_module_is_in_the_readmes_tree():
+    readme = (ROOT / "README.md").read_text()
+    for module in (ROOT / "alexnet_jax").glob("*.py"):
+        assert module.name == "__init__.py" or module.name in readme, module.name
