@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
+COLOUR_NOISE = 0.1  # standard deviation of the draws, Section 4.1
+
 
 @dataclass(frozen=True)
 class View:
@@ -54,7 +56,7 @@ def colour_noise(
         components: column i is the i-th principal component of the training pixels' colours (RGB, 0-255) times its
             standard deviation.
         keys: one per example.
-        strength: 0.1 in the paper; 0 changes nothing.
+        strength: COLOUR_NOISE; 0 changes nothing.
         pixel_scale: the architecture's.
     """
     draws = jax.vmap(lambda key: jax.random.normal(key, (3,)))(keys)

@@ -44,9 +44,7 @@ class Config:
     crop_size: int = _field(0, "side in pixels of the random crops; 0: the table's own, 224 or 227", minimum=0)
     mean: str = _field("image", "subtract the mean image (Section 2) or channel mean", choices=("image", "channel"))
     mirror: bool = _field(True, "mirror half of the training images (Section 4.1)")
-    colour_noise: float = _field(
-        0.1, "standard deviation of the colour noise, in those of the colours (Section 4.1: 0.1); 0: none", minimum=0
-    )
+    colour_noise: str = _field("2012", "colour noise of Section 4.1, as the 2012 source has it", choices=("2012", "none"))
     colour_noise_epochs: float = _field(65.0, "epochs with colour noise (2012: all but the last 25)", minimum=0)
     fold: str = _field("", "I/K: hold out fold I of K of train and validation together as the validation split")
     # Optimisation

@@ -136,7 +136,7 @@ def make_train_step(model: Model) -> Callable[[TrainState, Batch, Knobs, Pixels]
     def loss(params, images, labels, keys, noise, pixels):
         crop_keys, noise_keys, dropout_keys = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys)
         inputs = random_crops(images, pixels.mean, crop_keys, config.crop, scale, config.mirror)
-        if config.colour_noise:
+        if config.colour_noise != "none":
             inputs = colour_noise(inputs, pixels.colours, noise_keys, noise, scale)
         logits = merge(model.graph, params)(inputs, tower=tower, dropout_keys=dropout_keys)
         losses, ranks = cross_entropy(logits, labels), rank(logits, labels)

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Int32
 
 from alexnet_jax import cli
+from alexnet_jax.augment import COLOUR_NOISE
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.config import Config, define_flags, from_flags
 from alexnet_jax.data.dataset import Dataset, open_dataset
@@ -97,7 +98,7 @@ class Trainer:
         self._evaluator = Evaluator(model.topology, config.batch_size)
         self._viewer = make_viewer(model, dataset.mean)
         self._count_nonfinite = make_nonfinite_count(model)
-        self._watch = Stopwatch()
+        self._watch, self._steps_timed, self._speed = Stopwatch(), 0, 0.0
         self._pending: tuple[int, float, Metrics] | None = None
         self._label_entropy = _entropy(dataset.splits["train"].labels)
         self._warned_dead = False
@@ -127,9 +128,9 @@ class Trainer:
     def _due(self, progress: Progress) -> Knobs:
         """The learning rates and the colour noise of the step to come, on the host."""
         config, step = self._model.config, progress.step
-        noisy = self._calendar.epoch(step) < config.colour_noise_epochs
+        noise = COLOUR_NOISE if self._calendar.epoch(step) < config.colour_noise_epochs else 0.0
         rates = self._schedule.rates(step, progress.plateau)
-        return Knobs(rates, config.colour_noise if noisy else 0.0)  # pyright: ignore[reportArgumentType]
+        return Knobs(rates, noise)  # pyright: ignore[reportArgumentType]
 
     def _note(self, progress: Progress, rate: float, metrics: Metrics) -> None:
         """Counts the step just started and reads the metrics of the one before it."""
@@ -148,10 +149,11 @@ class Trainer:
             raise self._diverged(step, f"the loss is {loss}")
         window = progress.window
         window.add(loss, top1, top5)
-        speed = 0.0
+        self._steps_timed += 1
         if self._calendar.logs(step):
-            examples = window.steps * self._model.config.batch_size
-            speed = examples / self._watch.lap()
+            batch_size = self._model.config.batch_size
+            # A window may have begun before a resume, so its own steps are not what the watch has timed.
+            self._speed, self._steps_timed = self._steps_timed * batch_size / self._watch.lap(), 0
             row = Row(
                 step=step,
                 epoch=self._calendar.epoch(step),
@@ -160,13 +162,13 @@ class Trainer:
                 top1_error=100 * window.top1 / window.steps,
                 top5_error=100 * window.top5 / window.steps,
                 learning_rate=rate,
-                images_per_second=speed,
-                examples=examples,
+                images_per_second=self._speed,
+                examples=window.steps * batch_size,
             )
             self._recorder.write(row)
             self._warn_if_dead(step, row.loss)
             progress.window = Window()
-        self._recorder.progress(step, loss, top1, speed)
+        self._recorder.progress(step, loss, top1, self._speed)
 
     def _pause(self, state: TrainState, progress: Progress) -> None:
         """Validation, then checkpoint, where the calendar says."""

@@ -10,7 +10,7 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.step import TrainState
 
 # Orbax leaves the other reads of a failed restore to an event loop that is closed when they end.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
 
 
 def whole_state(model, state: TrainState) -> list[np.ndarray]:

@@ -54,6 +54,7 @@ def reference(model, params, split, view_count):
     return probabilities, -np.log(own).mean(), 100 * (ranks >= 1).mean(), 100 * (ranks >= 5).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("view_count", [1, 10])
 def test_centre_and_ten_views_against_numpy(view_count):
     model, split = small_model(), noise_split(13)
@@ -81,6 +82,7 @@ def test_661_images_count_661_on_every_mesh_and_batch_size():
         assert score.loss == pytest.approx(scores[0].loss, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_an_ensemble_averages_probabilities():
     models = [small_model(), small_model(seed=1)]
     split = noise_split(9)

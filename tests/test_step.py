@@ -68,6 +68,7 @@ def test_initial_parameters_are_the_tables():
     assert not np.array_equal(params["conv1"]["kernel"], other["conv1"]["kernel"])
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_low_and_keeps_float32_masters():
     logits = {}
     for precision in ("float32", "bfloat16"):
@@ -93,6 +94,7 @@ def test_rank_is_the_place_in_a_stable_sort():
     np.testing.assert_array_equal(rank(jnp.full((2, 9), jnp.nan), jnp.array([0, 3])), [9, 9])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", ["1x1", "1x2"])
 def test_a_parameter_that_is_not_finite_is_counted_wherever_it_lies(mesh):
     model = small_model(mesh=mesh)

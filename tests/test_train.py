@@ -127,6 +127,19 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
 
 
 @pytest.mark.slow
+def test_colour_noise_ends_after_its_epochs(data_dir, tmp_path):
+    """50 images in batches of 8: step 7 is the last that begins within the first epoch."""
+    losses = {}
+    for name, fields in {"none": {"colour_noise": "none"}, "never": {"colour_noise_epochs": 0}, "some": {}}.items():
+        defaults = {"colour_noise_epochs": 1.0, "steps": 9, "log_every": 1, "freeze": tuple(small_model().shapes)}
+        train(tiny_config(data_dir, tmp_path / name, **defaults | fields))
+        losses[name] = np.array([row["loss"] for row in read_rows(tmp_path / name) if row["split"] == "train"])
+    np.testing.assert_allclose(losses["never"], losses["none"], rtol=1e-6)
+    changed = ~np.isclose(losses["some"], losses["none"], rtol=1e-6)
+    assert changed.tolist() == [True] * 7 + [False] * 2
+
+
+@pytest.mark.slow
 def test_a_dead_network_is_told(data_dir, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("alexnet_jax.train.DEAD_AFTER_STEPS", 4)
     train(tiny_config(data_dir, tmp_path / "dead", freeze=tuple(small_model().shapes)))
