@@ -81,7 +81,7 @@ class Network(nnx.Module):
             architecture: the layer table.
             classes: number of outputs.
             crop_size: side of the input in pixels.
-            dtype: float32 or bfloat16, of activations and products; the parameters and the logits stay float32.
+            dtype: of activations and products, float32 or bfloat16; parameters and logits are float32.
             rngs: its `params` stream draws the initial kernels.
 
         Raises:
@@ -155,8 +155,9 @@ class Network(nnx.Module):
 
     def _classify(self, x: Towers, weights: Weights, tower: Axis) -> Float[Array, "batch classes"]:
         kernels = weights.kernel[...].astype(self.dtype)
+        widest = jnp.promote_types(self.dtype, jnp.float32)
         partial = sum(
-            jnp.dot(x_t.reshape(len(x_t), -1), kernels[t], preferred_element_type=jnp.float32) for t, x_t in enumerate(x)
+            jnp.dot(x_t.reshape(len(x_t), -1), kernels[t], preferred_element_type=widest) for t, x_t in enumerate(x)
         )
         # The bias is added after the sum, so its gradient needs no exchange between the towers.
         return tower.sum_of_partials(jnp.asarray(partial)) + weights.bias[...]

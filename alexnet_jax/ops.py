@@ -1,6 +1,6 @@
 """The operations of Section 3, each with a gradient of its own where the stock one is slow: see the notes in each.
 
-All arrays are NHWC. Every function takes float32 or bfloat16 and returns the same dtype.
+All arrays are NHWC. Every function returns the dtype that it is given: bfloat16, float32 or float64.
 """
 
 from functools import partial
@@ -48,6 +48,10 @@ def _window_sum(x: Float[Array, "... maps"], size: int) -> Float[Array, "... map
     return sum(lax.slice_in_dim(padded, i, i + x.shape[-1], axis=-1) for i in range(size))  # pyright: ignore
 
 
+def _at_least_float32(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def _power(d: Float[Array, "..."], beta: float) -> Float[Array, "..."]:
     """d ** -beta; for the paper's 0.75 by two square roots, which is several times faster than a power."""
     if beta != 0.75:
@@ -58,7 +62,7 @@ def _power(d: Float[Array, "..."], beta: float) -> Float[Array, "..."]:
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _map_norm(x, norm: ResponseNorm):
-    wide = x.astype(jnp.float32)
+    wide = _at_least_float32(x)
     scale = _power(norm.k + norm.alpha * _window_sum(wide * wide, norm.size), norm.beta)
     return (wide * scale).astype(x.dtype)
 
@@ -69,7 +73,7 @@ def _map_norm_forward(x, norm):
 
 def _map_norm_backward(norm, x, g):
     # dx = g d^-b - 2 a b x S(g x d^(-b-1)). S mirrored is S itself for the odd sizes that `response_norm` admits.
-    wide, g_wide = x.astype(jnp.float32), g.astype(jnp.float32)
+    wide, g_wide = _at_least_float32(x), _at_least_float32(g)
     d = norm.k + norm.alpha * _window_sum(wide * wide, norm.size)
     scale = _power(d, norm.beta)
     spread = _window_sum(g_wide * wide * scale / d, norm.size)
@@ -80,7 +84,7 @@ _map_norm.defvjp(_map_norm_forward, _map_norm_backward)
 
 
 def response_norm(x: Float[Array, "batch height width maps"], norm: ResponseNorm) -> Float[Array, "batch height width maps"]:
-    """Local response normalisation of one tower's maps, Section 3.3, in float32 arithmetic whatever the dtype.
+    """Local response normalisation of one tower's maps, Section 3.3; bfloat16 is computed in float32.
 
     Across maps only `x` is kept for the gradient, which is 4x faster than differentiating a reduce_window.
 
@@ -91,7 +95,7 @@ def response_norm(x: Float[Array, "batch height width maps"], norm: ResponseNorm
         raise ValueError(f"a response norm needs an odd window, got {norm.size}")
     if norm.across == "maps":
         return _map_norm(x, norm)
-    wide = x.astype(jnp.float32)
+    wide = _at_least_float32(x)
     window = (1, norm.size, norm.size, 1)
     total = lax.reduce_window(wide * wide, 0.0, lax.add, window, (1, 1, 1, 1), "SAME")
     return (wide * _power(norm.k + norm.alpha * total, norm.beta)).astype(x.dtype)

@@ -24,7 +24,7 @@ def shell(script: str, cwd: Path, **environment: str) -> subprocess.CompletedPro
     """A block as a person pastes it into a terminal, stopping at the first failure."""
     return subprocess.run(
         ["bash", "-euc", script], cwd=cwd, capture_output=True, text=True, timeout=1200, check=False,
-        env=os.environ | environment,
+        env={name: value for name, value in os.environ.items() if name != "REQUIREMENTS"} | environment,
     )  # fmt: skip
 
 

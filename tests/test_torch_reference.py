@@ -45,8 +45,7 @@ def torch_forward(name: str, w: dict, images):
 
 
 def to_torch(params: dict) -> dict:
-    """Towers side by side along the outputs; fc8's along the inputs. In float64: in float32 rounding moves the winner of a
-    nearly tied pooling window now and then, which is 1e-2 of a gradient."""
+    """Towers side by side along the outputs, fc8's along the inputs; float64."""
     weights = {}
     for layer, values in params.items():
         kernel = np.asarray(values["kernel"])
@@ -68,14 +67,14 @@ def relative_error(ours, theirs) -> float:
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "crop_size"), [("paper", 227), ("paper", 131), ("caffe", 227), ("torchvision", 224)])
-def test_logits_and_gradients(name, crop_size):
+def compare(name: str, crop_size: int, dtype: str, tolerance: float, seed: int = 0) -> None:
+    """Logits and every gradient of the mean loss: the largest difference against the largest value."""
     table = ARCHITECTURES[name]
     params = jax.jit(lambda key: initial_params(table, classes=CLASSES, crop_size=crop_size, key=key))(jax.random.key(1))
-    graph, _ = split(table, classes=CLASSES, crop_size=crop_size, dtype=jnp.dtype(jnp.float32))
-    rng = np.random.default_rng(0)
-    images = rng.normal(0, 60 if name != "torchvision" else 1, (2, crop_size, crop_size, 3)).astype(np.float32)
+    params = jax.tree.map(lambda x: jnp.asarray(x, dtype), params)
+    graph, _ = split(table, classes=CLASSES, crop_size=crop_size, dtype=jnp.dtype(dtype))
+    rng = np.random.default_rng(seed)
+    images = rng.normal(0, 60 if name != "torchvision" else 1, (2, crop_size, crop_size, 3)).astype(dtype)
     labels = np.array([3, 9])
 
     def loss(params):
@@ -87,9 +86,26 @@ def test_logits_and_gradients(name, crop_size):
     their_logits = torch_forward(name, weights, torch.tensor(images, dtype=torch.float64))
     functional.cross_entropy(their_logits, torch.tensor(labels)).backward()
 
-    assert relative_error(np.asarray(logits), their_logits.detach().numpy()) < 1e-4
+    assert logits.dtype == dtype
+    assert relative_error(np.asarray(logits), their_logits.detach().numpy()) < tolerance
     ours = to_torch(gradients)
     for layer, values in weights.items():
         for part, value in values.items():
             error = relative_error(ours[layer][part].detach().numpy(), value.grad.numpy())
-            assert error < 1e-4, f"{layer} {part}: {error:.1e}"
+            assert error < tolerance, f"{layer} {part}: {error:.1e}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "crop_size"), [("paper", 227), ("caffe", 227), ("torchvision", 224)])
+def test_the_mathematics_in_float64(name, crop_size):
+    """At full size. In float32 rounding moves the winner of a nearly tied pooling window now and then, which changes a
+    gradient by 1e-2 in either library; in float64 nothing of the sort hides a mistake."""
+    with jax.enable_x64(True):
+        compare(name, crop_size, "float64", 1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["paper", "caffe", "torchvision"])
+def test_the_arithmetic_in_float32(name):
+    """On images with few windows, of which no two values are nearly tied."""
+    compare(name, 67, "float32", 1e-4, seed=1)
