@@ -1,5 +1,8 @@
 """Checkpoints: any mesh to any other, what is kept, what damage does, whose checkpoint it is."""
 
+import gc
+import time
+
 import jax
 import numpy as np
 import pytest
@@ -9,8 +12,16 @@ from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.errors import UserError
 from alexnet_jax.step import TrainState
 
-# Orbax leaves the other reads of a failed restore to an event loop that is closed when they end.
+# Orbax leaves the other reads of a failed restore to an event loop that is closed when they end; see `collected` too.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
+
+
+@pytest.fixture(autouse=True)
+def collected():
+    """Lets such reads end and be reported here, and not in the middle of another module's test."""
+    yield
+    time.sleep(0.2)
+    gc.collect()
 
 
 def whole_state(model, state: TrainState) -> list[np.ndarray]:
