@@ -59,7 +59,8 @@ def test_the_readme_word_for_word(copy):
         if "cifar10" in block and not TFDS.exists():
             print("skipped, for CIFAR-10 is not at hand:", block)
             continue
-        result = shell(block, copy, TFDS_DATA_DIR=str(TFDS))
+        path = f"{PREFIX}/bin:{os.environ['PATH']}"  # activated once, in an earlier block
+        result = shell(block, copy, TFDS_DATA_DIR=str(TFDS), PATH=path)
         assert result.returncode == 0, f"{block}\n{result.stdout}\n{result.stderr}"
         if "quickstart\n" in block:
             lines = result.stdout.splitlines()
