@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
@@ -39,29 +40,45 @@ def crops(
     return cut if pixel_scale == (1.0, 1.0, 1.0) else cut / jnp.array(pixel_scale)
 
 
+def colour_components(form: str, std: Float[np.ndarray, "3"], vectors: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "3 3"]:
+    """The shifts of colour that a draw of 1 makes: column i is principal component i times its size, RGB on 0 to 255.
+
+    The 2012 source scales a component by its standard deviation. The text of Section 4.1 has the eigenvalue, which is the
+    variance; that is a shift of colour only on a stated scale. It is taken on 0 to 1, the common reading, under which all
+    three shifts are visible but weak; on 0 to 255 the first one would be of some 1,500 levels.
+
+    Args:
+        form: '2012' or 'paper'.
+        std: standard deviations along the components, the square roots of the eigenvalues, on 0 to 255.
+        vectors: the components, in columns.
+    """
+    return vectors * (std if form == "2012" else std**2 / 255)
+
+
 def colour_noise(
     pixels: Float[Array, "batch crop crop 3"],
     components: Float[Array, "3 3"],
     keys: Key[Array, "batch"],
     strength: Float[Array, ""],
+    form: str,
     pixel_scale: tuple[float, float, float],
 ) -> Float[Array, "batch crop crop 3"]:
-    """Colour noise as the 2012 source computes it: one shift of colour per image, then a division.
+    """Colour noise of Section 4.1: one shift of colour per image.
 
-    pixels := (pixels + sum of p_i * N(0, strength) * standard deviation_i) / (1 + strength). The text of Section 4.1 has the
-    eigenvalue, a variance, in place of the standard deviation, and no division.
+    'paper': pixels + sum of component_i * N(0, strength); '2012': the same, divided by (1 + strength).
 
     Args:
         pixels: mean-subtracted images, already divided by `pixel_scale`.
-        components: column i is the i-th principal component of the training pixels' colours (RGB, 0-255) times its
-            standard deviation.
+        components: from `colour_components`.
         keys: one per example.
         strength: COLOUR_NOISE; 0 changes nothing.
+        form: '2012' or 'paper'.
         pixel_scale: the architecture's.
     """
     draws = jax.vmap(lambda key: jax.random.normal(key, (3,)))(keys)
     shift = strength * draws @ components.T / jnp.array(pixel_scale)
-    return (pixels + shift[:, None, None, :]) / (1 + strength)
+    shifted = pixels + shift[:, None, None, :]
+    return shifted / (1 + strength) if form == "2012" else shifted
 
 
 def random_crops(

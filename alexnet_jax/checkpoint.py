@@ -4,7 +4,6 @@ W/checkpoints/<step>/ has the items `params`, `optimizer` and `progress` (JSON).
 axis, and land on whatever mesh asks for them.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -198,11 +197,3 @@ def _path(path: tuple[Any, ...]) -> str:
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises UserError naming it if it is not readable or not JSON."""
-    try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error

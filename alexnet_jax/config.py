@@ -38,13 +38,17 @@ class Config:
         "float32", "of activations and products; parameters stay float32", choices=("float32", "bfloat16")
     )
     # Data
-    dataset: str = _field("groceries", "'groceries' (embedded photographs), 'synthetic', or the name of a TFDS set")
+    dataset: str = _field("groceries", "'groceries' (embedded photographs), 'synthetic', 'folder:PATH', or a TFDS name")
     data_dir: str = _field("data", "folder of the prepared sets", alters_run=False)
     image_size: int = _field(256, "side in pixels of the prepared images (Section 2: 256)", minimum=1)
+    resize: str = _field(
+        "centre", "how they were prepared: the centre square (Section 2), or warped (Caffe)", choices=("centre", "warp")
+    )
     crop_size: int = _field(0, "side in pixels of the random crops; 0: the table's own, 224 or 227", minimum=0)
     mean: str = _field("image", "subtract the mean image (Section 2) or channel mean", choices=("image", "channel"))
     mirror: bool = _field(True, "mirror half of the training images (Section 4.1)")
-    colour_noise: str = _field("2012", "colour noise of Section 4.1, as the 2012 source has it", choices=("2012", "none"))
+    colour_noise: str = _field("2012", "colour noise of Section 4.1, as the 2012 source or the paper's text has it",
+                               choices=("2012", "paper", "none"))  # fmt: skip
     colour_noise_epochs: float = _field(65.0, "epochs with colour noise (2012: all but the last 25)", minimum=0)
     fold: str = _field("", "I/K: hold out fold I of K of train and validation together as the validation split")
     # Optimisation
@@ -70,6 +74,12 @@ class Config:
     seed: int = _field(0, "of the parameters, the order of images, crops and dropout", minimum=0)
     # Machine
     mesh: str = _field("auto", "DATAxTOWER devices, such as 4x2, or auto", alters_run=False)
+    data_on_device: str = _field(
+        "auto",
+        "keep the images in device memory; auto: where they fit",
+        choices=("auto", "yes", "no"),
+        alters_run=False,
+    )
     host_devices: int = _field(0, "force this many CPU devices; 0: the machine's", alters_run=False, minimum=0)
     spmd: Spmd = _field("shard_map", "how the per-device step is run", choices=("shard_map", "pmap"), alters_run=False)
     # Records (in steps)

@@ -4,7 +4,6 @@ python -m alexnet_jax.evaluate --workdir=W [--workdir=W2 ...] [--views=10] [--sp
 """
 
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,8 +24,10 @@ from alexnet_jax.augment import views
 from alexnet_jax.checkpoint import Checkpoints, chosen_step
 from alexnet_jax.config import Config, check, define_flags
 from alexnet_jax.data.dataset import Dataset, open_dataset
-from alexnet_jax.data.loader import Subset, evaluation_batches
+from alexnet_jax.data.feed import Feed
+from alexnet_jax.data.loader import Subset, evaluation_order
 from alexnet_jax.errors import UserError
+from alexnet_jax.files import replacing
 from alexnet_jax.network import Params
 from alexnet_jax.step import Model, make_model, make_view_step, rank
 from alexnet_jax.topology import Topology, make_topology
@@ -78,13 +79,13 @@ class Evaluator:
         self._judge = topology.compile(judge, (P("data"), P("data")), (P("data"), P("data")))
 
     def __call__(
-        self, members: Sequence[Member], split: Subset, view_count: int = 1, *, keep: bool = False, quiet: bool = True
+        self, members: Sequence[Member], feed: Feed, view_count: int = 1, *, keep: bool = False, quiet: bool = True
     ) -> tuple[Score, Float32[np.ndarray, "examples classes"] | None]:
         """The score of the averaged softmax of all members and views, and with `keep` its logarithm for every example.
 
         Args:
             members: networks on this evaluator's mesh.
-            split: the examples.
+            feed: the examples.
             view_count: 1 (centre) or 10.
             keep: return the averaged log probabilities.
             quiet: show no progress.
@@ -92,11 +93,13 @@ class Evaluator:
         Raises:
             RuntimeError: the examples judged are not all examples of the split.
         """
-        losses, ranks, kept = [], [], []
-        batches = evaluation_batches(split, self._batch_size)
-        count = -(-len(split) // self._batch_size)
-        for batch, real in track(batches, "evaluating", count, console=Console(stderr=True), disable=quiet):
-            images, labels = self._topology.put(batch, P("data"))
+        losses, ranks, kept, split = [], [], [], feed.split
+        order = list(evaluation_order(len(split), self._batch_size))
+        batches = feed.batches(numbers for numbers, _ in order)
+        steps = zip(order, batches, strict=True)
+        for (_, real), (images, labels) in track(
+            steps, "evaluating", len(order), console=Console(stderr=True), disable=quiet
+        ):
             total = self._log_probabilities(members, images, view_count)
             results = self._topology.fetch(self._judge(total, labels), P("data"))
             losses.append(results[0][:real])
@@ -108,7 +111,7 @@ class Evaluator:
             raise RuntimeError(f"judged {score.examples} examples of {len(split)}")
         return score, np.concatenate(kept) if keep else None
 
-    def _log_probabilities(self, members: Sequence[Member], images: jax.Array, view_count: int) -> Any:
+    def _log_probabilities(self, members: Sequence[Member], images: Any, view_count: int) -> Any:
         """log of the mean softmax over members and views."""
         total = None
         weight = -np.log(len(members) * view_count).astype(np.float32)
@@ -140,10 +143,8 @@ def load_member(config: Config, step: str, topology: Topology, dataset: Dataset)
 
 def write_predictions(path: Path, log_probabilities: np.ndarray, split: Subset, classes: Sequence[str]) -> None:
     """An .npz in order of the split: probabilities (examples, classes) float32, labels (examples,) int32, class names."""
-    beside = path.with_name(path.name + ".tmp")
-    with beside.open("wb") as file:
+    with replacing(path, "wb") as file:
         np.savez(file, probabilities=np.exp(log_probabilities), labels=split.labels, classes=np.array(classes))
-    os.replace(beside, path)
 
 
 def main() -> None:
@@ -174,7 +175,7 @@ def main() -> None:
     evaluator = Evaluator(topology, first.batch_size)
     members = [member for member, _ in loaded]
     quiet = not sys.stderr.isatty()
-    score, kept = evaluator(members, split, options.views, keep=bool(options.predictions), quiet=quiet)
+    score, kept = evaluator(members, Feed(topology, split), options.views, keep=bool(options.predictions), quiet=quiet)
     if kept is not None:
         write_predictions(Path(options.predictions), kept, split, datasets[0].classes)
     steps = [step for _, step in loaded]

@@ -3,7 +3,6 @@
 python -m alexnet_jax.figures --workdir=W
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from alexnet_jax import cli
 from alexnet_jax.checkpoint import Checkpoints, chosen_step
 from alexnet_jax.config import Config
 from alexnet_jax.errors import UserError
+from alexnet_jax.files import replacing
 from alexnet_jax.metrics import read_rows
 from alexnet_jax.step import make_model
 from alexnet_jax.topology import make_topology
@@ -81,10 +81,8 @@ def save_figure(figure: Figure, folder: Path, name: str) -> Path:
     """Writes `name` as PNG and SVG, each beside its target and renamed; returns the PNG's path."""
     folder.mkdir(parents=True, exist_ok=True)
     for extension in EXTENSIONS:
-        path = folder / f"{name}.{extension}"
-        beside = path.with_name(f".{path.name}.tmp")
-        figure.savefig(beside, format=extension, dpi=150)
-        os.replace(beside, path)
+        with replacing(folder / f"{name}.{extension}", "wb") as file:
+            figure.savefig(file, format=extension, dpi=150)
     plt.close(figure)
     return folder / f"{name}.png"
 

@@ -1,7 +1,6 @@
 """The record of a run: metrics.jsonl, TensorBoard events beside it, and a live line on a terminal."""
 
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -13,6 +12,8 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
+
+from alexnet_jax.files import replacing
 
 SplitName = Literal["train", "validation", "test"]
 
@@ -93,9 +94,8 @@ class Recorder:
     def __init__(self, workdir: Path, *, resume_step: int, total_steps: int):
         """Drops the rows after `resume_step`, which are about to be written again."""
         path = workdir / "metrics.jsonl"
-        beside = path.with_suffix(".jsonl.tmp")
-        beside.write_text("".join(json.dumps(row) + "\n" for row in read_rows(workdir, resume_step)))
-        os.replace(beside, path)
+        with replacing(path) as file:
+            file.writelines(json.dumps(row) + "\n" for row in read_rows(workdir, resume_step))
         self._file = path.open("a")
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1, write_to_disk=True)
         self.console = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())

@@ -137,7 +137,7 @@ def make_train_step(model: Model) -> Callable[[TrainState, Batch, Knobs, Pixels]
         crop_keys, noise_keys, dropout_keys = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys)
         inputs = random_crops(images, pixels.mean, crop_keys, config.crop, scale, config.mirror)
         if config.colour_noise != "none":
-            inputs = colour_noise(inputs, pixels.colours, noise_keys, noise, scale)
+            inputs = colour_noise(inputs, pixels.colours, noise_keys, noise, config.colour_noise, scale)
         logits = merge(model.graph, params)(inputs, tower=tower, dropout_keys=dropout_keys)
         losses, ranks = cross_entropy(logits, labels), rank(logits, labels)
         return losses.mean(), Metrics(losses.mean(), (ranks >= 1).mean(), (ranks >= 5).mean())

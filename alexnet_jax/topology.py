@@ -140,22 +140,39 @@ class Topology:
 
     def put(self, tree: PyTree, specs: PyTree) -> PyTree:
         """Host arrays onto the devices, each device getting only its own share."""
+        return _map_with_specs(lambda x, spec: self._place(np.asarray(x), spec, np.shape(x), 0), tree, specs)
 
-        def place(x: np.ndarray | np.generic, spec: P) -> jax.Array:
-            x, sharding = np.asarray(x), self.sharding(spec)
-            if self.spmd == "shard_map":
-                return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
-            shares = sharding.devices_indices_map(x.shape)
-            ordered = [shares[device] for device in self.mesh.devices.flat]
+    def put_rows(self, tree: PyTree, first: int, rows: int) -> PyTree:
+        """Like `put` with P('data'), for arrays of `rows` rows of which this process has some: those from `first` on."""
+        return jax.tree.map(lambda x: self._place(x, P("data"), (rows, *x.shape[1:]), first), tree)
 
-            def share(index):
-                return x[ordered[index[0].start or 0]][None]
+    def rows_here(self, rows: int) -> tuple[int, int]:
+        """The first and the end of those rows of a P('data') array that devices of this process hold."""
+        shares = self.sharding(P("data")).addressable_devices_indices_map((rows,)).values()
+        bounds = [share[0].indices(rows) for share in shares if share is not None]
+        return min(first for first, _, _ in bounds), max(end for _, end, _ in bounds)
 
-            shape = (self.mesh.size, *sharding.shard_shape(x.shape))
-            return jax.make_array_from_callback(shape, self._flat, share)
+    def _place(self, x: np.ndarray, spec: P, shape: tuple[int, ...], first: int) -> jax.Array:
+        """A whole array of `shape`; `x` has its rows from `first` on, all that this process needs."""
+        sharding = self.sharding(spec)
+
+        def rows(index: Any) -> Any:
+            if not first:
+                return x[index]
+            start, end, _ = index[0].indices(shape[0])
+            return x[(slice(start - first, end - first), *index[1:])]
 
         with jax.transfer_guard_host_to_device("allow"):  # this is the one door, so it is meant
-            return _map_with_specs(place, tree, specs)
+            if self.spmd == "shard_map":
+                return jax.make_array_from_callback(shape, sharding, rows)
+            shares = sharding.devices_indices_map(shape)
+            ordered = [shares[device] for device in self.mesh.devices.flat]
+            stacked = (self.mesh.size, *sharding.shard_shape(shape))
+
+            def share(index: Any) -> np.ndarray:
+                return rows(ordered[index[0].start or 0])[None]
+
+            return jax.make_array_from_callback(stacked, self._flat, share)
 
     def spread(self, tree: PyTree, specs: PyTree) -> PyTree:
         """Whole arrays, sharded by `specs`, into the form that a compiled function takes; buffers stay where they are."""

@@ -3,6 +3,7 @@
 python -m alexnet_jax.train --flagfile=experiments/quickstart.cfg --workdir=W [flags]
 """
 
+import contextlib
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +18,8 @@ from alexnet_jax.augment import COLOUR_NOISE
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.config import Config, define_flags, from_flags
 from alexnet_jax.data.dataset import Dataset, open_dataset
-from alexnet_jax.data.loader import Order, training_batches
+from alexnet_jax.data.feed import Feed
+from alexnet_jax.data.loader import Order
 from alexnet_jax.errors import UserError
 from alexnet_jax.evaluate import Evaluator, make_viewer
 from alexnet_jax.metrics import Recorder, Row, Stopwatch, Window
@@ -97,6 +99,8 @@ class Trainer:
         self._train_step = make_train_step(model)
         self._evaluator = Evaluator(model.topology, config.batch_size)
         self._viewer = make_viewer(model, dataset.mean)
+        used = ("train", "validation") if calendar.validates else ("train",)
+        self._feeds = {name: Feed(model.topology, dataset.splits[name], config.data_on_device) for name in used}
         self._count_nonfinite = make_nonfinite_count(model)
         self._watch, self._steps_timed, self._speed = Stopwatch(), 0, 0.0
         self._pending: tuple[int, float, Metrics] | None = None
@@ -106,20 +110,18 @@ class Trainer:
     def run(self, state: TrainState, progress: Progress) -> None:
         """Trains from `progress.step` to the end. Raises UserError when the loss is no longer finite."""
         put, calendar = self._model.topology.put, self._calendar
-        split = self._dataset.splits["train"]
-        order = Order(self._model.config.seed, len(split), self._model.config.batch_size)
-        batches = training_batches(split, order, progress.step, calendar.total_steps)
+        order = Order(self._model.config.seed, len(self._feeds["train"].split), self._model.config.batch_size)
+        batches = self._feeds["train"].batches(map(order.step, range(progress.step, calendar.total_steps)))
         knobs: Knobs | None = None
         knobs_on_device: Any = None
-        on_host = Pixels(self._dataset.mean, self._dataset.colours)  # pyright: ignore[reportArgumentType]
-        pixels = put(on_host, P())
-        with jax.transfer_guard("disallow"):
+        pixels = Pixels(self._viewer.mean, put(self._dataset.colours, P()))
+        with contextlib.closing(batches), jax.transfer_guard("disallow"):
             for batch in batches:
                 due = self._due(progress)
                 if due != knobs:  # seldom, so it costs nothing
                     knobs, knobs_on_device = due, put(jax.tree.map(np.float32, due), P())
                 rate = self._schedule.rate(progress.step, progress.plateau)
-                state, metrics = self._train_step(state, put(batch, P("data")), knobs_on_device, pixels)
+                state, metrics = self._train_step(state, batch, knobs_on_device, pixels)
                 self._note(progress, rate, metrics)
                 if calendar.validates_after(progress.step) or calendar.saves_after(progress.step):
                     self._pause(state, progress)
@@ -180,9 +182,9 @@ class Trainer:
 
     def _validate(self, state: TrainState, progress: Progress) -> float:
         """Top-1 error in percent on the validation split, recorded and shown to the schedule."""
-        step, config, split = progress.step, self._model.config, self._dataset.splits["validation"]
+        step, config = progress.step, self._model.config
         watch = Stopwatch()
-        score, _ = self._evaluator([(self._viewer, state.params)], split)
+        score, _ = self._evaluator([(self._viewer, state.params)], self._feeds["validation"])
         row = Row(
             step=step,
             epoch=self._calendar.epoch(step),

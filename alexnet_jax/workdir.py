@@ -1,8 +1,6 @@
 """The folder of a run: config.json, and who may write into it."""
 
 import importlib.metadata
-import json
-import os
 import platform
 import subprocess
 from dataclasses import asdict, replace
@@ -11,9 +9,9 @@ from typing import Any
 
 import jax
 
-from alexnet_jax.checkpoint import read_json
 from alexnet_jax.config import Config, changed_flags, from_dict
 from alexnet_jax.errors import UserError
+from alexnet_jax.files import read_json, write_json
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -94,10 +92,3 @@ def read_config(workdir: str) -> Config:
 def read_classes(workdir: str) -> tuple[str, ...]:
     """The class names of the run in a folder."""
     return tuple(read_json(Path(workdir) / "config.json")["dataset"]["classes"])
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes beside the target and renames, so that a crash leaves the old file or the new one."""
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(beside, path)

@@ -32,7 +32,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from networks import SIZE, tiny_source
 
     from alexnet_jax.data.store import store_path
-    from alexnet_jax.prepare import write_store
+    from alexnet_jax.data.writer import write_store
 
     folder = tmp_path_factory.mktemp("data")
     write_store(tiny_source(), store_path(folder, "tiny", SIZE), SIZE)

@@ -8,7 +8,7 @@ import numpy as np
 
 from alexnet_jax.config import Config
 from alexnet_jax.data.loader import Batch
-from alexnet_jax.data.sources import Source
+from alexnet_jax.data.sources import Example, Listed, Source
 from alexnet_jax.step import Model, make_model
 from alexnet_jax.topology import make_topology
 
@@ -53,11 +53,11 @@ def tiny_source(seed: int = 0) -> Source:
     rng = np.random.default_rng(seed)
     colours = rng.integers(30, 226, (CLASSES, 3))
 
-    def examples(count: int) -> list[tuple[np.ndarray, int]]:
+    def examples(count: int) -> Listed:
         labels = rng.integers(0, CLASSES, count)
         noise = rng.normal(0, 25, (count, SIZE, SIZE, 3))
         images = (colours[labels][:, None, None] + noise).clip(0, 255).astype(np.uint8)
-        return list(zip(images, labels.tolist(), strict=True))
+        return Listed([Example(image, label) for image, label in zip(images, labels.tolist(), strict=True)])
 
     splits = {"train": examples(50), "validation": examples(21), "test": examples(33)}
     return Source("tiny", tuple(f"colour {label}" for label in range(CLASSES)), f"noise, seed {seed}", splits)

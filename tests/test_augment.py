@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax.augment import colour_noise, crops, random_crops, views
+from alexnet_jax.augment import colour_components, colour_noise, crops, random_crops, views
 
 UNSCALED = (1.0, 1.0, 1.0)
 
@@ -45,22 +45,25 @@ def test_random_crops_are_uniform_and_mirrored_half_of_the_time():
     assert (never[:, 0, 0, 1] < never[:, 0, -1, 1]).all()
 
 
-def test_colour_noise_is_one_shift_per_image_with_the_2012_constants():
-    """Standard deviations and eigenvectors as the 2012 source has them: the covariance of what is added, and the 1.1."""
+@pytest.mark.parametrize("form", ["2012", "paper"])
+def test_colour_noise_is_one_shift_per_image_with_the_2012_constants(form):
+    """The covariance of what is added: with standard deviations and a division by 1.1 in the 2012 source, with the
+    eigenvalues of colours on 0 to 1 (0.228, 0.021, 0.006) and no division in the text."""
     std = np.array([19.72, 37.09, 121.78])
     vectors = np.array([[0.418, -0.713, -0.564], [-0.817, -0.024, -0.576], [0.397, 0.701, -0.592]])
     count = 20_000
     keys = jax.random.split(jax.random.key(0), count)
     pixels = np.random.default_rng(0).normal(0, 50, (1, 2, 2, 3)).astype(np.float32)
-    components = jnp.asarray(vectors * std, jnp.float32)
+    components = jnp.asarray(colour_components(form, std, vectors), jnp.float32)
 
     def noisy(strength):
         images = jnp.broadcast_to(pixels, (count, 2, 2, 3))
-        return np.asarray(colour_noise(images, components, keys, jnp.float32(strength), UNSCALED))
+        return np.asarray(colour_noise(images, components, keys, jnp.float32(strength), form, UNSCALED))
 
-    shifts = 1.1 * noisy(0.1) - pixels
+    divisor, sizes = (1.1, std) if form == "2012" else (1.0, 255 * np.array([0.00598, 0.02116, 0.22807]))
+    shifts = divisor * noisy(0.1) - pixels
     np.testing.assert_allclose(shifts, np.broadcast_to(shifts[:, :1, :1], shifts.shape), atol=1e-3)
-    expected = 0.1**2 * vectors @ np.diag(std**2) @ vectors.T
+    expected = 0.1**2 * vectors @ np.diag(sizes**2) @ vectors.T
     np.testing.assert_allclose(np.cov(shifts[:, 0, 0].T), expected, atol=0.04 * expected.max())
     np.testing.assert_allclose(shifts.mean(axis=(0, 1, 2)), 0, atol=5 * 12 / np.sqrt(count))
     np.testing.assert_array_equal(noisy(0.0), np.broadcast_to(pixels, (count, 2, 2, 3)))

@@ -10,6 +10,7 @@ import pytest
 from networks import CLASSES, CROP, SIZE, run, small_mean, small_model, tiny_config
 
 from alexnet_jax.augment import views
+from alexnet_jax.data.feed import Feed
 from alexnet_jax.data.loader import Subset, whole
 from alexnet_jax.data.store import Split
 from alexnet_jax.evaluate import Evaluator, make_viewer
@@ -59,7 +60,8 @@ def reference(model, params, split, view_count):
 def test_centre_and_ten_views_against_numpy(view_count):
     model, split = small_model(), noise_split(13)
     params = sharp_params(model, split)
-    score, kept = Evaluator(model.topology, 8)([(make_viewer(model, small_mean()), params)], split, view_count, keep=True)
+    member, feed = (make_viewer(model, small_mean()), params), Feed(model.topology, split)
+    score, kept = Evaluator(model.topology, 8)([member], feed, view_count, keep=True)
     probabilities, loss, top1, top5 = reference(model, params, split, view_count)
     assert len(np.unique(probabilities.argmax(1))) > 1
     np.testing.assert_allclose(np.exp(kept), probabilities, rtol=1e-3, atol=1e-6)
@@ -75,7 +77,8 @@ def test_661_images_count_661_on_every_mesh_and_batch_size():
     ]:  # fmt: skip
         model = small_model(spmd, mesh, batch_size=batch_size)
         member = make_viewer(model, small_mean()), sharp_params(model, split)
-        scores.append(Evaluator(model.topology, batch_size)([member], split)[0])
+        on_device = "yes" if mesh in ("1x2", "2x2") else "no"
+        scores.append(Evaluator(model.topology, batch_size)([member], Feed(model.topology, split, on_device))[0])
     for score in scores:
         assert score.examples == 661
         assert (score.top1_error, score.top5_error) == (scores[0].top1_error, scores[0].top5_error)
@@ -88,9 +91,10 @@ def test_an_ensemble_averages_probabilities():
     split = noise_split(9)
     members = [(make_viewer(model, small_mean()), sharp_params(model, split)) for model in models]
     evaluator = Evaluator(models[0].topology, 4)
-    single = [np.exp(evaluator([member], split, keep=True)[1]) for member in members]
+    feed = Feed(models[0].topology, split)
+    single = [np.exp(evaluator([member], feed, keep=True)[1]) for member in members]
     assert np.abs(single[0] - single[1]).max() > 1e-3
-    together = np.exp(evaluator(members, split, keep=True)[1])
+    together = np.exp(evaluator(members, feed, keep=True)[1])
     np.testing.assert_allclose(together, (single[0] + single[1]) / 2, rtol=1e-4)
 
 

@@ -1,11 +1,8 @@
-"""The order of images: a permutation per epoch, a pure function of its arguments; batches that follow it."""
-
-import threading
+"""The order of images: a permutation per epoch, a pure function of its arguments; reading in it."""
 
 import numpy as np
-import pytest
 
-from alexnet_jax.data.loader import Order, Subset, epoch_order, evaluation_batches, fold_split, training_batches, whole
+from alexnet_jax.data.loader import Order, epoch_order, evaluation_order, fold_split, whole
 from alexnet_jax.data.store import Split
 
 
@@ -53,33 +50,14 @@ def test_a_batch_larger_than_the_set_spans_epochs():
     np.testing.assert_array_equal(np.sort(seen[1:4]), np.arange(3))
 
 
-def test_training_batches_follow_the_order_from_any_step():
-    split, order = numbered(300), Order(seed=1, examples=300, batch_size=32)
-    for step, batch in enumerate(training_batches(split, order, 7, 12), start=7):
-        np.testing.assert_array_equal(batch.labels, order.step(step))
-        np.testing.assert_array_equal(numbers(batch), order.step(step))
-    assert step == 11
-
-
-def test_training_batches_stop_their_thread_and_pass_its_error_on():
-    split, order = numbered(300), Order(seed=1, examples=300, batch_size=32)
-    batches = training_batches(split, order, 0, 1000)
-    next(batches)
-    batches.close()
-    assert not [thread for thread in threading.enumerate() if thread.name == "loader"]
-    broken = Subset(split.parts, split.rows[:10])
-    with pytest.raises(IndexError):
-        list(training_batches(broken, order, 0, 3))
-
-
 def test_evaluation_covers_every_example_once_and_pads_the_last():
-    split = numbered(661)
     seen = []
-    for batch, real in evaluation_batches(split, 64):
-        assert batch.images.shape == (64, 2, 2, 3)
-        seen.append(numbers(batch)[:real])
+    for wanted, real in evaluation_order(661, 64):
+        assert wanted.shape == (64,)
+        seen.append(wanted[:real])
     np.testing.assert_array_equal(np.concatenate(seen), np.arange(661))
     assert real == 661 - 10 * 64
+    np.testing.assert_array_equal(wanted[real:], 640)
 
 
 def test_folds_partition_train_and_validation_together():

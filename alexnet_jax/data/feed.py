@@ -1,0 +1,91 @@
+"""Batches on the devices: read and transferred ahead of the step, or gathered from a set that stays on the devices."""
+
+import itertools
+from collections.abc import Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Int64
+
+from alexnet_jax.data.loader import Batch, Subset
+from alexnet_jax.data.parallel import run_ahead
+from alexnet_jax.errors import UserError
+from alexnet_jax.topology import Topology
+
+_AHEAD = 2
+# Copies from memory need two or three threads; a disk wants more requests at a time.
+_READERS = 8
+# Of a device's free memory: the rest is for the network.
+_SHARE_OF_MEMORY = 0.5
+
+
+class Feed:
+    """The examples of a split as batches, P('data') on the mesh."""
+
+    def __init__(self, topology: Topology, split: Subset, data_on_device: str = "no"):
+        """Puts the split on every device where that is wanted: 'yes', 'no', or 'auto', where it fits in their own memory.
+
+        A CPU's own memory is the host's, where the images already are: 'auto' leaves them.
+
+        Raises:
+            UserError: 'yes', and they do not fit.
+        """
+        self.split, self._topology = split, topology
+        self._resident: Batch | None = None
+        if _stays(topology, split, data_on_device):
+            # Unless it is a fold, the memory map itself: nothing is copied on the host.
+            plain = len(split.parts) == 1 and len(split) == len(split.parts[0])
+            whole = Batch(split.parts[0].images, split.parts[0].labels) if plain else split.read(np.arange(len(split)))
+            self._resident = topology.put(whole, P())
+
+            def gather(resident: Batch, numbers: jax.Array) -> Batch:
+                return jax.tree.map(lambda x: jnp.take(x, numbers, axis=0, mode="clip"), resident)
+
+            self._gather = topology.compile(gather, (P(), P("data")), P("data"))
+
+    @property
+    def on_device(self) -> bool:
+        """Whether the examples stay on the devices."""
+        return self._resident is not None
+
+    def batches(self, order: Iterable[Int64[np.ndarray, "batch"]]) -> Generator[Batch, None, None]:
+        """The batches with these examples, in this order. Each process reads those rows that its own devices hold.
+
+        Close the generator to stop the thread that reads ahead.
+        """
+        if self._resident is not None:
+            for numbers in order:
+                yield self._gather(self._resident, self._topology.put(numbers.astype(np.int32), P("data")))
+            return
+        with ThreadPoolExecutor(_READERS, thread_name_prefix="reader") as pool:
+            yield from run_ahead((self._load(numbers, pool) for numbers in order), _AHEAD)
+
+    def _load(self, numbers: Int64[np.ndarray, "batch"], pool: ThreadPoolExecutor) -> Batch:
+        first, end = self._topology.rows_here(len(numbers))
+        mine = numbers[first:end]
+        batch = Batch(np.empty((len(mine), *self.split.parts[0].images.shape[1:]), np.uint8), np.empty(len(mine), np.int32))
+        cuts = np.linspace(0, len(mine), min(_READERS, len(mine)) + 1).astype(int).tolist()
+        pieces = [slice(start, stop) for start, stop in itertools.pairwise(cuts)]
+        list(pool.map(lambda p: self.split.read_into(mine[p], Batch(batch.images[p], batch.labels[p])), pieces))
+        return self._topology.put_rows(batch, first, len(numbers))
+
+
+def _stays(topology: Topology, split: Subset, data_on_device: str) -> bool:
+    if data_on_device == "no":
+        return False
+    needed = len(split) * int(np.prod(split.parts[0].images.shape[1:]))
+    memories = [
+        device.memory_stats() for device in topology.mesh.devices.flat if device.process_index == jax.process_index()
+    ]
+    known = [stats for stats in memories if stats and "bytes_limit" in stats]
+    free = min((stats["bytes_limit"] - stats.get("bytes_in_use", 0) for stats in known), default=None)
+    if data_on_device == "auto":
+        return free is not None and needed <= _SHARE_OF_MEMORY * free
+    if free is not None and needed > free:
+        raise UserError(
+            f"--data_on_device=yes: the images take {needed / 1e9:.1f} GB and a device has {free / 1e9:.1f} GB free"
+        )
+    return True

@@ -1,0 +1,135 @@
+"""`--dataset=folder:PATH`: image files in one folder per class, with or without a folder per split above them."""
+
+import hashlib
+import json
+import os
+import unicodedata
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+
+from alexnet_jax.data.sources import Example, Examples, Listed, Source
+from alexnet_jax.errors import UserError
+
+_SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "test": "test"}
+# Where a folder has no splits of its own, of each class: one tenth to test on, one tenth to validate on.
+_HELD_OUT = 10
+
+_Files = Mapping[str, list[Path]]  # class: its files
+
+
+def open_folder(dataset: str, split_seed: int) -> Source:
+    """Opens PATH/split/class/file, the splits called train, validation (or valid, val) and test, or PATH/class/file.
+
+    The latter is split at random, class by class: a tenth for test, a tenth for validation, the rest for training; the same
+    files under the same seed fall the same way on every machine. Hidden files are left out; every other file has to be an
+    image. Links are followed.
+
+    Args:
+        dataset: 'folder:PATH'.
+        split_seed: of the random split.
+
+    Raises:
+        UserError: there is no such folder, no train split, an empty class, a file or folder out of place, or two classes
+            whose names differ only in case or in the form of their characters.
+    """
+    root = Path(dataset.removeprefix("folder:")).expanduser()
+    where = f"--dataset={dataset}"
+    try:
+        if not root.is_dir():
+            raise UserError(f"{where}: there is no such folder")
+        top = {folder.name: folder for folder in _entries(root, where, folders=True)}
+        if set(top) & set(_SPLITS):
+            published = _published_splits(top, where)
+            classes, splits = _common_classes(published, where), published
+            how = "its own splits"
+        else:
+            files = _classes(root, where)
+            classes, splits = tuple(files), _random_splits(files, split_seed)
+            how = f"split at random, seed {split_seed}, a tenth each of every class for test and validation"
+        listing = [[str(path.relative_to(root)), path.stat().st_size] for path in sorted(_all(splits))]
+    except OSError as error:
+        raise UserError(f"{where} cannot be read: {error}") from error
+    digest = hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+    labels = {name: label for label, name in enumerate(classes)}
+    examples: dict[str, Examples] = {
+        split: Listed([Example(path, labels[name], str(path)) for name in files for path in files[name]])
+        for split, files in splits.items()
+    }
+    description = f"{len(listing)} files of folder {root.name} (sha256 {digest} of their names and sizes), {how}"
+    return Source(dataset, classes, description, MappingProxyType(examples))
+
+
+def _entries(folder: Path, where: str, *, folders: bool) -> list[Path]:
+    """What a folder holds, in order of the names, hidden files left out: folders only, or files only."""
+    with os.scandir(folder) as found:
+        entries = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    for entry in entries:
+        if entry.is_dir() != folders:
+            due = "a folder for each class" if folders else "the images of a class, and no folder,"
+            raise UserError(f"{where}: {entry.path} is out of place: {due} belongs there")
+    return [Path(entry.path) for entry in entries]
+
+
+def _classes(folder: Path, where: str) -> dict[str, list[Path]]:
+    """The files of each class, in order of the names."""
+    files = {path.name: _entries(path, where, folders=False) for path in _entries(folder, where, folders=True)}
+    if not files:
+        raise UserError(f"{where}: {folder} is empty: it should have a folder for each class")
+    for name, found in files.items():
+        if not found:
+            raise UserError(f"{where}: class {folder / name} is empty: add images to it or remove it")
+    _check_names(list(files), where)
+    return files
+
+
+def _check_names(names: list[str], where: str) -> None:
+    folded: dict[str, str] = {}
+    for name in names:
+        other = folded.setdefault(unicodedata.normalize("NFKC", name).casefold(), name)
+        if other != name:
+            raise UserError(f"{where}: classes {other!r} and {name!r} fold to one name: rename one, or join them")
+
+
+def _published_splits(top: Mapping[str, Path], where: str) -> dict[str, _Files]:
+    splits: dict[str, _Files] = {}
+    for name, folder in top.items():
+        if name not in _SPLITS:
+            raise UserError(f"{where}: {folder} is out of place beside the splits: they are {', '.join(_SPLITS)}")
+        if (split := _SPLITS[name]) in splits:
+            raise UserError(f"{where}: {folder} is a second {split} split: keep one of them")
+        splits[split] = _classes(folder, where)
+    if "train" not in splits:
+        raise UserError(f"{where} has no folder `train` beside {', '.join(top)}")
+    return splits
+
+
+def _common_classes(splits: Mapping[str, _Files], where: str) -> tuple[str, ...]:
+    """The classes of the train split, which are all that the others may have."""
+    classes = tuple(splits["train"])
+    for split, files in splits.items():
+        _check_names([*classes, *files], where)
+        if unknown := [name for name in files if name not in classes]:
+            raise UserError(f"{where}: class {unknown[0]!r} of split {split} has no training images")
+    return classes
+
+
+def _random_splits(files: _Files, seed: int) -> dict[str, _Files]:
+    """A tenth of each class for test and validation each, rounded down. Sorts raw Philox words, whose stream is fixed."""
+    splits: dict[str, dict[str, list[Path]]] = {"train": {}, "validation": {}, "test": {}}
+    for label, (name, paths) in enumerate(files.items()):
+        words = np.random.Philox(key=np.array([seed, label], np.uint64)).random_raw(len(paths))
+        order, tenth = np.argsort(words, kind="stable").tolist(), len(paths) // _HELD_OUT
+        for split, places in (
+            ("test", order[:tenth]),
+            ("validation", order[tenth : 2 * tenth]),
+            ("train", order[2 * tenth :]),
+        ):
+            splits[split][name] = [paths[place] for place in sorted(places)]
+    return {split: of_classes for split, of_classes in splits.items() if any(of_classes.values())}
+
+
+def _all(splits: Mapping[str, _Files]) -> list[Path]:
+    return [path for files in splits.values() for paths in files.values() for path in paths]

@@ -1,0 +1,59 @@
+"""An .npy file that grows row by row, and can be taken up again after a crash."""
+
+import os
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+
+class NpyWriter:
+    """Appends rows to an .npy file and writes their final number into its header on leaving the `with` block.
+
+    Plain writes, not a writable memory map: a full disk is then an OSError and not a SIGBUS.
+    """
+
+    def __init__(self, path: Path, dtype: type, row_shape: tuple[int, ...], expected_rows: int, *, rows: int = 0) -> None:
+        """Begins a file, or keeps the first `rows` rows of one that was begun with the same arguments.
+
+        Raises:
+            ValueError: the file has fewer rows than that.
+        """
+        self.rows = rows
+        self._dtype, self._row_shape = np.dtype(dtype), row_shape
+        self._file = path.open("r+b" if rows else "wb")
+        self._header_bytes = self._write_header(expected_rows)
+        end = self._header_bytes + rows * self._dtype.itemsize * int(np.prod(row_shape))
+        if self._file.seek(0, os.SEEK_END) < end:
+            self._file.close()
+            raise ValueError(f"{path} is shorter than {rows} rows")
+        self._file.truncate(end)
+        self._file.seek(end)
+
+    def append(self, rows: np.ndarray) -> None:
+        """Raises ValueError if the rows are not of the shape and dtype given at the start."""
+        if rows.dtype != self._dtype or rows.shape[1:] != self._row_shape:
+            raise ValueError(f"{rows.dtype} {rows.shape[1:]} rows for a file of {self._dtype} {self._row_shape}")
+        self._file.write(np.ascontiguousarray(rows).data)
+        self.rows += len(rows)
+
+    def sync(self) -> None:
+        """All rows so far onto the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def _write_header(self, rows: int) -> int:
+        header = {"descr": self._dtype.str, "fortran_order": False, "shape": (rows, *self._row_shape)}
+        self._file.seek(0)
+        np.lib.format.write_array_header_1_0(self._file, header)
+        return self._file.tell()
+
+    def __enter__(self) -> "NpyWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with self._file:
+            # NumPy leaves room in the header for the first dimension to change.
+            if kind is None and self._write_header(self.rows) != self._header_bytes:
+                raise ValueError(f"the header of {self._file.name} has outgrown its place")
+            self.sync()

@@ -1,0 +1,197 @@
+"""TensorFlow data sets as sources: ArrayRecord without TensorFlow; TFRecord, and sets never prepared before, with it."""
+
+import difflib
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from alexnet_jax.data.sources import Example, Examples, Source
+from alexnet_jax.errors import UserError
+
+_SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
+_READ_AT_ONCE = 64
+_DECODERS = {"image": tfds.decode.SkipDecoding()}
+_IMAGENET_TARS = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
+_TAR_END = bytes(1024)  # two empty records, which close every tar file
+_INSTALL = "pip install -r requirements-prepare.txt"
+
+
+@dataclass(frozen=True)
+class _ArrayRecords:
+    """One split of a set in ArrayRecord files: the image as the bytes of its file, undecoded."""
+
+    where: str
+    records: Any
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def read(self, start: int) -> Iterator[Example]:
+        """Those from number `start` on. Raises UserError if the file of records is missing or damaged."""
+        for first in range(start, len(self), _READ_AT_ONCE):
+            numbers = list(range(first, min(first + _READ_AT_ONCE, len(self))))
+            try:
+                # The reader makes nothing of some files that end early.
+                examples = [_example(record) for record in self.records.__getitems__(numbers)]
+                if len(examples) != len(numbers):
+                    raise ValueError("the file ends early")
+            except (RuntimeError, OSError, ValueError, TypeError) as error:
+                what = f"the records from example {first} on cannot be read"
+                raise UserError(f"{self.where}: {what}: {_one_line(error)}") from error
+            yield from examples
+
+
+@dataclass(frozen=True)
+class _TfRecords:
+    """One split of a set in TFRecord files, read through TensorFlow from front to back."""
+
+    where: str
+    builder: Any
+    split: str
+
+    def __len__(self) -> int:
+        return self.builder.info.splits[self.split].num_examples
+
+    def read(self, start: int) -> Iterator[Example]:
+        """Those from number `start` on. Raises UserError if the file of records is missing or damaged."""
+        import tensorflow as tf  # pyright: ignore[reportMissingImports]
+
+        order = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
+        try:
+            records = self.builder.as_dataset(
+                split=f"{self.split}[{start}:]", decoders=_DECODERS, read_config=order, shuffle_files=False
+            )
+            yield from (_example(record) for record in records.as_numpy_iterator())
+        except tf.errors.OpError as error:
+            raise UserError(f"{self.where}: the records cannot be read: {_one_line(error)}") from error
+
+
+def _example(record: Any) -> Example:
+    image, name = record["image"], record.get("file_name", b"")
+    if image is None or record["label"] is None:
+        raise ValueError("a record is empty")
+    return Example(bytes(image), int(record["label"]), name.decode() if isinstance(name, bytes) else str(name))
+
+
+def open_tfds(dataset: str, tfds_dir: str | None) -> Source:
+    """Opens the TFDS set of that name under `tfds_dir` (None: TFDS's own folder), preparing it if it never was.
+
+    Raises:
+        UserError: the set is unknown, has no `image` and `label`, or cannot be read or prepared; TensorFlow is missing
+            where it is needed.
+    """
+    builder = _builder(dataset, tfds_dir)
+    _check_features(dataset, builder.info.features)
+    if not builder.info.splits:
+        builder = _build(dataset, tfds_dir, builder)
+    info, where = builder.info, f"--dataset={dataset} in {builder.data_dir}"
+    splits: dict[str, Examples] = {}
+    for split, published in _SPLITS.items():
+        if name := next((name for name in published if name in info.splits), None):
+            examples = _open_split(dataset, builder, name, f"{where}, split {name}")
+            first = next(examples.read(0), None) if len(examples) else None
+            # TFDS writes -1 where the labels were never published.
+            if first is not None and first.label >= 0:
+                splits[split] = examples
+    description = f"TensorFlow Datasets {info.full_name}, read with tensorflow-datasets {tfds.__version__}"
+    return Source(dataset, tuple(info.features["label"].names), description, MappingProxyType(splits))
+
+
+def _open_split(dataset: str, builder: Any, name: str, where: str) -> Examples:
+    try:
+        return _ArrayRecords(where, builder.as_data_source(name, decoders=_DECODERS))
+    except NotImplementedError as error:
+        if not _has_tensorflow():
+            raise UserError(
+                f"--dataset={dataset} lies in {builder.data_dir} as {builder.info.file_format.value}, which TensorFlow "
+                f"reads: {_INSTALL}"
+            ) from error
+        return _TfRecords(where, builder, name)
+
+
+def _check_features(dataset: str, features: Any) -> None:
+    known = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
+    image, label = known.get("image"), known.get("label")
+    if not isinstance(image, tfds.features.Image) or image.np_dtype != np.uint8:
+        raise UserError(f"--dataset={dataset} needs a uint8 `image` feature, and has {_one_line(features)}")
+    if not isinstance(label, tfds.features.ClassLabel):
+        raise UserError(f"--dataset={dataset} needs a `label` feature with classes, and has {_one_line(features)}")
+
+
+def _builder(dataset: str, tfds_dir: str | None, **options: Any) -> Any:
+    """The builder of a known TFDS name. Raises UserError, with names that are near it, for others."""
+    try:
+        return tfds.builder(dataset, data_dir=tfds_dir, **options)
+    except tfds.core.DatasetNotFoundError as error:
+        known = ["groceries", "synthetic", *tfds.list_builders(with_community_datasets=False)]
+        near = difflib.get_close_matches(dataset, known, n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "known are groceries, folder:PATH and the names of TFDS"
+        raise UserError(f"--dataset={dataset} is no data set: {hint}") from error
+    except (ValueError, AssertionError, ImportError) as error:
+        # A name, configuration or version that TFDS cannot parse or load.
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"--dataset={dataset} cannot be opened: {reason}") from error
+
+
+def _build(dataset: str, tfds_dir: str | None, builder: Any) -> Any:
+    """Has TFDS prepare the set as ArrayRecord, from its downloads or its manual folder."""
+    folder = Path(builder.data_dir)
+    if not _has_tensorflow():
+        raise UserError(
+            f"--dataset={dataset} was not found under {tfds_dir or folder}: name its folder with --tfds_dir, or let TFDS "
+            f"prepare it there, which needs TensorFlow once: {_INSTALL}"
+        )
+    root = Path(tfds_dir) if tfds_dir else folder.parents[len(builder.info.full_name.split("/")) - 1]
+    if builder.name == "imagenet2012":
+        _check_imagenet_tars(root / "downloads" / "manual")
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    try:
+        builder = _builder(dataset, tfds_dir, file_format="array_record")
+        builder.download_and_prepare()
+    except UserError:
+        raise
+    except Exception as error:
+        # Whatever a builder of TFDS, its network access and TensorFlow raise.
+        what = f"TFDS could not prepare it under {root} ({type(error).__name__}: {_one_line(error)})"
+        raise UserError(f"--dataset={dataset}: {what}") from error
+    return builder
+
+
+def _check_imagenet_tars(manual: Path) -> None:
+    """Raises UserError if a tar is missing or ends early. TFDS would go on without one, and take a shortened one for whole
+    where the cut lies between two of its files."""
+    for name in _IMAGENET_TARS:
+        path = manual / name
+        if not path.is_file():
+            raise UserError(
+                f"--dataset=imagenet2012: {path} is missing: put {' and '.join(_IMAGENET_TARS)} from "
+                "https://image-net.org/download-images there, or name the folder above downloads/manual with --tfds_dir"
+            )
+        with path.open("rb") as tar:
+            size = tar.seek(0, 2)
+            tar.seek(max(0, size - len(_TAR_END)))
+            if tar.read() != _TAR_END or size % 512:
+                raise UserError(f"--dataset=imagenet2012: {path} ends early, after {size:,} bytes: fetch it again")
+
+
+def _has_tensorflow() -> bool:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # it tells of itself at every start
+    try:
+        import tensorflow  # noqa: F401  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return False
+    return True
+
+
+def _one_line(what: object) -> str:
+    """The text on one line, cut where it is longer than a terminal shows at a glance."""
+    line = " ".join(str(what).split())
+    return line if len(line) <= 300 else line[:297] + "..."

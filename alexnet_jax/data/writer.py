@@ -1,0 +1,282 @@
+"""Writes a source as a prepared set: it appears complete or not at all, and what a crash interrupts is taken up again.
+
+The arrays grow in `<store>.partial`; `<store>.partial.json`, the journal, says how much of them is safe on the disk. What is
+finished is measured, described in meta.json, and renamed.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import PIL
+from jaxtyping import Int32, UInt8
+
+from alexnet_jax.data.decode import RESIZES, square_rgb
+from alexnet_jax.data.npy import NpyWriter
+from alexnet_jax.data.parallel import ordered_map
+from alexnet_jax.data.sources import Example, Examples, Source
+from alexnet_jax.data.statistics import COMPUTED, Fingerprint, Moments, Statistics, measure
+from alexnet_jax.data.store import FORMAT_VERSION, SPLITS, Store, open_store
+from alexnet_jax.errors import UserError
+from alexnet_jax.files import write_json
+
+# Prepared pixels that one thread works on at a time: memory is a small multiple of this for each core.
+BLOCK_BYTES = 4 << 20
+SECONDS_BETWEEN_JOURNALS = 5.0
+
+Advance = Callable[[int], None]
+# (what is being done, examples in all, examples done before) -> a context that gives a function to tell of more done
+Progress = Callable[[str, int, int], contextlib.AbstractContextManager[Advance]]
+
+
+@contextlib.contextmanager
+def no_progress(description: str, total: int, completed: int) -> Iterator[Advance]:
+    """Shows nothing."""
+    yield lambda examples: None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a source becomes a store. Only a set begun by the same recipe is taken up again."""
+
+    source: str
+    classes: list[str]
+    published: dict[str, int]  # examples of each split
+    image_size: int
+    resize: str
+    format_version: int = FORMAT_VERSION
+    pillow: str = PIL.__version__
+
+
+@dataclass(frozen=True)
+class Done:
+    """How far a split has come: examples taken from the source, rows written of them, and those left out."""
+
+    read: int = 0
+    rows: int = 0
+    skipped: tuple[dict[str, str | int], ...] = ()
+
+
+@dataclass
+class Journal:
+    """How far each split has come."""
+
+    recipe: Recipe
+    done: dict[str, Done] = field(default_factory=dict)
+
+    @property
+    def read(self) -> int:
+        """Examples taken from the source, of all splits."""
+        return sum(done.read for done in self.done.values())
+
+
+def _take_up(partial: Path, path: Path, recipe: Recipe, on_error: str) -> Journal:
+    """The journal of an interrupted run that this one continues, or a new one for an empty folder."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["recipe"] == asdict(recipe) and partial.is_dir():
+            done = {
+                split: Done(entry["read"], entry["rows"], tuple(entry["skipped"]))
+                for split, entry in content["done"].items()
+            }
+            if on_error == "skip" or not any(split.skipped for split in done.values()):
+                return Journal(recipe, done)
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # there is none, or it is of no use
+    path.unlink(missing_ok=True)
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    return Journal(recipe)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive examples of a split, prepared."""
+
+    images: UInt8[np.ndarray, "block size size 3"]
+    labels: Int32[np.ndarray, "block"]
+    skipped: list[dict[str, str | int]]
+
+
+@dataclass(frozen=True)
+class _Decode:
+    """Prepares the blocks of one split."""
+
+    split: str
+    classes: int
+    image_size: int
+    resize: str
+    on_error: str
+
+    def __call__(self, numbered: tuple[int, list[Example]]) -> Block:
+        """Raises UserError naming an image that cannot be decoded, unless it is to be skipped."""
+        first, examples = numbered
+        size = self.image_size
+        images, labels, skipped = np.empty((len(examples), size, size, 3), np.uint8), [], []
+        for index, example in enumerate(examples, start=first):
+            if not 0 <= example.label < self.classes:
+                raise UserError(f"image {index} of split {self.split} has label {example.label}, which is no class")
+            try:
+                images[len(labels)] = square_rgb(example.image, size, self.resize)
+            except ValueError as error:
+                if self.on_error == "fail":
+                    name = f", {example.name}," if example.name else ""
+                    raise UserError(
+                        f"image {index} of split {self.split}{name} cannot be decoded ({error}): mend the source, or leave "
+                        "such images out with --on_error=skip; what is done is kept"
+                    ) from error
+                skipped.append({"split": self.split, "index": index, "name": example.name, "reason": str(error)})
+            else:
+                labels.append(example.label)
+        return Block(images[: len(labels)], np.array(labels, np.int32), skipped)
+
+
+def write_store(
+    source: Source,
+    path: Path,
+    image_size: int,
+    *,
+    resize: str = "centre",
+    on_error: str = "fail",
+    progress: Progress = no_progress,
+) -> Store:
+    """Prepares a source as the store `path` and opens it. What an earlier run with the same arguments did is not done again.
+
+    Args:
+        source: the labelled images.
+        path: the store's folder, which must not exist.
+        image_size: side of the prepared images in pixels.
+        resize: 'centre' or 'warp', see `alexnet_jax.data.decode`.
+        on_error: 'fail' at an image that cannot be decoded, or 'skip' it and list it in meta.json.
+        progress: shows how far it is.
+
+    Raises:
+        UserError: an image cannot be decoded (on_error 'fail'), there is no train split, or nothing can be written.
+    """
+    if not len(source.splits.get("train", ())):
+        raise UserError(f"--dataset={source.name} has no labelled train split, which the statistics are taken over")
+    published = {split: len(source.splits[split]) for split in SPLITS if split in source.splits}
+    recipe = Recipe(source.description, list(source.classes), published, image_size, resize)
+    partial, journal_path = path.with_name(f"{path.name}.partial"), path.with_name(f"{path.name}.partial.json")
+    try:
+        journal = _take_up(partial, journal_path, recipe, on_error)
+        _check_space(path, journal)
+        with progress(f"preparing {source.name}", sum(published.values()), journal.read) as advance:
+            for split in published:
+                _write_split(source.splits[split], split, partial, journal, journal_path, on_error, advance)
+        _write_meta(source.name, partial, journal, progress)
+        os.replace(partial, path)
+        journal_path.unlink(missing_ok=True)
+    except OSError as error:
+        kept = (
+            f"; what is done is kept in {partial.name}, and the same command goes on from there" if partial.exists() else ""
+        )
+        raise UserError(f"--data_dir={path.parent}: {path.name} cannot be written: {error}{kept}") from error
+    except ValueError as error:
+        raise UserError(f"--data_dir={path.parent}: {partial.name} is damaged ({error}): delete it and run again") from error
+    return open_store(path)
+
+
+def _check_space(path: Path, journal: Journal) -> None:
+    recipe = journal.recipe
+    left = sum(recipe.published.values()) - journal.read
+    needed, free = left * recipe.image_size**2 * 3, shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise UserError(
+            f"--data_dir={path.parent} has {free / 1e9:,.1f} GB free; {path.name} needs {needed / 1e9:,.1f} GB more"
+        )
+
+
+def _write_split(
+    examples: Examples, split: str, folder: Path, journal: Journal, journal_path: Path, on_error: str, advance: Advance
+) -> None:
+    """The arrays of one split, from where the journal says; the journal is kept up as they grow."""
+    recipe = journal.recipe
+    size, total, done = recipe.image_size, recipe.published[split], journal.done.get(split, Done())
+    decode = _Decode(split, len(recipe.classes), size, recipe.resize, on_error)
+    with (
+        NpyWriter(folder / f"{split}_images.npy", np.uint8, (size, size, 3), total, rows=done.rows) as images,
+        NpyWriter(folder / f"{split}_labels.npy", np.int32, (), total, rows=done.rows) as labels,
+        contextlib.closing(ordered_map(decode, _blocks(examples, done.read, size))) as blocks,
+    ):
+
+        def record() -> None:
+            images.sync()
+            labels.sync()
+            journal.done[split] = done
+            write_json(journal_path, asdict(journal), indent=None)
+
+        written = time.monotonic()
+        try:
+            for block in blocks:
+                images.append(block.images)
+                labels.append(block.labels)
+                taken = len(block.labels) + len(block.skipped)
+                # One assignment, so that no signal finds the numbers at odds.
+                done = Done(done.read + taken, labels.rows, (*done.skipped, *block.skipped))
+                advance(taken)
+                if time.monotonic() - written > SECONDS_BETWEEN_JOURNALS:
+                    record()
+                    written = time.monotonic()
+        finally:
+            record()
+    if split == "train" and not done.rows:
+        raise UserError("not one image of the train split can be decoded")
+
+
+def _blocks(examples: Examples, start: int, image_size: int) -> Iterator[tuple[int, list[Example]]]:
+    """The examples from number `start` on, some at a time, with the number of the first."""
+    length = max(1, min(256, BLOCK_BYTES // (image_size * image_size * 3)))
+    unread = examples.read(start)
+    while block := list(itertools.islice(unread, length)):
+        yield start, block
+        start += len(block)
+
+
+def _write_meta(name: str, folder: Path, journal: Journal, progress: Progress) -> None:
+    """Measures the finished arrays; the mean image and, last, meta.json."""
+    recipe, fingerprint = journal.recipe, Fingerprint()
+    size = recipe.image_size
+    train = Moments.of(np.empty((0, size, size, 3), np.uint8))
+    with progress("measuring and hashing", sum(done.rows for done in journal.done.values()), 0) as advance:
+        for split in recipe.published:
+            for chunk in measure(folder / f"{split}_images.npy", size, moments=split == "train"):
+                fingerprint.add_images(chunk.digest)
+                if chunk.moments is not None:
+                    train = train.plus(chunk.moments)
+                advance(chunk.images)
+            fingerprint.add_labels(np.load(folder / f"{split}_labels.npy"))
+    statistics = train.statistics()
+    np.save(folder / "mean_image.npy", statistics.mean_image.astype(np.float32))
+    meta = _description(name, recipe, statistics) | {
+        "counts": {split: journal.done[split].rows for split in recipe.published},
+        "skipped": [example for split in recipe.published for example in journal.done[split].skipped],
+        "fingerprint": fingerprint.hexdigest(),
+    }
+    write_json(folder / "meta.json", meta)
+
+
+def _description(name: str, recipe: Recipe, statistics: Statistics) -> dict[str, object]:
+    return {
+        "format_version": FORMAT_VERSION,
+        "name": name,
+        "image_size": recipe.image_size,
+        "resize": recipe.resize,
+        "classes": recipe.classes,
+        "source": recipe.source,
+        "channel_mean": statistics.channel_mean.tolist(),
+        "channel_std": statistics.channel_std.tolist(),
+        "mean_image": "mean_image.npy",
+        "colour_std": statistics.colour_std.tolist(),
+        "colour_vectors": statistics.colour_vectors.tolist(),
+        "computed": COMPUTED,
+        "resampling": f"{RESIZES[recipe.resize]} (Pillow {PIL.__version__})",
+    }

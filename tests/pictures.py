@@ -1,0 +1,48 @@
+"""Image files and sources made by hand."""
+
+import io
+
+import numpy as np
+from PIL import Image
+
+from alexnet_jax.data.sources import Example, Listed, Source
+
+SIZE = 16
+
+
+def encode(image, file_format, **options):
+    file = io.BytesIO()
+    image.save(file, file_format, **options)
+    return file.getvalue()
+
+
+def smooth(width, height, channels=3, seed=0):
+    """Random colours without edges, which resampling keeps almost as they are."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, channels), dtype=np.uint8)
+    image = Image.fromarray(coarse[..., 0] if channels == 1 else coarse)
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
+def listed(images, names=None):
+    """Examples whose labels count 0, 1, 2, 0, 1, 2 ..."""
+    return Listed([Example(image, i % 3, names[i] if names else "") for i, image in enumerate(images)])
+
+
+def source_of(train, **others):
+    """A source of lists of images."""
+    splits = {split: listed(images) for split, images in {"train": train, **others}.items()}
+    return Source("fake", ("a", "b", "c"), "made by hand", splits)
+
+
+def broken(kind):
+    """Bytes, or pixels, that are no complete image."""
+    whole = encode(smooth(60, 50), "PNG" if kind == "png" else "JPEG")
+    return {
+        "jpeg": whole[: len(whole) // 2],
+        "jpeg end": whole[: len(whole) * 9 // 10],
+        "png": whole[: len(whole) // 2],
+        "text": b"not an image",
+        "empty": b"",
+        "channels": np.zeros((9, 9, 5), np.uint8),
+        "no pixels": np.zeros((0, 9, 3), np.uint8),
+    }[kind]

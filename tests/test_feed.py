@@ -1,0 +1,192 @@
+"""Batches on the devices: the order that was asked for, from the host and from the devices, over meshes and processes."""
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+from networks import LAYOUTS
+
+from alexnet_jax.data.feed import Feed
+from alexnet_jax.data.loader import Order, Subset, fold_split, whole
+from alexnet_jax.data.parallel import ordered_map, run_ahead
+from alexnet_jax.data.store import Split
+from alexnet_jax.errors import UserError
+from alexnet_jax.topology import make_topology
+
+ROOT = Path(__file__).parents[1]
+
+
+def numbered(count):
+    """Images that tell their own number."""
+    images = np.zeros((count, 2, 2, 3), np.uint8)
+    images[:, 0, 0, 0], images[:, 0, 0, 1] = np.divmod(np.arange(count), 256)
+    return whole(Split(images, np.arange(count, dtype=np.int32)))
+
+
+def numbers(images):
+    return images[:, 0, 0, 0].astype(int) * 256 + images[:, 0, 0, 1]
+
+
+@pytest.mark.parametrize("on_device", ["yes", "no"])
+@pytest.mark.parametrize(("spmd", "mesh"), LAYOUTS)
+def test_batches_follow_the_order_from_any_step_on_every_mesh(spmd, mesh, on_device):
+    topology, split = make_topology(mesh, 2, 32, spmd), numbered(300)
+    order, feed = Order(seed=1, examples=300, batch_size=32), Feed(topology, split, on_device)
+    assert feed.on_device == (on_device == "yes")
+    for step, batch in enumerate(feed.batches(map(order.step, range(7, 12))), start=7):
+        images, labels = topology.fetch(batch, P("data"))
+        np.testing.assert_array_equal(labels, order.step(step))
+        np.testing.assert_array_equal(numbers(images), order.step(step))
+        if spmd == "shard_map":
+            assert batch.images.sharding.is_equivalent_to(topology.sharding(P("data")), 4)
+    assert step == 11
+
+
+@pytest.mark.parametrize("on_device", ["yes", "no"])
+def test_a_fold_of_two_parts_is_fed_like_any_other_split(on_device):
+    split = numbered(103).parts[0]
+    pooled = whole(Split(split.images[:70], split.labels[:70]), Split(split.images[70:], split.labels[70:]))
+    train, _ = fold_split(pooled, 1, 5)
+    topology, wanted = make_topology("2x1", 2, 8), np.array([0, 80, 3, 3, 41, 79, 60, 1])
+    (batch,) = Feed(topology, train, on_device).batches([wanted])
+    np.testing.assert_array_equal(np.asarray(batch.labels), train.labels[wanted])
+    np.testing.assert_array_equal(numbers(np.asarray(batch.images)), train.labels[wanted])
+
+
+def test_a_resident_set_is_transferred_once():
+    """Afterwards only the numbers of the examples cross: 32 x 4 bytes, where the images have 32 x 12."""
+    topology, order = make_topology("1x1", 1, 32), Order(seed=1, examples=300, batch_size=32)
+    feed = Feed(topology, numbered(300), "yes")
+    put, sizes = topology._place, []
+
+    def counted(self, x, *arguments):
+        sizes.append(x.nbytes)
+        return put(x, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(topology), "_place", counted)
+        list(feed.batches(map(order.step, range(5))))
+    assert sizes == [32 * 4] * 5
+
+
+def test_auto_leaves_images_in_host_memory_where_the_device_is_the_host():
+    topology = make_topology("1x1", 1, 32)
+    assert jax.devices()[0].platform == "cpu"
+    assert not Feed(topology, numbered(10), "auto").on_device
+
+
+@pytest.mark.parametrize(("limit", "fits"), [(300 * 12 * 3, True), (300 * 12 * 2 - 1, False)])
+def test_auto_keeps_what_takes_up_to_half_of_the_free_device_memory(monkeypatch, limit, fits):
+    stats = {"bytes_limit": limit + 1000, "bytes_in_use": 1000}
+    monkeypatch.setattr(type(jax.devices()[0]), "memory_stats", lambda self: stats)
+    topology = make_topology("1x1", 1, 32)
+    assert Feed(topology, numbered(300), "auto").on_device == fits
+    stats["bytes_limit"] = 1000
+    with pytest.raises(UserError, match="--data_on_device=yes"):
+        Feed(topology, numbered(300), "yes")
+
+
+def test_what_runs_ahead_stops_its_thread_and_passes_its_error_on():
+    topology, split, order = make_topology("1x1", 1, 32), numbered(300), Order(seed=1, examples=300, batch_size=32)
+    batches = Feed(topology, split).batches(map(order.step, range(1000)))
+    next(batches)
+    batches.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("run_ahead", "reader"))]
+    broken = Subset(split.parts, split.rows[:10])
+    with pytest.raises(IndexError):
+        list(Feed(topology, broken).batches(map(order.step, range(3))))
+
+
+def test_what_runs_ahead_is_at_most_so_far_ahead():
+    taken, release = [], threading.Event()
+
+    def items():
+        for item in range(20):
+            taken.append(item)
+            yield item
+
+    ahead = run_ahead(items(), 3)
+    assert next(ahead) == 0
+    release.wait(0.2)
+    assert len(taken) <= 1 + 3 + 1  # one given out, three waiting, one in hand
+    assert list(ahead) == list(range(1, 20))
+
+
+def test_a_map_over_threads_keeps_the_order_and_its_memory():
+    taken = []
+
+    def items():
+        for item in range(500):
+            taken.append(item)
+            yield item
+
+    squares = ordered_map(lambda item: item**2, items())
+    assert next(squares) == 0
+    assert len(taken) < 100
+    assert list(squares) == [item**2 for item in range(1, 500)]
+    with pytest.raises(ZeroDivisionError):
+        list(ordered_map(lambda item: 1 / item, [1, 0]))
+
+
+_HOST = """
+import json, sys
+import jax
+jax.config.update("jax_num_cpu_devices", {devices})
+jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id={process})
+import numpy as np
+from test_feed import numbered
+from alexnet_jax.data.feed import Feed
+from alexnet_jax.data.loader import Order
+from alexnet_jax.topology import make_topology
+
+split, read = numbered(64), []
+feed = Feed(make_topology("{mesh}", 2, 16), split)
+plain = type(split).read_into
+def noting(self, examples, batch):
+    read.extend(examples.tolist())
+    plain(self, examples, batch)
+type(split).read_into = noting
+order, held = Order(seed=1, examples=64, batch_size=16), []
+for batch in feed.batches(map(order.step, range(4))):
+    held.append([shard.data.tolist() for shard in batch.labels.addressable_shards])
+print(json.dumps({{"read": read, "held": held}}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mesh", "devices"), [("4x1", 2), ("2x2", 2), ("1x2", 1)])
+def test_two_processes_read_disjoint_halves_that_are_the_epoch(mesh, devices):
+    """Two real processes of JAX's runtime; a row of the mesh whose towers lie in both is read by both."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", _HOST.format(port=port, process=process, mesh=mesh, devices=devices)],
+            cwd=ROOT,
+            env={"PYTHONPATH": f"{ROOT}:{ROOT}/tests", "PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for process in range(2)
+    ]
+    hosts = [json.loads(process.communicate(timeout=120)[0]) for process in processes]
+    order = Order(seed=1, examples=64, batch_size=16)
+    if mesh == "1x2":
+        assert [sorted(host["read"]) for host in hosts] == [list(range(64))] * 2
+        return
+    first, second = (sorted(host["read"]) for host in hosts)
+    assert len(first) == len(second) == 32
+    assert sorted(first + second) == list(range(64))
+    for host, half in zip(hosts, (slice(0, 8), slice(8, 16)), strict=True):
+        for step, shards in enumerate(host["held"]):
+            rows = {tuple(shard) for shard in shards}
+            wanted = order.step(step)[half].tolist()
+            assert rows == ({tuple(wanted[:4]), tuple(wanted[4:])} if mesh == "4x1" else {tuple(wanted)})

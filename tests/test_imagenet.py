@@ -1,0 +1,193 @@
+"""The road of `imagenet2012`, from small tars in the official layout to an evaluated network, by the README's commands.
+
+TFDS's builder needs TensorFlow: requirements-prepare.txt. Reading what it wrote does not.
+"""
+
+import importlib.util
+import io
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from alexnet_jax.data.decode import square_rgb
+from alexnet_jax.data.store import open_store
+
+ROOT = Path(__file__).parents[1]
+needs_tensorflow = pytest.mark.skipif(
+    importlib.util.find_spec("tensorflow") is None, reason="TensorFlow is not installed: requirements-prepare.txt"
+)
+# WordNet numbers of the 1000 classes with their places in the alphabetical order, and the labels of the first five
+# validation images as the challenge published them.
+TRAIN = {"n01440764": 0, "n01443537": 1, "n02105855": 230, "n15075141": 999}
+VALIDATION = [65, 970, 230, 809, 516]
+PNG_IN_DISGUISE = "n02105855_2933.JPEG"  # the one file of the official set that is none
+
+
+def photograph(seed, file_format="JPEG"):
+    rng = np.random.default_rng(seed)
+    size = (int(rng.integers(70, 120)), int(rng.integers(70, 120)))
+    image = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    image.save(file, file_format)
+    return file.getvalue()
+
+
+def tar_of(files):
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return archive.getvalue()
+
+
+@pytest.fixture(scope="module")
+def tars(tmp_path_factory):
+    """The folder above downloads/manual, and the bytes of every image by its name."""
+    folder = tmp_path_factory.mktemp("tfds")
+    manual = folder / "downloads" / "manual"
+    manual.mkdir(parents=True)
+    train = {wnid: {f"{wnid}_{n}.JPEG": photograph(50 * label + n) for n in range(6)} for wnid, label in TRAIN.items()}
+    train["n02105855"][PNG_IN_DISGUISE] = photograph(7, "PNG")
+    validation = {f"ILSVRC2012_val_{n:08d}.JPEG": photograph(9000 + n) for n in (3, 1, 2, 5, 4)}
+    (manual / "ILSVRC2012_img_train.tar").write_bytes(
+        tar_of({f"{wnid}.tar": tar_of(files) for wnid, files in train.items()})
+    )
+    (manual / "ILSVRC2012_img_val.tar").write_bytes(tar_of(validation))
+    return folder, {wnid: list(files.values()) for wnid, files in train.items()}, validation
+
+
+def run(*command, check=True, **environment):
+    done = subprocess.run(
+        [sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, timeout=600, env=os.environ | environment
+    )
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def prepare(folder, data_dir, *flags, **options):
+    flags = ("--dataset=imagenet2012", f"--tfds_dir={folder}", f"--data_dir={data_dir}", "--image_size=64", *flags)
+    return run("alexnet_jax.prepare", *flags, **options)
+
+
+@needs_tensorflow
+@pytest.mark.slow
+def test_from_the_tars_to_an_evaluated_network(tars, tmp_path):
+    folder, train, validation = tars
+    done = prepare(folder, tmp_path)
+    assert "25 train, 5 validation, 64 px, 1,000 classes" in done.stderr
+    assert "996 of the classes have no training image" in done.stderr
+    store = open_store(tmp_path / "imagenet2012-64")
+    assert store.classes[:2] == ("n01440764", "n01443537")
+    seen = {}
+    for image, label in zip(store.splits["train"].images, store.splits["train"].labels.tolist(), strict=True):
+        seen.setdefault(label, []).append(image)
+    assert {label: len(images) for label, images in seen.items()} == {0: 6, 1: 6, 230: 7, 999: 6}
+    for wnid, label in TRAIN.items():
+        for content in train[wnid]:
+            # TFDS makes a JPEG of the PNG, so it is not the same to the last bit.
+            distances = [np.abs(square_rgb(content, 64).astype(int) - image).max() for image in seen[label]]
+            assert min(distances) <= (40 if content.startswith(b"\x89PNG") else 0)
+    by_label = dict(zip(store.splits["validation"].labels.tolist(), store.splits["validation"].images, strict=True))
+    assert sorted(by_label) == sorted(VALIDATION)
+    for number, label in enumerate(VALIDATION, start=1):
+        np.testing.assert_array_equal(by_label[label], square_rgb(validation[f"ILSVRC2012_val_{number:08d}.JPEG"], 64))
+    # From here on without TensorFlow.
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none/tensorflow.py").write_text("raise ImportError('not wanted')\n")
+    without = {"PYTHONPATH": f"{tmp_path}/none"}
+    again = prepare(folder, tmp_path / "again", **without)
+    assert "25 train, 5 validation" in again.stderr
+    assert open_store(tmp_path / "again/imagenet2012-64").fingerprint == store.fingerprint
+    common = (f"--data_dir={tmp_path}", f"--workdir={tmp_path}/run", "--batch_size=5")
+    flags = ("--dataset=imagenet2012", "--image_size=64", "--crop_size=63", "--bias_init=0.1", "--steps=2")
+    run("alexnet_jax.train", *common, *flags, **without)
+    done = run("alexnet_jax.evaluate", *common, "--split=validation", "--views=10", **without)
+    score = json.loads(done.stdout.splitlines()[-1])
+    assert (score["examples"], score["views"], score["step"]) == (5, 10, 2)
+    assert 6 < score["loss"] < 8
+
+
+@needs_tensorflow
+@pytest.mark.slow
+def test_a_set_on_disk_as_tfrecord_is_read_and_not_built_again(tmp_path):
+    """A set of TFDS's own format of old, written by it; the order and every label are those of its reader."""
+    write = f"""
+import io, numpy as np, tensorflow_datasets as tfds
+from PIL import Image
+class Old(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    name, VERSION = "old", tfds.core.Version("1.0.0")
+    def _info(self):
+        features = {{"image": tfds.features.Image(), "label": tfds.features.ClassLabel(num_classes=3)}}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+    def _split_generators(self, downloads):
+        return {{"train": self._generate_examples()}}
+    def _generate_examples(self):
+        for n in range(300):
+            yield n, {{"image": np.full((16, 16, 3), n % 256, np.uint8), "label": n % 3}}
+Old(data_dir={str(tmp_path)!r}, file_format="tfrecord").download_and_prepare()
+"""
+    subprocess.run([sys.executable, "-c", write], check=True, capture_output=True)
+    run("alexnet_jax.prepare", "--dataset=old", f"--tfds_dir={tmp_path}", f"--data_dir={tmp_path}/data", "--image_size=16")
+    split = open_store(tmp_path / "data/old-16").splits["train"]
+    values = split.images[:, 0, 0, 0]
+    assert sorted(values.tolist()) == sorted(n % 256 for n in range(300))
+    numbers = [{n % 3 for n in range(300) if n % 256 == value} for value in values]
+    assert all(label in allowed for label, allowed in zip(split.labels.tolist(), numbers, strict=True))
+    assert np.bincount(split.labels).tolist() == [100, 100, 100]
+    assert not list(tmp_path.rglob("*.array_record*"))
+
+
+@needs_tensorflow
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("no train", r"downloads/manual/ILSVRC2012_img_train.tar is missing: put"),
+        ("no validation", r"downloads/manual/ILSVRC2012_img_val.tar is missing: put"),
+        ("cut", r"ILSVRC2012_img_train.tar ends early, after 15,000 bytes"),
+        ("between files", r"ILSVRC2012_img_val.tar ends early"),
+        ("a class is no tar", r"TFDS could not prepare it"),
+    ],
+)
+def test_tars_that_are_missing_or_damaged_are_named(tars, tmp_path, fault, said):
+    manual = tmp_path / "downloads" / "manual"
+    manual.mkdir(parents=True)
+    content = {name: (tars[0] / "downloads/manual" / name).read_bytes() for name in os.listdir(tars[0] / "downloads/manual")}
+    train, validation = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
+    match fault:
+        case "no train":
+            del content[train]
+        case "no validation":
+            del content[validation]
+        case "cut":
+            content[train] = content[train][:15_000]
+        case "between files":
+            with tarfile.open(fileobj=io.BytesIO(content[validation])) as tar:
+                content[validation] = content[validation][: tar.getmembers()[3].offset]
+        case "a class is no tar":
+            content[train] = tar_of({"n01440764.tar": b"nothing of the kind" * 100})
+    for name, written in content.items():
+        (manual / name).write_bytes(written)
+    done = prepare(tmp_path, tmp_path / "data", check=False)
+    assert done.returncode == 1
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("error: --dataset=imagenet2012")
+    assert said in line
+    assert not (tmp_path / "data").exists()
+
+
+def test_without_tensorflow_it_says_what_to_install(tars, tmp_path):
+    (tmp_path / "tensorflow.py").write_text("raise ImportError('not wanted')\n")
+    done = prepare(tmp_path / "nothing", tmp_path / "data", check=False, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "pip install -r requirements-prepare.txt" in line
