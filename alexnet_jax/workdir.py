@@ -29,6 +29,16 @@ def _commit() -> str | None:
     return commit + "+" * bool(changes.stdout.strip())
 
 
+def provenance() -> dict[str, Any]:
+    """What a number needs beside it: package versions, Python's, the commit, the devices."""
+    return {
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "commit": _commit(),
+        "devices": [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()],
+    }
+
+
 def open_for_training(config: Config, fingerprint: str, classes: tuple[str, ...]) -> Path:
     """Makes or re-opens the folder of a run and writes its config.json.
 
@@ -55,10 +65,7 @@ def open_for_training(config: Config, fingerprint: str, classes: tuple[str, ...]
                 # Without the place itself, so that a folder can be moved.
                 "config": asdict(replace(config, workdir="")),
                 "dataset": {"fingerprint": fingerprint, "classes": list(classes)},
-                "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-                "python": platform.python_version(),
-                "commit": _commit(),
-                "devices": [f"{device.platform}:{device.id} {device.device_kind}" for device in jax.devices()],
+                **provenance(),
             },
         )
     except OSError as error:

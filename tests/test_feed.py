@@ -76,6 +76,20 @@ def test_a_resident_set_is_transferred_once():
     assert sizes == [32 * 4] * 5
 
 
+def test_memory_is_used_again_but_not_while_a_batch_lives():
+    """Rows of a multiple of 64 bytes, which the CPU device does not copy."""
+    images = np.random.default_rng(0).integers(0, 256, (300, 16, 16, 3), dtype=np.uint8)
+    split, topology = whole(Split(images, np.arange(300, dtype=np.int32))), make_topology("1x1", 2, 32)
+    order, held, places = Order(seed=1, examples=300, batch_size=32), {}, set()
+    for step, batch in enumerate(Feed(topology, split).batches(map(order.step, range(60)))):
+        places.add(batch.images.addressable_data(0).unsafe_buffer_pointer())
+        if step in (0, 1, 7, 30):
+            held[step] = batch
+    assert len(places) <= 4 + len(held) + 2
+    for step, batch in held.items():
+        np.testing.assert_array_equal(np.asarray(batch.images), images[order.step(step)])
+
+
 def test_auto_leaves_images_in_host_memory_where_the_device_is_the_host():
     topology = make_topology("1x1", 1, 32)
     assert jax.devices()[0].platform == "cpu"

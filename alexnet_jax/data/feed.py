@@ -1,6 +1,7 @@
 """Batches on the devices: read and transferred ahead of the step, or gathered from a set that stays on the devices."""
 
 import itertools
+import sys
 from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt8
 
 from alexnet_jax.data.loader import Batch, Subset
 from alexnet_jax.data.parallel import run_ahead
@@ -16,8 +17,7 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.topology import Topology
 
 _AHEAD = 2
-# Copies from memory need two or three threads; a disk wants more requests at a time.
-_READERS = 8
+_READERS = 4  # two are enough for a copy from memory; a disk wants more requests at a time
 # Of a device's free memory: the rest is for the network.
 _SHARE_OF_MEMORY = 0.5
 
@@ -61,16 +61,45 @@ class Feed:
                 yield self._gather(self._resident, self._topology.put(numbers.astype(np.int32), P("data")))
             return
         with ThreadPoolExecutor(_READERS, thread_name_prefix="reader") as pool:
-            yield from run_ahead((self._load(numbers, pool) for numbers in order), _AHEAD)
+            buffers = _Buffers()
+            yield from run_ahead((self._load(numbers, pool, buffers) for numbers in order), _AHEAD)
 
-    def _load(self, numbers: Int64[np.ndarray, "batch"], pool: ThreadPoolExecutor) -> Batch:
+    def _load(self, numbers: Int64[np.ndarray, "batch"], pool: ThreadPoolExecutor, buffers: "_Buffers") -> Batch:
         first, end = self._topology.rows_here(len(numbers))
         mine = numbers[first:end]
-        batch = Batch(np.empty((len(mine), *self.split.parts[0].images.shape[1:]), np.uint8), np.empty(len(mine), np.int32))
+        images = buffers.take((len(mine), *self.split.parts[0].images.shape[1:]))
+        batch = Batch(images, np.empty(len(mine), np.int32))
         cuts = np.linspace(0, len(mine), min(_READERS, len(mine)) + 1).astype(int).tolist()
         pieces = [slice(start, stop) for start, stop in itertools.pairwise(cuts)]
         list(pool.map(lambda p: self.split.read_into(mine[p], Batch(batch.images[p], batch.labels[p])), pieces))
         return self._topology.put_rows(batch, first, len(numbers))
+
+
+class _Buffers:
+    """Memory for batches, used again as soon as no one holds the batch: fresh pages cost as much as filling them.
+
+    An array begins at a multiple of 64 bytes, which a CPU device takes over as it is and does not copy. It must not be
+    written while JAX holds it, so a buffer is free only when nothing but this list refers to it: every view of it, JAX's
+    own included, counts as a reference.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: list[np.ndarray] = []
+        lone = [object()]
+        self._references_of_free = sys.getrefcount(lone[0])
+
+    def take(self, shape: tuple[int, ...]) -> UInt8[np.ndarray, "..."]:
+        """An array that no one else uses, its content undefined. For one thread."""
+        size = int(np.prod(shape))
+        for index in range(len(self._buffers)):
+            if sys.getrefcount(self._buffers[index]) == self._references_of_free and self._buffers[index].size >= size + 64:
+                memory = self._buffers[index]
+                break
+        else:
+            memory = np.empty(size + 64, np.uint8)
+            self._buffers.append(memory)
+        start = -memory.ctypes.data % 64
+        return memory[start : start + size].reshape(shape)
 
 
 def _stays(topology: Topology, split: Subset, data_on_device: str) -> bool:

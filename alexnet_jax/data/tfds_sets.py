@@ -1,5 +1,6 @@
 """TensorFlow data sets as sources: ArrayRecord without TensorFlow; TFRecord, and sets never prepared before, with it."""
 
+import contextlib
 import difflib
 import os
 import sys
@@ -155,7 +156,8 @@ def _build(dataset: str, tfds_dir: str | None, builder: Any) -> Any:
         tfds.disable_progress_bar()
     try:
         builder = _builder(dataset, tfds_dir, file_format="array_record")
-        builder.download_and_prepare()
+        with contextlib.redirect_stdout(sys.stderr):  # it prints there, where results belong
+            builder.download_and_prepare()
     except UserError:
         raise
     except Exception as error:
