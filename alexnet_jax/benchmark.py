@@ -115,7 +115,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     axes.set(
         xscale="log", xlabel=f"images per second, {result['settings']['image_size']} x {result['settings']['image_size']} px"
     )
-    axes.set_xlim(right=max(rates) * 6)
+    axes.set_xlim(min(rates) / 10, max(rates) * 6)
     axes.spines[["top", "right"]].set_visible(False)
     with replacing(path, "wb") as file:
         figure.savefig(file, format=path.suffix[1:], dpi=150)

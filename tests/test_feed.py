@@ -204,3 +204,39 @@ def test_two_processes_read_disjoint_halves_that_are_the_epoch(mesh, devices):
             rows = {tuple(shard) for shard in shards}
             wanted = order.step(step)[half].tolist()
             assert rows == ({tuple(wanted[:4]), tuple(wanted[4:])} if mesh == "4x1" else {tuple(wanted)})
+
+
+_MEMORY = """
+import sys
+from pathlib import Path
+import numpy as np
+from alexnet_jax.data.feed import Feed
+from alexnet_jax.data.loader import Order, whole
+from alexnet_jax.data.store import Split
+from alexnet_jax.topology import make_topology
+
+path, count = Path(sys.argv[1]), int(sys.argv[2])
+images = np.lib.format.open_memmap(path, "w+", np.uint8, (count, 64, 64, 3))
+images[:] = 1
+images.flush()
+del images
+split = whole(Split(np.load(path, mmap_mode="r"), np.zeros(count, np.int32)))
+order = Order(0, count, 64)
+for batch in Feed(make_topology("1x1", 2, 64), split).batches(map(order.step, range(count // 64))):
+    assert batch.images.shape == (64, 64, 64, 3)
+(line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")]
+print(int(line.split()[1]) // 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_memory_of_the_feed_does_not_depend_on_the_number_of_images(tmp_path):
+    """In MiB after one epoch of 25 MB and of 250 MB; pages of the map are the file's and not counted."""
+    used = []
+    for count in (2048, 20_480):
+        command = [sys.executable, "-c", _MEMORY, str(tmp_path / f"{count}.npy"), str(count)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        used.append(int(done.stdout))
+    print("MiB:", used)
+    assert used[1] < used[0] + 20

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from imagenet_tars import TRAIN, VALIDATION, tar_of, write_tars
 
 from alexnet_jax.data.decode import square_rgb
 from alexnet_jax.data.store import open_store
@@ -23,46 +23,13 @@ ROOT = Path(__file__).parents[1]
 needs_tensorflow = pytest.mark.skipif(
     importlib.util.find_spec("tensorflow") is None, reason="TensorFlow is not installed: requirements-prepare.txt"
 )
-# WordNet numbers of the 1000 classes with their places in the alphabetical order, and the labels of the first five
-# validation images as the challenge published them.
-TRAIN = {"n01440764": 0, "n01443537": 1, "n02105855": 230, "n15075141": 999}
-VALIDATION = [65, 970, 230, 809, 516]
-PNG_IN_DISGUISE = "n02105855_2933.JPEG"  # the one file of the official set that is none
-
-
-def photograph(seed, file_format="JPEG"):
-    rng = np.random.default_rng(seed)
-    size = (int(rng.integers(70, 120)), int(rng.integers(70, 120)))
-    image = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
-    file = io.BytesIO()
-    image.save(file, file_format)
-    return file.getvalue()
-
-
-def tar_of(files):
-    archive = io.BytesIO()
-    with tarfile.open(fileobj=archive, mode="w") as tar:
-        for name, content in files.items():
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            tar.addfile(entry, io.BytesIO(content))
-    return archive.getvalue()
 
 
 @pytest.fixture(scope="module")
 def tars(tmp_path_factory):
-    """The folder above downloads/manual, and the bytes of every image by its name."""
+    """The folder above downloads/manual, and the bytes of every image by its class or name."""
     folder = tmp_path_factory.mktemp("tfds")
-    manual = folder / "downloads" / "manual"
-    manual.mkdir(parents=True)
-    train = {wnid: {f"{wnid}_{n}.JPEG": photograph(50 * label + n) for n in range(6)} for wnid, label in TRAIN.items()}
-    train["n02105855"][PNG_IN_DISGUISE] = photograph(7, "PNG")
-    validation = {f"ILSVRC2012_val_{n:08d}.JPEG": photograph(9000 + n) for n in (3, 1, 2, 5, 4)}
-    (manual / "ILSVRC2012_img_train.tar").write_bytes(
-        tar_of({f"{wnid}.tar": tar_of(files) for wnid, files in train.items()})
-    )
-    (manual / "ILSVRC2012_img_val.tar").write_bytes(tar_of(validation))
-    return folder, {wnid: list(files.values()) for wnid, files in train.items()}, validation
+    return folder, *write_tars(folder)
 
 
 def run(*command, check=True, **environment):

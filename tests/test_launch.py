@@ -1,5 +1,6 @@
 """The launch scripts and the README's commands, word for word, in a copy of the repository with short training."""
 
+import importlib.util
 import json
 import os
 import re
@@ -9,7 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from imagenet_tars import write_tars
 from networks import ROOT
+
+from alexnet_jax.data.sources import open_source
 
 TFDS = ROOT.parent / "shared" / "data" / "tfds"
 PREFIX = Path(sys.prefix)
@@ -43,9 +47,17 @@ def copy(tmp_path_factory) -> Path:
         if (ROOT / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
-    flagfile = folder / "experiments" / "quickstart.cfg"
-    flagfile.write_text(flagfile.read_text() + "--epochs=1\n--log_every=5\n")
+    for name, shorter in {
+        "quickstart": "--epochs=1\n--log_every=5\n",
+        "imagenet2012": "--steps=1\n--batch_size=4\n",
+    }.items():
+        flagfile = folder / "experiments" / f"{name}.cfg"
+        flagfile.write_text(flagfile.read_text() + shorter)
     (folder / ".venv").symlink_to(PREFIX)
+    for number, example in enumerate(open_source("groceries", None).splits["train"].read(0)):
+        photograph = folder / "photos" / f"class {example.label}" / f"{number}.jpg"
+        photograph.parent.mkdir(parents=True, exist_ok=True)
+        photograph.write_bytes(example.image)
     return folder
 
 
@@ -59,6 +71,11 @@ def test_the_readme_word_for_word(copy):
         if "cifar10" in block and not TFDS.exists():
             print("skipped, for CIFAR-10 is not at hand:", block)
             continue
+        if "imagenet2012" in block:
+            if importlib.util.find_spec("tensorflow") is None:
+                print("skipped, for TensorFlow is not installed:", block)
+                continue
+            write_tars(copy / "tfds")
         path = f"{PREFIX}/bin:{os.environ['PATH']}"  # activated once, in an earlier block
         result = shell(block, copy, TFDS_DATA_DIR=str(TFDS), PATH=path)
         assert result.returncode == 0, f"{block}\n{result.stdout}\n{result.stderr}"
@@ -68,7 +85,7 @@ def test_the_readme_word_for_word(copy):
             assert [(score["views"], score["examples"]) for score in scores] == [(1, 661), (10, 661)]
             assert all((copy / line).exists() for line in lines if line.endswith(".png"))
             assert sum(line.endswith(".png") for line in lines) == 2
-    for workdir in ("seed1", "towers", "quickstart"):
+    for workdir in ("seed1", "towers", "quickstart", "photos"):
         assert (copy / "runs" / workdir / "metrics.jsonl").exists()
     assert (copy / "runs" / "both.npz").exists()
 

@@ -109,6 +109,38 @@ def test_arguments_out_of_range_are_named(tmp_path, arguments, said):
         prepare("groceries", tmp_path, **arguments)
 
 
+def test_warped_images_have_a_folder_of_their_own(tmp_path):
+    centre, warped = (prepare("groceries", tmp_path, image_size=8, resize=resize) for resize in ("centre", "warp"))
+    assert (centre.name, warped.name) == ("groceries-8", "groceries-8-warp")
+    assert json.loads((warped / "meta.json").read_text())["resize"] == "warp"
+
+
+def test_a_store_of_something_else_is_not_taken_for_it(tmp_path):
+    """The two names give the same folder."""
+    write_store(source_of([encode(smooth(20, 20), "PNG")]), tmp_path / "folder_a_b-16", SIZE)
+    with pytest.raises(UserError, match=r"--dataset=folder:a/b: \S+ holds fake: name another --data_dir"):
+        prepare("folder:a/b", tmp_path, image_size=SIZE)
+
+
+def test_a_folder_that_has_changed_since_is_told_and_the_old_store_stays(tmp_path):
+    for number in range(40):
+        (tmp_path / "photos" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / "ab"[number % 2] / f"{number}.png").write_bytes(encode(smooth(20, 30, seed=number), "PNG"))
+    name, data = f"folder:{tmp_path}/photos", tmp_path / "data"
+    path = prepare(name, data, image_size=SIZE)
+    store = open_store(path)
+    assert {split: len(of) for split, of in store.splits.items()} == {"train": 32, "validation": 4, "test": 4}
+    assert prepare(name, data, image_size=SIZE) == path
+    with pytest.raises(UserError, match=r"was prepared from .*seed 0.* and now there are .*seed 1.*delete"):
+        prepare(name, data, image_size=SIZE, split_seed=1)
+    (tmp_path / "photos/a/new.png").write_bytes(encode(smooth(20, 30), "PNG"))
+    with pytest.raises(UserError, match=r"40 files of .* 41 files of"):
+        prepare(name, data, image_size=SIZE)
+    assert open_store(path).fingerprint == store.fingerprint
+    (tmp_path / "photos").rename(tmp_path / "elsewhere")
+    assert prepare(name, data, image_size=SIZE) == path
+
+
 def test_an_unknown_set_leaves_no_folder_behind(tmp_path):
     with pytest.raises(UserError, match="--dataset=grocery"):
         prepare("grocery", tmp_path / "data", image_size=SIZE)

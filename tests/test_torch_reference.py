@@ -9,7 +9,9 @@ from alexnet_jax.architectures import ARCHITECTURES
 from alexnet_jax.network import initial_params, merge, split
 from alexnet_jax.step import cross_entropy
 
-torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-torch.txt): its references are skipped")
+torch = pytest.importorskip(
+    "torch", reason="PyTorch is not installed (requirements-benchmark.txt): its references are skipped"
+)
 functional = torch.nn.functional
 
 CLASSES = 10
