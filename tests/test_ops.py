@@ -149,3 +149,26 @@ def test_dropout_of_an_example_does_not_depend_on_its_neighbours():
     x = jnp.ones((4, 3, 3, 11))
     whole = ops.dropout(x, keys, 0, 0.5)
     np.testing.assert_array_equal(whole[2:3], ops.dropout(x[2:3], keys[2:3], 0, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("side", "kernel", "stride", "padding"),
+    [((23, 27), 11, 4, (0, 0)), ((24, 21), 11, 4, (0, 3)), ((9, 12), 3, 2, (1, 1)), ((10, 7), 2, 2, (0, 0)),
+     ((13, 13), 5, 3, (2, 1)), ((12, 14), 2, 3, (0, 0))],
+)  # fmt: skip
+def test_a_strided_convolution_has_the_gradients_of_the_plain_one(side, kernel, stride, padding):
+    """On even and odd sides, where the last windows leave pixels over and where they hang over the padding."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(3, *side, 3)), jnp.float32)
+    w = jnp.asarray(rng.normal(size=(kernel, kernel, 3, 8)), jnp.float32)
+
+    def plain(x, w):
+        names = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(x, w, (stride, stride), (padding, padding), dimension_numbers=names)
+
+    expected, pull = jax.vjp(plain, x, w)
+    got, ours = jax.vjp(lambda x, w: ops.convolution(x, w, stride, (padding, padding)), x, w)
+    g = jnp.asarray(rng.normal(size=expected.shape), jnp.float32)
+    np.testing.assert_array_equal(got, expected)
+    for mine, reference in zip(jax.jit(ours)(g), pull(g), strict=True):
+        np.testing.assert_allclose(mine, reference, rtol=1e-5, atol=1e-5 * float(jnp.abs(reference).max()))
