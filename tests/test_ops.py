@@ -95,8 +95,9 @@ def test_response_norm_refuses_an_even_window():
 
 @pytest.mark.parametrize("size", [(7, 7), (6, 9), (3, 3)])
 @pytest.mark.parametrize(
-    "pool", [MaxPool(), MaxPool(overhang=False), MaxPool(size=2, overhang=False), MaxPool(size=2)], ids=str
-)
+    "pool", [MaxPool(), MaxPool(overhang=False), MaxPool(size=2, overhang=False), MaxPool(size=2), MaxPool(stride=1),
+             MaxPool(size=2, stride=3, overhang=False), MaxPool(size=3, stride=3)], ids=str
+)  # fmt: skip
 def test_max_pool_on_ties(size, pool):
     x = draw(2, *size, 5, ties=True)
     y, weights, gradient = max_pool_loop(x, pool)
@@ -127,6 +128,16 @@ def test_small_convolution():
             expected[:, i, j] = np.einsum("bhwc,hwco->bo", patch, kernel)
     ours = ops.convolution(jnp.asarray(x), jnp.asarray(kernel), 2, ((1, 0), (0, 2)))
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("towers", [1, 2])
+def test_dense_is_one_product_per_tower_with_its_gradients(towers):
+    x, kernel, g = draw(towers, 5, 7), draw(towers, 7, 3, seed=1), draw(towers, 5, 3, seed=2)
+    y, pull = jax.vjp(ops.dense, jnp.asarray(x), jnp.asarray(kernel))
+    dx, dkernel = pull(jnp.asarray(g))
+    for t in range(towers):
+        for ours, expected in ((y, x[t] @ kernel[t]), (dx, g[t] @ kernel[t].T), (dkernel, x[t].T @ g[t])):
+            np.testing.assert_allclose(ours[t], expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("rate", [0.5, 0.2])
