@@ -1,1 +1,10 @@
 """The two-tower AlexNet of 2012 as living research code in JAX and Flax."""
+
+import importlib.metadata
+import os
+
+# Each program that jaxlib before 0.12 takes from its own cache on a CPU, it calls made for another machine, in long errors
+# (openxla/xla issue 44565). The level is read when jaxlib is loaded; 1 is what jax sets, for its child processes too.
+_OLD = importlib.metadata.version("jaxlib").startswith(("0.10.", "0.11."))
+if _OLD and os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"

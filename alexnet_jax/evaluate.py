@@ -19,7 +19,7 @@ from jaxtyping import Float32, Int
 from rich.console import Console
 from rich.progress import track
 
-from alexnet_jax import cli
+from alexnet_jax import cli, runtime
 from alexnet_jax.augment import views
 from alexnet_jax.checkpoint import Checkpoints, chosen_step
 from alexnet_jax.config import Config, check, define_flags
@@ -97,11 +97,8 @@ class Evaluator:
         order = list(evaluation_order(len(split), self._batch_size))
         batches = feed.batches(numbers for numbers, _ in order)
         steps = zip(order, batches, strict=True)
-        for (_, real), (images, labels) in track(
-            steps, "evaluating", len(order), console=Console(stderr=True), disable=quiet
-        ):
-            total = self._log_probabilities(members, images, view_count)
-            results = self._topology.fetch(self._judge(total, labels), P("data"))
+        for (_, real), batch in track(steps, "evaluating", len(order), console=Console(stderr=True), disable=quiet):
+            results, total = self.judge_batch(members, batch, view_count)
             losses.append(results[0][:real])
             ranks.append(results[1][:real])
             if keep:
@@ -110,6 +107,12 @@ class Evaluator:
         if score.examples != len(split):
             raise RuntimeError(f"judged {score.examples} examples of {len(split)}")
         return score, np.concatenate(kept) if keep else None
+
+    def judge_batch(self, members: Sequence[Member], batch: Any, view_count: int) -> tuple[Any, Any]:
+        """One batch on the devices: (losses, ranks) as NumPy arrays, and log probabilities left there."""
+        images, labels = batch
+        total = self._log_probabilities(members, images, view_count)
+        return self._topology.fetch(self._judge(total, labels), P("data")), total
 
     def _log_probabilities(self, members: Sequence[Member], images: Any, view_count: int) -> Any:
         """log of the mean softmax over members and views."""
@@ -165,8 +168,7 @@ def main() -> None:
             raise UserError(f"--workdir={config.workdir} was trained on other images than --workdir={first.workdir}")
     if options.predictions and not Path(options.predictions).absolute().parent.is_dir():
         raise UserError(f"--predictions={options.predictions}: there is no such folder")
-    if options.host_devices:
-        jax.config.update("jax_num_cpu_devices", options.host_devices)
+    runtime.start(options.host_devices)
     towers = min(config.table().towers for config in configs)
     topology = make_topology(options.mesh, towers, first.batch_size, options.spmd)
     datasets = [open_dataset(config) for config in configs]

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Int32
 
-from alexnet_jax import cli
+from alexnet_jax import cli, runtime
 from alexnet_jax.augment import COLOUR_NOISE
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.config import Config, define_flags, from_flags
@@ -240,8 +240,6 @@ def train(config: Config) -> None:
     Raises:
         UserError: bad input, before anything is compiled or overwritten; or the run diverged.
     """
-    if config.host_devices:
-        jax.config.update("jax_num_cpu_devices", config.host_devices)
     topology = make_topology(config.mesh, config.table().towers, config.batch_size, config.spmd)
     if config.batch_size // config.accumulate % topology.data_size:
         raise UserError(
@@ -266,7 +264,9 @@ def train(config: Config) -> None:
 
 def main() -> None:
     """The command line."""
-    train(from_flags())
+    config = from_flags()
+    runtime.start(config.host_devices)
+    train(config)
 
 
 if __name__ == "__main__":
