@@ -57,7 +57,7 @@ class Weights(nnx.Module):
         if spec.init_std is None:
             self.bias = nnx.Param(_initial(None, fan_in, bias_shape, rngs.params()))
         else:
-            self.bias = nnx.Param(jnp.full(bias_shape, spec.bias))
+            self.bias = nnx.Param(jnp.full(bias_shape, spec.bias, jnp.float32))
 
 
 class Network(nnx.Module):

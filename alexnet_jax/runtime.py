@@ -1,4 +1,4 @@
-"""What every entry point sets up before JAX starts: forced devices, malloc, and the cache of compiled programs."""
+"""What every entry point sets up before JAX starts: forced devices and the cache of compiled programs."""
 
 import hashlib
 import os
@@ -6,8 +6,6 @@ import platform
 from pathlib import Path
 
 import jax
-
-from alexnet_jax.allocator import keep_freed_memory
 
 
 def start(host_devices: int = 0) -> None:
@@ -19,7 +17,6 @@ def start(host_devices: int = 0) -> None:
     Compiled programs are kept in `cache_folder()`, so that a second start compiles nothing. JAX's own settings come first:
     JAX_COMPILATION_CACHE_DIR, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS, JAX_ENABLE_COMPILATION_CACHE=false.
     """
-    keep_freed_memory()
     if host_devices:
         jax.config.update("jax_num_cpu_devices", host_devices)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ and _can_write(folder := cache_folder()):

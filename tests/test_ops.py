@@ -165,12 +165,14 @@ def test_dropout_of_an_example_does_not_depend_on_its_neighbours():
 @pytest.mark.parametrize(
     ("side", "kernel", "stride", "padding"),
     [((23, 27), 11, 4, (0, 0)), ((24, 21), 11, 4, (0, 3)), ((9, 12), 3, 2, (1, 1)), ((10, 7), 2, 2, (0, 0)),
-     ((13, 13), 5, 3, (2, 1)), ((12, 14), 2, 3, (0, 0))],
+     ((13, 13), 5, 3, (2, 1)), ((12, 14), 2, 3, (0, 0)), ((9, 12), 3, 1, (1, 1)), ((7, 8), 5, 1, (2, 0))],
 )  # fmt: skip
-def test_a_strided_convolution_has_the_gradients_of_the_plain_one(side, kernel, stride, padding):
-    """On even and odd sides, where the last windows leave pixels over and where they hang over the padding."""
+@pytest.mark.parametrize("batch", [3, 8, 19])
+def test_a_convolution_has_the_gradients_of_the_plain_one(side, kernel, stride, padding, batch):
+    """On even and odd sides, where the last windows leave pixels over and where they hang over the padding; in batches
+    of one part, and of several that do not come out even."""
     rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.normal(size=(3, *side, 3)), jnp.float32)
+    x = jnp.asarray(rng.normal(size=(batch, *side, 3)), jnp.float32)
     w = jnp.asarray(rng.normal(size=(kernel, kernel, 3, 8)), jnp.float32)
 
     def plain(x, w):

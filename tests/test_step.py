@@ -24,6 +24,7 @@ def train(model: Model, steps: int) -> list[float]:
         state, metrics = step(state, put(small_batch(seed=number % 2), P("data")), knobs, pixels)
         losses.append(float(fetch(metrics, P()).loss))
     assert fetch(state.step, P()) == steps
+    assert step._cache_size() <= 1  # fresh parameters and updated ones are one type: compiled once
     return losses
 
 

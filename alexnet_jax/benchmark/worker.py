@@ -13,8 +13,6 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, Protocol, runtime_checkable
 
-from alexnet_jax.allocator import keep_freed_memory
-
 
 @runtime_checkable
 class Contender(Protocol):
@@ -92,7 +90,6 @@ def _serve(connection: Connection, contender: Contender) -> None:
     """Runs in the worker: a number is a number of steps to time, None is the end."""
     os.dup2(2, 1)  # what libraries print is not the result
     try:
-        keep_freed_memory()
         started = time.perf_counter()
         step = contender.start()
         step()

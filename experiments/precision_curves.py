@@ -1,0 +1,58 @@
+"""The training losses of one run in float32 and in bfloat16 compute, side by side.
+
+    python -m experiments.precision_curves --float32=W --bfloat16=V --figure=F.png
+
+Prints one JSON object: both curves, and the largest and the last difference in nats.
+"""
+
+import json
+from pathlib import Path
+
+import matplotlib
+from absl import flags
+
+from alexnet_jax import cli
+from alexnet_jax.errors import UserError
+from alexnet_jax.files import replacing
+from alexnet_jax.workdir import read_config
+
+PRECISIONS = {"float32": "#0072B2", "bfloat16": "#D55E00"}
+
+
+def training_losses(workdir: str) -> dict[int, float]:
+    """Loss of each training row, by step. Raises UserError if the folder holds no run."""
+    read_config(workdir)
+    rows = map(json.loads, (Path(workdir) / "metrics.jsonl").read_text().splitlines())
+    return {row["step"]: row["loss"] for row in rows if row["split"] == "train"}
+
+
+def main() -> None:
+    """The command line."""
+    options = flags.FLAGS
+    for name in PRECISIONS:
+        if not options[name].value or read_config(options[name].value).precision != name:
+            raise UserError(f"--{name}={options[name].value} is not the folder of a run with --precision={name}")
+    curves = {name: training_losses(options[name].value) for name in PRECISIONS}
+    if curves["float32"].keys() != curves["bfloat16"].keys():
+        raise UserError("the runs have rows for different steps: train both with the same --steps and --log_every")
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    for name, colour in PRECISIONS.items():
+        axes.plot(list(curves[name]), list(curves[name].values()), color=colour, label=name)
+    axes.set(xlabel="step", ylabel="training loss (nats)")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    with replacing(Path(options.figure), "wb") as file:
+        figure.savefig(file, format=Path(options.figure).suffix[1:], dpi=150)
+    differences = [curves["bfloat16"][step] - loss for step, loss in curves["float32"].items()]
+    largest = max(differences, key=abs)
+    print(json.dumps({"largest_difference": largest, "last_difference": differences[-1], **curves}))
+
+
+if __name__ == "__main__":
+    for name in PRECISIONS:
+        flags.DEFINE_string(name, "", f"folder of the run with --precision={name}")
+    flags.DEFINE_string("figure", "precision.png", "draw the curves into this .png or .svg")
+    cli.run(main)

@@ -1,0 +1,223 @@
+"""How the training step should scale on D x 2 meshes of H200, from operations, bytes and link speeds.
+
+    python -m experiments.scaling_model [--figure=F.png] [--traffic --host_devices=8]
+
+Nothing here was timed: it is arithmetic with the constants of `Machine`. With --traffic the exchanged values are counted in
+the compiled training step on forced devices, and stand beside the model's. Prints one JSON object.
+"""
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import matplotlib
+import numpy as np
+from absl import flags
+from jax.sharding import PartitionSpec as P
+
+from alexnet_jax import cli, runtime
+from alexnet_jax.architectures import output_sizes
+from alexnet_jax.benchmark.ours import CLASSES, noise_batch, training_flops
+from alexnet_jax.config import Config
+from alexnet_jax.files import replacing
+from alexnet_jax.step import Knobs, Model, Pixels, make_model, make_train_step
+from alexnet_jax.topology import make_topology
+
+DEVICES = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+COLLECTIVE = r"= (\(?[^=]*?) (all-gather|all-reduce|reduce-scatter)(?:-start)?\("
+
+
+@dataclass(frozen=True)
+class Machine:
+    """H200 in nodes of eight: bfloat16 products and memory as measured on one, links by their data sheets.
+
+    Bytes per second in each direction and device; an exchange costs its latency once.
+    """
+
+    flops: float = 790e12
+    gemm_share: float = 0.92  # of that rate, over the network's own shapes (0.73 ms for 128 images)
+    memory: float = 4.3e12
+    optimiser_bytes: float = 22  # read and written for each parameter
+    elementwise_seconds: float = 0.155e-3 / 128  # an image, LRN and pooling in one kernel
+    node: int = 8
+    nvlink: float = 450e9
+    network: float = 50e9  # 400 Gb/s for each device
+    latency: float = 10e-6
+    network_latency: float = 30e-6
+
+
+@dataclass(frozen=True)
+class Network:
+    """What the model needs to know of a layer table. Exchanges are values per image, to one tower, forward."""
+
+    flops: float  # of a training step, an image
+    params: int
+    shared_params: int  # held by both towers
+    gathered: int
+    summed: int
+
+
+def network(config: Config) -> Network:
+    """The numbers of the config's architecture."""
+    model = make_model(config, CLASSES, make_topology("1x1", config.table().towers, config.batch_size))
+    table, sizes = config.table(), output_sizes(config.table(), config.crop)
+    gathered, maps = 0, (0, 0)  # the other tower's values, and what the layer before leaves: width and side
+    for layer in table.layers:
+        width = getattr(layer, "width", CLASSES)
+        if getattr(layer, "reads", None) == "all":
+            gathered += maps[0] // table.towers * maps[1] ** 2
+        maps = (width, sizes.get(layer.name, 1))
+    total = sum(x.size for weights in model.shapes.values() for x in weights.values())
+    return Network(training_flops(model), total, CLASSES, gathered, CLASSES)
+
+
+def step_seconds(machine: Machine, net: Network, rows: int, towers: int, batch: int) -> dict[str, float]:
+    """Seconds of the parts of a step on `rows` x `towers` devices, where `batch` is the images of a row.
+
+    `overlapped` hides the exchange of gradients behind the backward pass (two thirds of the operations), `step` hides
+    nothing.
+    """
+    params = net.params / towers
+    products = batch * net.flops / towers / (machine.flops * machine.gemm_share)
+    elementwise = batch / towers * machine.elementwise_seconds
+    optimiser = params * machine.optimiser_bytes / machine.memory
+    # bfloat16 activations; backward the same values return. Three gathers and a sum each way, between neighbours.
+    cross = 2 * (2 * batch * (net.gathered + net.summed) / machine.nvlink + 4 * machine.latency) * (towers > 1)
+    gradients = _all_reduce(machine, 4 * params, rows, machine.node // towers)
+    computed = products + elementwise + optimiser
+    hidden = max(0.0, gradients - (products + elementwise) * 2 / 3)
+    return {
+        "products": products, "elementwise": elementwise, "optimiser": optimiser, "cross_talk": cross,
+        "gradients": gradients, "step": computed + cross + gradients, "overlapped": computed + cross + hidden,
+    }  # fmt: skip
+
+
+def _all_reduce(machine: Machine, size: float, rows: int, rows_in_node: int) -> float:
+    """Seconds to sum `size` bytes over `rows`: inside each node, then between nodes each device its share, and back."""
+    if rows == 1:
+        return 0.0
+    inside, nodes = min(rows, rows_in_node), math.ceil(rows / rows_in_node)
+    seconds = 2 * (inside - 1) / inside * size / machine.nvlink + 2 * machine.latency * (inside > 1)
+    if nodes > 1:
+        seconds += 2 * (nodes - 1) / nodes * (size / inside) / machine.network + 2 * machine.network_latency
+    return seconds
+
+
+def predictions(machine: Machine, net: Network, batch: int, weak: bool) -> list[dict[str, Any]]:
+    """Images/s for each number of devices, towers split or not, at equal global batches.
+
+    weak: `batch` is of every device; otherwise it is the global batch.
+    """
+    found = []
+    for devices in DEVICES:
+        for towers in (1, 2):
+            rows = devices // towers
+            share = batch * towers if weak else batch / rows
+            if share < 1:
+                continue
+            parts = step_seconds(machine, net, rows, towers, share)  # pyright: ignore[reportArgumentType]
+            rate = share * rows / parts["step"], share * rows / parts["overlapped"]
+            found.append({"devices": devices, "mesh": f"{rows}x{towers}", "global_batch": share * rows,
+                          "images_per_second": rate[0], "images_per_second_overlapped": rate[1], **parts})  # fmt: skip
+    return found
+
+
+def traffic(config: Config, net: Network) -> dict[str, Any]:
+    """Values that leave or reach a device in one compiled training step of `config`, counted and by the model."""
+    topology = make_topology(config.mesh, config.table().towers, config.batch_size)
+    model = make_model(config, CLASSES, topology)
+    text = make_train_step(model).lower(*_abstract_arguments(model)).compile().as_text()
+    counted = {"all-gather": 0, "all-reduce": 0, "reduce-scatter": 0}
+    for shapes, kind in re.findall(COLLECTIVE, text):
+        counted[kind] += sum(
+            math.prod(map(int, dims.split(","))) if dims else 1 for dims in re.findall(r"\[([\d,]*)\]", shapes)
+        )
+    towers, share = topology.tower_size, config.batch_size // topology.data_size
+    reduced = (net.params - net.shared_params) // towers + net.shared_params if topology.data_size > 1 else 0
+    split = towers > 1
+    return {
+        "mesh": config.mesh,
+        "counted": counted,
+        "model": {
+            "all-gather": split * share * net.gathered * towers,  # what a device holds after it
+            "all-reduce": split * share * net.summed + reduced + 3 * (topology.data_size > 1),  # and the three metrics
+            "reduce-scatter": split * share * net.gathered,
+        },
+    }
+
+
+def _abstract_arguments(model: Model) -> tuple[Any, ...]:
+    config, topology = model.config, model.topology
+
+    def on_mesh(tree: Any, specs: Any) -> Any:
+        return jax.tree.map(
+            lambda spec, part: jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=topology.sharding(spec)), part
+            ),
+            specs, tree, is_leaf=lambda node: isinstance(node, P),
+        )  # fmt: skip
+
+    state = jax.eval_shape(model.initial_state)
+    rate, size = np.float32(0), (config.image_size, config.image_size, 3)
+    rates = {layer: {"kernel": rate, "bias": rate} for layer in model.shapes}
+    pixels: Any = Pixels(np.zeros(size, np.float32), np.zeros((3, 3), np.float32))  # pyright: ignore
+    knobs: Any = Knobs(rates, rate)  # pyright: ignore
+    return (on_mesh(state, model.state_specs), on_mesh(noise_batch(config), P("data")), on_mesh(knobs, P()),
+            on_mesh(pixels, P()))  # fmt: skip
+
+
+def draw(rows: list[dict[str, Any]], path: Path, batch: int) -> None:
+    """Modelled images/s against devices, towers split or not, with and without overlap."""
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for towers, colour, name in ((1, "#0072B2", "both towers on each device"), (2, "#D55E00", "one tower on each device")):
+        mine = [row for row in rows if row["mesh"].endswith(f"x{towers}")]
+        devices = [row["devices"] for row in mine]
+        axes.plot(devices, [row["images_per_second_overlapped"] for row in mine], "o-", color=colour, label=name)
+        axes.plot(devices, [row["images_per_second"] for row in mine], "o:", color=colour, markersize=3, alpha=0.8)
+    first = rows[0]
+    ideal = [first["images_per_second_overlapped"] * n / first["devices"] for n in DEVICES]
+    axes.plot(DEVICES, ideal, color="#999999", linewidth=1, label="in proportion")
+    axes.plot([], [], "o:", color="#444444", markersize=3, label="nothing overlapped")
+    axes.set(xscale="log", yscale="log", xlabel=f"H200, {batch} images on each", ylabel="images per second (modelled)")
+    axes.set_xticks(DEVICES, [str(n) for n in DEVICES])
+    axes.minorticks_off()
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    with replacing(path, "wb") as file:
+        figure.savefig(file, format=path.suffix[1:], dpi=150)
+    plt.close(figure)
+
+
+def main() -> None:
+    """The command line."""
+    options, machine = flags.FLAGS, Machine()
+    runtime.start(options.host_devices)
+    net = network(Config(crop_size=227))
+    weak = predictions(machine, net, options.batch_size, weak=True)
+    result: dict[str, Any] = {"network": vars(net), "machine": vars(machine), "weak_scaling": weak,
+                              "fixed_global_batch_1024": predictions(machine, net, 1024, weak=False)}  # fmt: skip
+    if options.traffic:
+        meshes = [
+            mesh for mesh in ("1x2", "2x1", "2x2", "4x2") if math.prod(map(int, mesh.split("x"))) <= len(jax.devices())
+        ]
+        configs = [Config(crop_size=227, mesh=mesh, batch_size=8, bias_init=0.1) for mesh in meshes]
+        result["traffic"] = [traffic(config, net) for config in configs]
+    if options.figure:
+        draw(weak, Path(options.figure), options.batch_size)
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_integer("batch_size", 128, "images on each device in the weak scaling", lower_bound=1)
+    flags.DEFINE_integer("host_devices", 0, "force this many CPU devices, for --traffic", lower_bound=0)
+    flags.DEFINE_boolean("traffic", False, "count the exchanged values in the compiled step")
+    flags.DEFINE_string("figure", None, "draw the weak scaling into this .png or .svg")
+    cli.run(main)
