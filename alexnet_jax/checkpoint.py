@@ -1,9 +1,12 @@
 """Checkpoints through Orbax: parameters, optimiser state and the host's progress, one format for every mesh.
 
 W/checkpoints/<step>/ has the items `params`, `optimizer` and `progress` (JSON). Arrays are stored whole, with their tower
-axis, and land on whatever mesh asks for them.
+axis, and land on whatever mesh asks for them. Their checksums, made on the devices before saving, lie in `progress`: what a
+disk has changed is not trained on.
 """
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +14,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from jax.sharding import PartitionSpec as P
 from orbax.checkpoint import checkpoint_managers
 
 from alexnet_jax.errors import UserError
 from alexnet_jax.network import Params
-from alexnet_jax.step import Model, TrainState
+from alexnet_jax.step import Model, TrainState, make_checksum
 
 METRIC = "validation_top1_error"
 
@@ -25,6 +29,10 @@ def _abstract(model: Model, tree: Any, specs: Any) -> Any:
     return jax.tree.map(
         lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=model.topology.sharding(spec)), tree, specs
     )
+
+
+class _Damaged(Exception):
+    """A checkpoint that is not what was saved."""
 
 
 class Checkpoints:
@@ -55,13 +63,15 @@ class Checkpoints:
             "progress": ocp.JsonCheckpointHandler(),
         }
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
-        self._writable = writable
+        self._checksums: dict[tuple[int, str], tuple[Model, Any]] = {}  # compiled once for each model and item
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._manager.close()
+        """Raises UserError if the last save did not reach the disk."""
+        with self._on_disk():
+            self._manager.close()
 
     def steps(self) -> list[int]:
         """Steps with a finished checkpoint, ascending."""
@@ -80,17 +90,48 @@ class Checkpoints:
             state: in the form that the train step returns.
             progress: host state, JSON-serialisable, with the step as `step`.
             error: top-1 validation error in percent at this step, if it was measured.
+
+        Raises:
+            UserError: this checkpoint or the one before it could not be written.
         """
-        specs = model.state_specs
-        self._manager.save(
-            progress["step"],
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(model.topology.whole(state.params, specs.params)),
-                optimizer=ocp.args.StandardSave(model.topology.whole(state.optimizer, specs.optimizer)),
-                progress=ocp.args.JsonSave(progress),
-            ),
-            metrics=None if error is None else {METRIC: error},
-        )
+        specs, step = model.state_specs, progress["step"]
+        sums = {name: self._checksum(model, name, getattr(state, name)) for name in ("params", "optimizer")}
+        with self._on_disk():
+            if step in self.steps():  # saved before its validation, which an interruption had put off
+                self._manager.wait_until_finished()
+                self._manager.delete(step)
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(model.topology.whole(state.params, specs.params)),
+                    optimizer=ocp.args.StandardSave(model.topology.whole(state.optimizer, specs.optimizer)),
+                    progress=ocp.args.JsonSave({**progress, "checksums": sums}),
+                ),
+                metrics=None if error is None else {METRIC: error},
+            )
+
+    @contextlib.contextmanager
+    def _on_disk(self) -> Iterator[None]:
+        """Turns what a full or read-only disk raises, in whichever thread, into one line."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            kept = f"checkpoint {self.steps()[-1]} is kept" if self.steps() else "there is no checkpoint yet"
+            raise UserError(f"{self.folder} cannot be written: {_first_line(error)}; {kept}") from error
+
+    def _checksum(self, model: Model, name: str, tree: Any) -> int:
+        """Of the item `name` of a state on the model's mesh."""
+        key = (id(model), name)
+        if key not in self._checksums:
+            self._checksums[key] = model, make_checksum(model.topology, getattr(model.state_specs, name))
+        return int(model.topology.fetch(self._checksums[key][1](tree), P()))
+
+    def _check_sum(self, model: Model, name: str, tree: Any, progress: dict[str, Any]) -> None:
+        wanted = progress.get("checksums", {}).get(name)
+        if wanted is not None and (found := self._checksum(model, name, tree)) != wanted:
+            raise _Damaged(f"{name} has the checksum {found:08x} and was saved with {wanted:08x}")
 
     def restore_latest(self, model: Model) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest checkpoint that can be read whole, on the model's mesh, with the host's progress; None without one.
@@ -104,18 +145,10 @@ class Checkpoints:
         for step in reversed(steps):
             self._check_shapes(model, step)
             try:
-                restored = self._read(model, step)
+                return self._read(model, step)
             except Exception as error:
                 logging.warning("checkpoint %d cannot be read: %s", step, _first_line(error))
                 self._set_aside(step)
-                continue
-            progress = restored["progress"]
-            specs = model.state_specs
-            counter = model.topology.put(np.int32(progress["step"]), specs.step)
-            params, optimizer = (
-                model.topology.spread(restored[name], getattr(specs, name)) for name in ("params", "optimizer")
-            )
-            return TrainState(counter, params, optimizer), progress
         if steps:
             raise UserError(f"none of the checkpoints {steps} in {self.folder} can be read; they are in damaged/ beside it")
         return None
@@ -127,17 +160,22 @@ class Checkpoints:
             UserError: it belongs to another network or is damaged.
         """
         self._check_shapes(model, step)
-        wanted = ocp.args.Composite(params=ocp.args.StandardRestore(_abstract(model, model.shapes, model.specs)))
+        wanted = ocp.args.Composite(
+            params=ocp.args.StandardRestore(_abstract(model, model.shapes, model.specs)), progress=ocp.args.JsonRestore()
+        )
         try:
-            params = self._manager.restore(step, args=wanted)["params"]
+            restored = self._manager.restore(step, args=wanted)
+            params = model.topology.spread(restored["params"], model.specs)
+            self._check_sum(model, "params", params, restored["progress"])
         except Exception as error:
             raise UserError(f"checkpoint {self.folder / str(step)} cannot be read: {_first_line(error)}") from error
-        return model.topology.spread(params, model.specs)
+        return params
 
-    def _read(self, model: Model, step: int) -> Any:
+    def _read(self, model: Model, step: int) -> tuple[TrainState, dict[str, Any]]:
+        """Raises whatever Orbax does, or _Damaged."""
         specs = model.state_specs
         optimizer = jax.eval_shape(model.transformation({}).init, model.shapes)
-        return self._manager.restore(
+        restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
                 params=ocp.args.StandardRestore(_abstract(model, model.shapes, specs.params)),
@@ -145,6 +183,13 @@ class Checkpoints:
                 progress=ocp.args.JsonRestore(),
             ),
         )
+        progress = restored["progress"]
+        counter = model.topology.put(np.int32(progress["step"]), specs.step)
+        on_mesh = {name: model.topology.spread(restored[name], getattr(specs, name)) for name in ("params", "optimizer")}
+        for name, tree in on_mesh.items():
+            self._check_sum(model, name, tree, progress)
+        progress.pop("checksums", None)
+        return TrainState(counter, on_mesh["params"], on_mesh["optimizer"]), progress
 
     def _check_shapes(self, model: Model, step: int) -> None:
         """Raises UserError if the stored parameters have other names or shapes. What cannot be read is left to `_read`."""

@@ -6,10 +6,13 @@ from collections.abc import Callable
 from absl import app, flags, logging
 
 from alexnet_jax.errors import UserError
+from alexnet_jax.interrupt import RESUME_STATUS, Interrupted
 
 
 def run(main: Callable[[], None]) -> None:
     """Parses the absl flags, calls `main`, and turns a `UserError` into one line on stderr and exit status 1.
+
+    `Interrupted` becomes a line and `RESUME_STATUS`.
 
     A word on the command line that is not a flag is refused: it is nearly always a flag whose dashes were forgotten.
     """
@@ -24,5 +27,8 @@ def run(main: Callable[[], None]) -> None:
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(1)
+        except Interrupted as stop:
+            print(stop, file=sys.stderr)
+            sys.exit(RESUME_STATUS)
 
     app.run(guarded)

@@ -28,6 +28,7 @@ from alexnet_jax.data.feed import Feed
 from alexnet_jax.data.loader import Subset, evaluation_order
 from alexnet_jax.errors import UserError
 from alexnet_jax.files import replacing
+from alexnet_jax.interrupt import Interrupted
 from alexnet_jax.network import Params
 from alexnet_jax.step import Model, make_model, make_view_step, rank
 from alexnet_jax.topology import Topology, make_topology
@@ -79,7 +80,14 @@ class Evaluator:
         self._judge = topology.compile(judge, (P("data"), P("data")), (P("data"), P("data")))
 
     def __call__(
-        self, members: Sequence[Member], feed: Feed, view_count: int = 1, *, keep: bool = False, quiet: bool = True
+        self,
+        members: Sequence[Member],
+        feed: Feed,
+        view_count: int = 1,
+        *,
+        keep: bool = False,
+        quiet: bool = True,
+        stop: Callable[[], object] = lambda: None,
     ) -> tuple[Score, Float32[np.ndarray, "examples classes"] | None]:
         """The score of the averaged softmax of all members and views, and with `keep` its logarithm for every example.
 
@@ -89,8 +97,10 @@ class Evaluator:
             view_count: 1 (centre) or 10.
             keep: return the averaged log probabilities.
             quiet: show no progress.
+            stop: asked before every batch.
 
         Raises:
+            Interrupted: `stop` said so.
             RuntimeError: the examples judged are not all examples of the split.
         """
         losses, ranks, kept, split = [], [], [], feed.split
@@ -98,6 +108,8 @@ class Evaluator:
         batches = feed.batches(numbers for numbers, _ in order)
         steps = zip(order, batches, strict=True)
         for (_, real), batch in track(steps, "evaluating", len(order), console=Console(stderr=True), disable=quiet):
+            if stop():
+                raise Interrupted("the evaluation was stopped")
             results, total = self.judge_batch(members, batch, view_count)
             losses.append(results[0][:real])
             ranks.append(results[1][:real])

@@ -13,7 +13,7 @@ import optax
 from flax import nnx
 from jax import lax
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from alexnet_jax.augment import colour_noise, crops, random_crops
 from alexnet_jax.config import Config
@@ -192,3 +192,27 @@ def make_nonfinite_count(model: Model) -> Callable[[Params], Int[Array, ""]]:
         return model.topology.tower.sum(sum((~jnp.isfinite(x)).sum() for x in jax.tree.leaves(params)))
 
     return model.topology.compile(count, (model.specs,), P())
+
+
+def make_checksum(topology: Topology, specs: Any) -> Callable[[Any], UInt32[Array, ""]]:
+    """The compiled checksum of a tree of float32 arrays, the same number on every mesh.
+
+    It is the sum of all bit patterns modulo 2**32, each times an odd number that tells its place, so that no change of one
+    value goes unseen, and no order of adding matters.
+    """
+
+    def leaf_sum(x: Float[Array, "..."], spec: P) -> UInt32[Array, ""]:
+        bits = lax.bitcast_convert_type(x, jnp.uint32).reshape(-1)
+        sharded = "tower" in spec
+        first = jnp.uint32(topology.tower.index() * bits.size if sharded else 0)
+        total = (bits * (2 * (first + jnp.arange(bits.size, dtype=jnp.uint32)) + 1)).sum(dtype=jnp.uint32)
+        return topology.tower.sum(total) if sharded else total
+
+    def checksum(tree: Any) -> UInt32[Array, ""]:
+        sums = jax.tree.leaves(jax.tree.map(leaf_sum, tree, specs))
+        total = jnp.uint32(0)
+        for one in sums:
+            total = total * jnp.uint32(16777619) + one
+        return total
+
+    return topology.compile(checksum, (specs,), P())

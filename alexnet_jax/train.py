@@ -22,11 +22,12 @@ from alexnet_jax.data.feed import Feed
 from alexnet_jax.data.loader import Order
 from alexnet_jax.errors import UserError
 from alexnet_jax.evaluate import Evaluator, make_viewer
+from alexnet_jax.interrupt import RESUME_STATUS, Interrupted, Interruption
 from alexnet_jax.metrics import Recorder, Row, Stopwatch, Window
 from alexnet_jax.optimizer import Plateau, Schedule
 from alexnet_jax.step import Knobs, Metrics, Model, Pixels, TrainState, make_model, make_nonfinite_count, make_train_step
 from alexnet_jax.topology import make_topology
-from alexnet_jax.workdir import open_for_training
+from alexnet_jax.workdir import locked, open_for_training
 
 DEAD_AFTER_STEPS = 500
 DEAD_MARGIN = 0.98  # of the entropy of the labels
@@ -77,24 +78,35 @@ class Progress:
     step: int = 0
     plateau: Plateau = Plateau()
     window: Window = field(default_factory=Window)
+    validation_due: bool = False  # an interruption has put off the validation after `step`
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {"step": self.step, "plateau": self.plateau.as_dict(), "window": self.window.as_dict()}
+        host = {"step": self.step, "plateau": self.plateau.as_dict(), "window": self.window.as_dict()}
+        return host | {"validation_due": self.validation_due}
 
     @staticmethod
     def from_dict(content: dict[str, Any]) -> "Progress":
         """The reverse of `as_dict`."""
-        return Progress(content["step"], Plateau(**content["plateau"]), Window(**content["window"]))
+        due = content.get("validation_due", False)
+        return Progress(content["step"], Plateau(**content["plateau"]), Window(**content["window"]), due)
 
 
 class Trainer:
     """The loop and what it needs. It never waits for the step it has just started: metrics are read one step late."""
 
-    def __init__(self, model: Model, dataset: Dataset, checkpoints: Checkpoints, recorder: Recorder, calendar: Calendar):
+    def __init__(
+        self,
+        model: Model,
+        dataset: Dataset,
+        checkpoints: Checkpoints,
+        recorder: Recorder,
+        calendar: Calendar,
+        interruption: Interruption,
+    ):
         config = model.config
         self._model, self._dataset, self._calendar = model, dataset, calendar
-        self._checkpoints, self._recorder = checkpoints, recorder
+        self._checkpoints, self._recorder, self._interruption = checkpoints, recorder, interruption
         self._schedule = Schedule(config, tuple(model.shapes), calendar.examples, calendar.total_steps)
         self._train_step = make_train_step(model)
         self._evaluator = Evaluator(model.topology, config.batch_size)
@@ -108,7 +120,14 @@ class Trainer:
         self._warned_dead = False
 
     def run(self, state: TrainState, progress: Progress) -> None:
-        """Trains from `progress.step` to the end. Raises UserError when the loss is no longer finite."""
+        """Trains from `progress.step` to the end.
+
+        Raises:
+            UserError: the loss is no longer finite.
+            Interrupted: a signal asked for it; the state of the last step is saved.
+        """
+        if progress.validation_due:
+            self._pause(state, progress)
         put, calendar = self._model.topology.put, self._calendar
         order = Order(self._model.config.seed, len(self._feeds["train"].split), self._model.config.batch_size)
         batches = self._feeds["train"].batches(map(order.step, range(progress.step, calendar.total_steps)))
@@ -125,7 +144,19 @@ class Trainer:
                 self._note(progress, rate, metrics)
                 if calendar.validates_after(progress.step) or calendar.saves_after(progress.step):
                     self._pause(state, progress)
+                if self._interruption.requested and progress.step < calendar.total_steps:
+                    self._stop(state, progress)
         self._flush(progress)
+
+    def _stop(self, state: TrainState, progress: Progress) -> None:
+        """Saves what the calendar has not, and raises Interrupted."""
+        self._flush(progress)
+        if progress.validation_due or not self._calendar.saves_after(progress.step):
+            self._save(state, progress, None)
+        raise Interrupted(
+            f"{self._interruption.requested}: stopped after step {progress.step}, which is saved; "
+            f"the same command goes on (exit status {RESUME_STATUS})"
+        )
 
     def _due(self, progress: Progress) -> Knobs:
         """The learning rates and the colour noise of the step to come, on the host."""
@@ -176,7 +207,14 @@ class Trainer:
         """Validation, then checkpoint, where the calendar says."""
         self._flush(progress)
         with self._watch.paused():
-            error = self._validate(state, progress) if self._calendar.validates_after(progress.step) else None
+            error = None
+            if self._calendar.validates_after(progress.step):
+                progress.validation_due = True
+                try:
+                    error = self._validate(state, progress)
+                except Interrupted:
+                    self._stop(state, progress)
+                progress.validation_due = False
             if self._calendar.saves_after(progress.step):
                 self._save(state, progress, error)
 
@@ -184,7 +222,8 @@ class Trainer:
         """Top-1 error in percent on the validation split, recorded and shown to the schedule."""
         step, config = progress.step, self._model.config
         watch = Stopwatch()
-        score, _ = self._evaluator([(self._viewer, state.params)], self._feeds["validation"])
+        stop = lambda: self._interruption.requested  # noqa: E731
+        score, _ = self._evaluator([(self._viewer, state.params)], self._feeds["validation"], stop=stop)
         row = Row(
             step=step,
             epoch=self._calendar.epoch(step),
@@ -235,10 +274,11 @@ def _entropy(labels: Int32[np.ndarray, "examples"]) -> float:
 
 
 def train(config: Config) -> None:
-    """Trains or resumes the run in `config.workdir`, up to the end.
+    """Trains or resumes the run in `config.workdir`, up to the end. Call it in the main thread.
 
     Raises:
-        UserError: bad input, before anything is compiled or overwritten; or the run diverged.
+        UserError: bad input, before anything is compiled or overwritten; or the run diverged, or the disk is full.
+        Interrupted: SIGTERM or SIGINT; what was done is saved.
     """
     topology = make_topology(config.mesh, config.table().towers, config.batch_size, config.spmd)
     if config.batch_size // config.accumulate % topology.data_size:
@@ -248,18 +288,19 @@ def train(config: Config) -> None:
         )
     dataset = open_dataset(config)
     model = make_model(config, len(dataset.classes), topology)
-    workdir = open_for_training(config, dataset.fingerprint, dataset.classes)
     calendar = Calendar(config, len(dataset.splits["train"]), "validation" in dataset.splits)
-    with Checkpoints(workdir, keep=config.keep, writable=True) as checkpoints:
-        restored = checkpoints.restore_latest(model)
-        progress = Progress() if restored is None else Progress.from_dict(restored[1])
-        state = model.initial_state() if restored is None else restored[0]
-        with Recorder(workdir, resume_step=progress.step, total_steps=calendar.total_steps) as recorder:
-            recorder.say(
-                f"{config.architecture} on {config.dataset}: step {progress.step} of {calendar.total_steps}, "
-                f"mesh {topology.data_size}x{topology.tower_size} (data x tower), {config.spmd}, {config.precision}"
-            )
-            Trainer(model, dataset, checkpoints, recorder, calendar).run(state, progress)
+    with Interruption() as interruption, locked(config.workdir):
+        workdir = open_for_training(config, dataset.fingerprint, dataset.classes)
+        with Checkpoints(workdir, keep=config.keep, writable=True) as checkpoints:
+            restored = checkpoints.restore_latest(model)
+            progress = Progress() if restored is None else Progress.from_dict(restored[1])
+            state = model.initial_state() if restored is None else restored[0]
+            with Recorder(workdir, resume_step=progress.step, total_steps=calendar.total_steps) as recorder:
+                recorder.say(
+                    f"{config.architecture} on {config.dataset}: step {progress.step} of {calendar.total_steps}, "
+                    f"mesh {topology.data_size}x{topology.tower_size} (data x tower), {config.spmd}, {config.precision}"
+                )
+                Trainer(model, dataset, checkpoints, recorder, calendar, interruption).run(state, progress)
 
 
 def main() -> None:

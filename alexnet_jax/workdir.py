@@ -1,8 +1,13 @@
 """The folder of a run: config.json, and who may write into it."""
 
+import contextlib
+import fcntl
 import importlib.metadata
+import os
 import platform
+import socket
 import subprocess
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +44,40 @@ def provenance() -> dict[str, Any]:
     }
 
 
+@contextlib.contextmanager
+def locked(workdir: str) -> Iterator[None]:
+    """Keeps a second trainer out of a folder. The lock is the system's, so that of a killed process is gone with it.
+
+    Raises:
+        UserError: another process has it, or the folder cannot be written, or it holds something that is not a run.
+    """
+    if not workdir:
+        raise UserError("--workdir is missing: name a folder for the run")
+    path = Path(workdir) / "lock"
+    if (
+        path.parent.is_dir()
+        and not path.exists()
+        and not (path.parent / "config.json").exists()
+        and any(path.parent.iterdir())
+    ):
+        raise UserError(f"--workdir={workdir} holds something that is not a run: choose an empty or a new folder")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    except OSError as error:
+        raise UserError(f"--workdir={workdir} cannot be written: {error.strerror or error}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise UserError(f"--workdir={workdir} is in use by {file.read().strip() or 'another process'}") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
 def open_for_training(config: Config, fingerprint: str, classes: tuple[str, ...]) -> Path:
     """Makes or re-opens the folder of a run and writes its config.json.
 
@@ -47,18 +86,15 @@ def open_for_training(config: Config, fingerprint: str, classes: tuple[str, ...]
         fingerprint: content hash of the data set.
         classes: class names, kept so that figures need no data.
 
+    Call it under `locked`.
+
     Raises:
-        UserError: the folder holds something else, a run that this config would alter, or cannot be written.
+        UserError: the folder holds a run that this config would alter, or cannot be written.
     """
-    if not config.workdir:
-        raise UserError("--workdir is missing: name a folder for the run")
     workdir, path = Path(config.workdir), Path(config.workdir) / "config.json"
     try:
         if path.exists():
             _check_resumable(path, config, fingerprint)
-        elif workdir.is_dir() and any(workdir.iterdir()):
-            raise UserError(f"--workdir={workdir} holds something that is not a run: choose an empty or a new folder")
-        workdir.mkdir(parents=True, exist_ok=True)
         write_json(
             path,
             {

@@ -1,0 +1,54 @@
+"""SIGTERM and SIGINT as the wish to stop at the next step boundary, whatever the process is doing when they come."""
+
+import os
+import signal
+import sys
+import threading
+from types import TracebackType
+
+RESUME_STATUS = 75  # EX_TEMPFAIL of sysexits.h: the same command, run again, goes on
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and has saved what there was to save. The text says so."""
+
+
+class Interruption:
+    """Notes the first signal in `requested`; the second ends the process at once, with status 128 + its number.
+
+    Python runs its own handlers between bytecodes only, which a compilation holds up for minutes. Here a thread reads the
+    numbers that the handler in C writes to a pipe. Use it as a context manager, in the main thread.
+    """
+
+    def __init__(self) -> None:
+        self.requested: str | None = None
+
+    def __enter__(self) -> "Interruption":
+        self._pipe, writer = os.pipe()
+        os.set_blocking(writer, False)
+        self._writer, self._wakeup_before = writer, signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        self._handlers_before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+        self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._handlers_before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup_before)
+        os.close(self._writer)  # ends the thread
+        self._thread.join()
+        os.close(self._pipe)
+
+    def _watch(self) -> None:
+        while received := os.read(self._pipe, 1):
+            number = received[0]
+            if number not in SIGNALS:
+                continue
+            name = signal.Signals(number).name
+            if self.requested:
+                os.write(2, f"\n{name} again: ended at once\n".encode())
+                os._exit(128 + number)
+            self.requested = name
+            print(f"\n{name}: saving at the next step, then stopping; once more stops at once", file=sys.stderr, flush=True)
