@@ -28,7 +28,7 @@ from alexnet_jax.step import Knobs, Model, Pixels, make_model, make_train_step
 from alexnet_jax.topology import make_topology
 
 DEVICES = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-COLLECTIVE = r"= (\(?[^=]*?) (all-gather|all-reduce|reduce-scatter)(?:-start)?\("
+COLLECTIVE = r" = (.*?) (all-gather|all-reduce|reduce-scatter)(?:-start)?\("  # in a line of HLO: shapes, kind
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """How fast the network runs: four ways of using it, each layer alone, and PyTorch in turn with ours."""
 
 import contextlib
+import importlib.metadata
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -86,6 +87,7 @@ def measure_steps(config: Config, *, against: bool, layers: bool, rounds: int, s
             "architecture": config.architecture, "batch_size": config.batch_size, "crop_size": config.crop,
             "precision": config.precision, "mesh": config.mesh, "rounds": rounds, "steps": steps,
         },
+        "pytorch": importlib.metadata.version("torch") if against else None,
         "cores": os.cpu_count(),
         **provenance(),
     }  # fmt: skip
