@@ -81,10 +81,15 @@ def save_figure(figure: Figure, folder: Path, name: str) -> Path:
     """Writes `name` as PNG and SVG, each beside its target and renamed; returns the PNG's path."""
     folder.mkdir(parents=True, exist_ok=True)
     for extension in EXTENSIONS:
-        with replacing(folder / f"{name}.{extension}", "wb") as file:
-            figure.savefig(file, format=extension, dpi=150)
+        write_figure(figure, folder / f"{name}.{extension}")
     plt.close(figure)
     return folder / f"{name}.png"
+
+
+def write_figure(figure: Figure, path: Path) -> None:
+    """Writes one file in the format of its suffix, beside its target and renamed."""
+    with replacing(path, "wb") as file:
+        figure.savefig(file, format=path.suffix[1:], dpi=150)
 
 
 def _conv1_kernel(config: Config, step: str) -> tuple[Float[np.ndarray, "towers kh kw 3 maps"], int]:

@@ -13,7 +13,7 @@ from absl import flags
 
 from alexnet_jax import cli
 from alexnet_jax.errors import UserError
-from alexnet_jax.files import replacing
+from alexnet_jax.figures import write_figure
 from alexnet_jax.workdir import read_config
 
 PRECISIONS = {"float32": "#0072B2", "bfloat16": "#D55E00"}
@@ -44,8 +44,7 @@ def main() -> None:
     axes.set(xlabel="step", ylabel="training loss (nats)")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    with replacing(Path(options.figure), "wb") as file:
-        figure.savefig(file, format=Path(options.figure).suffix[1:], dpi=150)
+    write_figure(figure, Path(options.figure))
     differences = [curves["bfloat16"][step] - loss for step, loss in curves["float32"].items()]
     largest = max(differences, key=abs)
     print(json.dumps({"largest_difference": largest, "last_difference": differences[-1], **curves}))

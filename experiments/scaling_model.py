@@ -23,7 +23,7 @@ from alexnet_jax import cli, runtime
 from alexnet_jax.architectures import output_sizes
 from alexnet_jax.benchmark.ours import CLASSES, noise_batch, training_flops
 from alexnet_jax.config import Config
-from alexnet_jax.files import replacing
+from alexnet_jax.figures import write_figure
 from alexnet_jax.step import Knobs, Model, Pixels, make_model, make_train_step
 from alexnet_jax.topology import make_topology
 
@@ -191,8 +191,7 @@ def draw(rows: list[dict[str, Any]], path: Path, batch: int) -> None:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    with replacing(path, "wb") as file:
-        figure.savefig(file, format=path.suffix[1:], dpi=150)
+    write_figure(figure, path)
     plt.close(figure)
 
 

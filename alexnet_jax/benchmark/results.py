@@ -7,7 +7,7 @@ from typing import Any
 
 import matplotlib
 
-from alexnet_jax.files import replacing
+from alexnet_jax.figures import write_figure
 
 Rates = dict[str, list[float]]  # images per second of each contender in each round
 
@@ -58,6 +58,5 @@ def draw(rows: Mapping[str, Mapping[str, Any]], ours: Collection[str], title: st
         axes.set_xlim(0, max(rates) * 1.2)
     axes.set_xlabel(title)
     axes.spines[["top", "right"]].set_visible(False)
-    with replacing(path, "wb") as file:
-        figure.savefig(file, format=path.suffix[1:], dpi=150)
+    write_figure(figure, path)
     plt.close(figure)
