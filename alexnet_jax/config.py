@@ -80,6 +80,7 @@ class Config:
         choices=("auto", "yes", "no"),
         alters_run=False,
     )
+    distributed: bool = _field(False, "one of several processes that train together, started alike", alters_run=False)
     host_devices: int = _field(0, "force this many CPU devices; 0: the machine's", alters_run=False, minimum=0)
     spmd: Spmd = _field("shard_map", "how the per-device step is run", choices=("shard_map", "pmap"), alters_run=False)
     # Records (in steps)

@@ -1,6 +1,7 @@
 """The record of a run: metrics.jsonl, TensorBoard events beside it, and a live line on a terminal."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -91,14 +92,19 @@ def read_rows(workdir: Path, until_step: int | None = None) -> list[dict[str, An
 class Recorder:
     """Writes rows where they belong. Use as a context manager."""
 
-    def __init__(self, workdir: Path, *, resume_step: int, total_steps: int):
-        """Drops the rows after `resume_step`, which are about to be written again."""
-        path = workdir / "metrics.jsonl"
-        with replacing(path) as file:
-            file.writelines(json.dumps(row) + "\n" for row in read_rows(workdir, resume_step))
+    def __init__(self, workdir: Path, *, resume_step: int, total_steps: int, silent: bool = False):
+        """Drops the rows after `resume_step`, which are about to be written again.
+
+        `silent`: write and show nothing, for all processes but the first.
+        """
+        path = Path(os.devnull) if silent else workdir / "metrics.jsonl"
+        if not silent:
+            with replacing(path) as file:
+                file.writelines(json.dumps(row) + "\n" for row in read_rows(workdir, resume_step))
         self._file = path.open("a")
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1, write_to_disk=True)
-        self.console = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+        events = str(workdir / "tensorboard")
+        self._events = SummaryWriter(events, purge_step=resume_step + 1, write_to_disk=not silent)
+        self.console = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty(), quiet=silent)
         self._progress = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),

@@ -7,12 +7,22 @@ from pathlib import Path
 
 import jax
 
+from alexnet_jax.errors import UserError
 
-def start(host_devices: int = 0) -> None:
+HEARTBEAT_SECONDS = 20  # without a sign of life a process is taken for dead
+CONNECT_SECONDS = 120
+
+
+def start(host_devices: int = 0, distributed: bool = False) -> None:
     """Call it once, before the first array or question for a device.
 
     Args:
-        host_devices: number of CPU devices to force; 0 leaves it to JAX.
+        host_devices: number of CPU devices to force in this process; 0 leaves it to JAX.
+        distributed: join the other processes. On Slurm, Kubernetes and Cloud TPU JAX finds them by itself; elsewhere
+            JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID name them, which launch/local sets.
+
+    Raises:
+        UserError: the other processes cannot be found or do not answer.
 
     Compiled programs are kept in `cache_folder()`, so that a second start compiles nothing. JAX's own settings come first:
     JAX_COMPILATION_CACHE_DIR, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS, JAX_ENABLE_COMPILATION_CACHE=false.
@@ -23,6 +33,25 @@ def start(host_devices: int = 0) -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    if distributed:
+        _join()
+
+
+def _join() -> None:
+    # None is for JAX to find out.
+    count, number = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+    try:
+        jax.distributed.initialize(
+            num_processes=int(count) if count else None,
+            process_id=int(number) if number else None,
+            initialization_timeout=CONNECT_SECONDS,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"--distributed: {str(error).splitlines()[0]} Start it with launch/local, on a cluster that JAX knows, or with "
+            "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
+        ) from error
 
 
 def cache_folder() -> Path:

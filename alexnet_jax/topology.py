@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
@@ -202,8 +203,33 @@ class Topology:
         return _map_with_specs(join, tree, specs)
 
     def fetch(self, tree: PyTree, specs: PyTree) -> PyTree:
-        """Results of a compiled function as NumPy arrays, waiting for them."""
-        return jax.device_get(self.whole(tree, specs))
+        """Results of a compiled function as NumPy arrays, waiting for them. All processes have to ask, and get all."""
+        whole = self.whole(tree, specs)
+        return jax.tree.map(_gathered, whole) if jax.process_count() > 1 else jax.device_get(whole)
+
+    def vote(self) -> Callable[[bool], jax.Array]:
+        """A compiled ballot: each process gives its own answer, and all get the number of devices that said yes.
+
+        Like a step it returns at once; all processes have to call it equally often.
+        """
+        spec = P(("data", "tower"))
+        count = jax.shard_map(
+            lambda yes: lax.psum(yes[0], ("data", "tower")), mesh=self.mesh, in_specs=spec, out_specs=P(), check_vma=False
+        )
+        compiled, sharding = jax.jit(count), self.sharding(spec)
+
+        def ask(yes: bool) -> jax.Array:
+            with jax.transfer_guard_host_to_device("allow"):
+                answer = np.array([yes], np.int32)
+                return compiled(jax.make_array_from_callback((self.mesh.size,), sharding, lambda _: answer))
+
+        return ask
+
+
+def _gathered(x: jax.Array) -> np.ndarray:
+    if x.is_fully_replicated:
+        return np.asarray(x)
+    return multihost_utils.process_allgather(x, tiled=True)
 
 
 def _map_with_specs(function: Callable[[Any, P], Any], tree: PyTree, specs: PyTree) -> PyTree:
@@ -238,6 +264,10 @@ def make_topology(mesh: str, towers: int, batch_size: int, spmd: Spmd = "shard_m
         raise UserError(
             f"--mesh={mesh} needs {rows * columns} devices and {len(devices)} are present; "
             "choose a smaller mesh, or force CPU devices with --host_devices"
+        )
+    if jax.process_count() > 1 and (rows * columns != len(devices) or spmd == "pmap"):
+        raise UserError(
+            f"--mesh={mesh} --spmd={spmd}: several processes train on all of their {len(devices)} devices, under shard_map"
         )
     if columns not in (1, towers):
         raise UserError(

@@ -115,7 +115,9 @@ class Trainer:
         self._feeds = {name: Feed(model.topology, dataset.splits[name], config.data_on_device) for name in used}
         self._count_nonfinite = make_nonfinite_count(model)
         self._watch, self._steps_timed, self._speed = Stopwatch(), 0, 0.0
-        self._pending: tuple[int, float, Metrics] | None = None
+        self._pending: tuple[int, float, Metrics, jax.Array | None] | None = None
+        self._vote = model.topology.vote() if jax.process_count() > 1 else None
+        self._stopping = False
         self._label_entropy = _entropy(dataset.splits["train"].labels)
         self._warned_dead = False
 
@@ -144,19 +146,22 @@ class Trainer:
                 self._note(progress, rate, metrics)
                 if calendar.validates_after(progress.step) or calendar.saves_after(progress.step):
                     self._pause(state, progress)
-                if self._interruption.requested and progress.step < calendar.total_steps:
+                if self._wants_to_stop() and progress.step < calendar.total_steps:
                     self._stop(state, progress)
         self._flush(progress)
+
+    def _wants_to_stop(self) -> bool:
+        """Alone, at once; several processes one step later, when all of them have read that one of them wants to."""
+        return self._stopping if self._vote else bool(self._interruption.requested)
 
     def _stop(self, state: TrainState, progress: Progress) -> None:
         """Saves what the calendar has not, and raises Interrupted."""
         self._flush(progress)
         if progress.validation_due or not self._calendar.saves_after(progress.step):
             self._save(state, progress, None)
-        raise Interrupted(
-            f"{self._interruption.requested}: stopped after step {progress.step}, which is saved; "
-            f"the same command goes on (exit status {RESUME_STATUS})"
-        )
+        why = self._interruption.requested or "a signal to another process"
+        saved = f"{why}: stopped after step {progress.step}, which is saved"
+        raise Interrupted(f"{saved}; the same command goes on (exit status {RESUME_STATUS})")
 
     def _due(self, progress: Progress) -> Knobs:
         """The learning rates and the colour noise of the step to come, on the host."""
@@ -169,13 +174,16 @@ class Trainer:
         """Counts the step just started and reads the metrics of the one before it."""
         self._flush(progress)
         progress.step += 1
-        self._pending = (progress.step, rate, metrics)
+        vote = self._vote(bool(self._interruption.requested)) if self._vote else None
+        self._pending = (progress.step, rate, metrics, vote)
 
     def _flush(self, progress: Progress) -> None:
         """Reads the metrics that are still on the devices, and writes the row that they complete."""
         if self._pending is None:
             return
-        (step, rate, on_device), self._pending = self._pending, None
+        (step, rate, on_device, vote), self._pending = self._pending, None
+        if vote is not None and int(self._model.topology.fetch(vote, P())):
+            self._stopping = True
         metrics = self._model.topology.fetch(on_device, P())
         loss, top1, top5 = (float(value) for value in (metrics.loss, metrics.top1, metrics.top5))
         if not math.isfinite(loss):
@@ -222,7 +230,8 @@ class Trainer:
         """Top-1 error in percent on the validation split, recorded and shown to the schedule."""
         step, config = progress.step, self._model.config
         watch = Stopwatch()
-        stop = lambda: self._interruption.requested  # noqa: E731
+        # Several processes finish a validation: no one of them may leave it alone.
+        stop = lambda: not self._vote and self._interruption.requested  # noqa: E731
         score, _ = self._evaluator([(self._viewer, state.params)], self._feeds["validation"], stop=stop)
         row = Row(
             step=step,
@@ -295,7 +304,8 @@ def train(config: Config) -> None:
             restored = checkpoints.restore_latest(model)
             progress = Progress() if restored is None else Progress.from_dict(restored[1])
             state = model.initial_state() if restored is None else restored[0]
-            with Recorder(workdir, resume_step=progress.step, total_steps=calendar.total_steps) as recorder:
+            silent = jax.process_index() > 0
+            with Recorder(workdir, resume_step=progress.step, total_steps=calendar.total_steps, silent=silent) as recorder:
                 recorder.say(
                     f"{config.architecture} on {config.dataset}: step {progress.step} of {calendar.total_steps}, "
                     f"mesh {topology.data_size}x{topology.tower_size} (data x tower), {config.spmd}, {config.precision}"
@@ -306,7 +316,7 @@ def train(config: Config) -> None:
 def main() -> None:
     """The command line."""
     config = from_flags()
-    runtime.start(config.host_devices)
+    runtime.start(config.host_devices, config.distributed)
     train(config)
 
 

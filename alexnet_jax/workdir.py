@@ -48,11 +48,16 @@ def provenance() -> dict[str, Any]:
 def locked(workdir: str) -> Iterator[None]:
     """Keeps a second trainer out of a folder. The lock is the system's, so that of a killed process is gone with it.
 
+    Of several processes that train together the first one holds it.
+
     Raises:
         UserError: another process has it, or the folder cannot be written, or it holds something that is not a run.
     """
     if not workdir:
         raise UserError("--workdir is missing: name a folder for the run")
+    if jax.process_index():
+        yield
+        return
     path = Path(workdir) / "lock"
     if (
         path.parent.is_dir()
@@ -95,6 +100,8 @@ def open_for_training(config: Config, fingerprint: str, classes: tuple[str, ...]
     try:
         if path.exists():
             _check_resumable(path, config, fingerprint)
+        if jax.process_index():  # the first process writes
+            return workdir
         write_json(
             path,
             {
