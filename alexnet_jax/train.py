@@ -5,16 +5,17 @@ python -m alexnet_jax.train --flagfile=experiments/quickstart.cfg --workdir=W [f
 
 import contextlib
 import math
-from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Int32
 
 from alexnet_jax import cli, runtime
 from alexnet_jax.augment import COLOUR_NOISE
+from alexnet_jax.calendar import Calendar, Progress
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.config import Config, define_flags, from_flags
 from alexnet_jax.data.dataset import Dataset, open_dataset
@@ -24,72 +25,13 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.evaluate import Evaluator, make_viewer
 from alexnet_jax.interrupt import RESUME_STATUS, Interrupted, Interruption
 from alexnet_jax.metrics import Recorder, Row, Stopwatch, Window
-from alexnet_jax.optimizer import Plateau, Schedule
+from alexnet_jax.optimizer import Schedule
 from alexnet_jax.step import Knobs, Metrics, Model, Pixels, TrainState, make_model, make_nonfinite_count, make_train_step
 from alexnet_jax.topology import make_topology
 from alexnet_jax.workdir import locked, open_for_training
 
 DEAD_AFTER_STEPS = 500
 DEAD_MARGIN = 0.98  # of the entropy of the labels
-
-
-@dataclass(frozen=True)
-class Calendar:
-    """What happens after which step. Steps are counted from 1 here: `step` updates have been made."""
-
-    config: Config
-    examples: int  # in an epoch
-    validates: bool  # whether there is a validation split
-
-    @property
-    def total_steps(self) -> int:
-        """Steps of the whole run; the last one may begin the epoch after."""
-        return self.config.steps or math.ceil(self.config.epochs * self.examples / self.config.batch_size)
-
-    def epoch(self, step: int) -> float:
-        """Passes over the training images."""
-        return step * self.config.batch_size / self.examples
-
-    def _ends_epoch(self, step: int) -> bool:
-        return math.floor(self.epoch(step)) > math.floor(self.epoch(step - 1))
-
-    def logs(self, step: int) -> bool:
-        """Whether a row of training metrics ends here."""
-        return step % self.config.log_every == 0 or step == self.total_steps
-
-    def _pauses(self, step: int) -> bool:
-        every = self.config.eval_every
-        return step == self.total_steps or (step % every == 0 if every else self._ends_epoch(step))
-
-    def validates_after(self, step: int) -> bool:
-        """Whether a validation follows."""
-        return self.validates and self._pauses(step)
-
-    def saves_after(self, step: int) -> bool:
-        """Whether a checkpoint follows."""
-        every = self.config.checkpoint_every
-        return step == self.total_steps or (step % every == 0 if every else self._pauses(step))
-
-
-@dataclass
-class Progress:
-    """The host's part of the state of a run, kept in the checkpoint."""
-
-    step: int = 0
-    plateau: Plateau = Plateau()
-    window: Window = field(default_factory=Window)
-    validation_due: bool = False  # an interruption has put off the validation after `step`
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        host = {"step": self.step, "plateau": self.plateau.as_dict(), "window": self.window.as_dict()}
-        return host | {"validation_due": self.validation_due}
-
-    @staticmethod
-    def from_dict(content: dict[str, Any]) -> "Progress":
-        """The reverse of `as_dict`."""
-        due = content.get("validation_due", False)
-        return Progress(content["step"], Plateau(**content["plateau"]), Window(**content["window"]), due)
 
 
 class Trainer:
@@ -282,6 +224,14 @@ def _entropy(labels: Int32[np.ndarray, "examples"]) -> float:
     return float(-sum(p * math.log(p) for p in frequencies if p > 0))
 
 
+def _opened(config: Config) -> Dataset:
+    """The data set. Of several processes the first one may have to prepare it; the others wait."""
+    dataset = None if jax.process_index() else open_dataset(config)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("the data set is prepared")
+    return dataset or open_dataset(config)
+
+
 def train(config: Config) -> None:
     """Trains or resumes the run in `config.workdir`, up to the end. Call it in the main thread.
 
@@ -295,7 +245,7 @@ def train(config: Config) -> None:
             f"--accumulate={config.accumulate} parts of --batch_size={config.batch_size} cannot be shared evenly by the "
             f"{topology.data_size} rows of the mesh"
         )
-    dataset = open_dataset(config)
+    dataset = _opened(config)
     model = make_model(config, len(dataset.classes), topology)
     calendar = Calendar(config, len(dataset.splits["train"]), "validation" in dataset.splits)
     with Interruption() as interruption, locked(config.workdir):

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from networks import ROOT, run, small_model, tiny_config, tiny_flags
 
+from alexnet_jax.calendar import Calendar
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.config import Config
 from alexnet_jax.errors import UserError
 from alexnet_jax.metrics import read_rows
-from alexnet_jax.train import Calendar, train
+from alexnet_jax.train import train
 
 
 def rows_of(workdir: Path) -> list[dict]:

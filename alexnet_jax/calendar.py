@@ -1,0 +1,68 @@
+"""What happens after which step of a run, and how far the run is."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from alexnet_jax.config import Config
+from alexnet_jax.metrics import Window
+from alexnet_jax.optimizer import Plateau
+
+
+@dataclass(frozen=True)
+class Calendar:
+    """What happens after which step. Steps are counted from 1 here: `step` updates have been made."""
+
+    config: Config
+    examples: int  # in an epoch
+    validates: bool  # whether there is a validation split
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run; the last one may begin the epoch after."""
+        return self.config.steps or math.ceil(self.config.epochs * self.examples / self.config.batch_size)
+
+    def epoch(self, step: int) -> float:
+        """Passes over the training images."""
+        return step * self.config.batch_size / self.examples
+
+    def _ends_epoch(self, step: int) -> bool:
+        return math.floor(self.epoch(step)) > math.floor(self.epoch(step - 1))
+
+    def logs(self, step: int) -> bool:
+        """Whether a row of training metrics ends here."""
+        return step % self.config.log_every == 0 or step == self.total_steps
+
+    def _pauses(self, step: int) -> bool:
+        every = self.config.eval_every
+        return step == self.total_steps or (step % every == 0 if every else self._ends_epoch(step))
+
+    def validates_after(self, step: int) -> bool:
+        """Whether a validation follows."""
+        return self.validates and self._pauses(step)
+
+    def saves_after(self, step: int) -> bool:
+        """Whether a checkpoint follows."""
+        every = self.config.checkpoint_every
+        return step == self.total_steps or (step % every == 0 if every else self._pauses(step))
+
+
+@dataclass
+class Progress:
+    """The host's part of the state of a run, kept in the checkpoint."""
+
+    step: int = 0
+    plateau: Plateau = Plateau()
+    window: Window = field(default_factory=Window)
+    validation_due: bool = False  # an interruption has put off the validation after `step`
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        host = {"step": self.step, "plateau": self.plateau.as_dict(), "window": self.window.as_dict()}
+        return host | {"validation_due": self.validation_due}
+
+    @staticmethod
+    def from_dict(content: dict[str, Any]) -> "Progress":
+        """The reverse of `as_dict`."""
+        due = content.get("validation_due", False)
+        return Progress(content["step"], Plateau(**content["plateau"]), Window(**content["window"]), due)
