@@ -1,0 +1,148 @@
+"""Kills a run again and again, and compares what is left with the run that nobody killed.
+
+    python -m experiments.soak --out=soak --kills=50
+
+Every run is started, and killed at a random moment by SIGKILL or SIGTERM, some of them while a checkpoint is being written,
+until it has come to its end. Even runs stay on one mesh, and must end with the same bits, every row of metrics.jsonl
+included (a row for each step: a lost or repeated batch would change its loss). Odd runs change the mesh at every start.
+Prints one JSON object; progress on stderr.
+"""
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from alexnet_jax import cli, runtime
+from alexnet_jax.checkpoint import Checkpoints
+from alexnet_jax.errors import UserError
+from alexnet_jax.interrupt import RESUME_STATUS
+from alexnet_jax.metrics import read_rows
+from alexnet_jax.step import make_model
+from alexnet_jax.topology import make_topology
+from alexnet_jax.workdir import provenance, read_config
+
+STEPS = 30
+SETTINGS = {
+    "dataset": "groceries", "image_size": 112, "crop_size": 63, "batch_size": 8, "bias_init": 0.1, "learning_rate": 0.001,
+    "schedule": "constant", "steps": STEPS, "log_every": 1, "checkpoint_every": 2, "eval_every": 7,
+}  # fmt: skip
+MESHES = {"1x1": 1, "1x2": 2, "2x1": 2, "2x2": 4}
+STARTUP_SECONDS = 120
+
+
+def start(workdir: Path, data_dir: str, mesh: str) -> subprocess.Popen[str]:
+    """The trainer, its output in workdir's log."""
+    settings = SETTINGS | {"data_dir": data_dir, "workdir": workdir, "mesh": mesh, "host_devices": MESHES[mesh]}
+    command = [sys.executable, "-m", "alexnet_jax.train", *(f"--{name}={value}" for name, value in settings.items())]
+    with workdir.with_suffix(".log").open("a") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, text=True)
+
+
+def last_step(workdir: Path) -> int:
+    """Of the rows written so far."""
+    return max((row["step"] for row in read_rows(workdir)), default=0)
+
+
+def wait_for_moment(process: subprocess.Popen[str], workdir: Path, in_save: bool, rng: random.Random) -> bool:
+    """Until a save has begun, or for a random while after a new row; False if the run ends before."""
+    begun, deadline = last_step(workdir), time.monotonic() + STARTUP_SECONDS
+    pause = rng.uniform(0, 1.5)
+    while process.poll() is None and time.monotonic() < deadline:
+        if in_save and any((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*")):
+            return True
+        if not in_save and last_step(workdir) > begun:
+            time.sleep(pause)
+            return process.poll() is None
+        time.sleep(0.002)
+    return False
+
+
+def torment(workdir: Path, data_dir: str, moving: bool, rng: random.Random, kills: list[dict[str, Any]]) -> int:
+    """Starts and kills one run up to its end; returns the number of starts. Raises UserError if it ends otherwise."""
+    starts = 0
+    while True:
+        mesh = rng.choice(list(MESHES)) if moving else "1x2"
+        process, starts = start(workdir, data_dir, mesh), starts + 1
+        in_save, number = rng.random() < 0.4, rng.choice([signal.SIGKILL, signal.SIGTERM])
+        if in_save:
+            number = signal.SIGKILL
+        if wait_for_moment(process, workdir, in_save, rng):
+            process.send_signal(number)
+            process.wait()
+            kills.append({"run": workdir.name, "signal": number.name, "in_save": in_save, "step": last_step(workdir)})
+            print(f"{len(kills)} kills: {kills[-1]}", file=sys.stderr, flush=True)
+        status = process.wait()
+        if status == 0:
+            return starts
+        if status not in (RESUME_STATUS, -signal.SIGKILL):
+            raise UserError(f"{workdir}: the trainer ended with status {status}: {workdir.with_suffix('.log')}")
+
+
+def state_of(workdir: Path) -> list[np.ndarray]:
+    """Every array of the last checkpoint."""
+    config = replace(read_config(str(workdir)), mesh="1x1")
+    model = make_model(config, 14, make_topology("1x1", 2, config.batch_size))
+    with Checkpoints(workdir, keep=1, writable=False) as checkpoints:
+        restored = checkpoints.restore_latest(model)
+    if restored is None or restored[1]["step"] != STEPS:
+        raise UserError(f"{workdir} has no checkpoint of step {STEPS}")
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(restored[0])]
+
+
+def rows_of(workdir: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without its speeds."""
+    return [{name: value for name, value in row.items() if name != "images_per_second"} for row in read_rows(workdir)]
+
+
+def difference(workdir: Path, whole: Path) -> dict[str, Any]:
+    """How far a run is from the one that nobody killed, relative to the largest value of each array."""
+    pairs = list(zip(state_of(workdir), state_of(whole), strict=True))
+    relative = [float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30)) for a, b in pairs]
+    losses = [abs(a["loss"] - b["loss"]) / b["loss"] for a, b in zip(rows_of(workdir), rows_of(whole), strict=True)]
+    return {
+        "same_bits": all(np.array_equal(a, b) for a, b in pairs), "same_rows": rows_of(workdir) == rows_of(whole),
+        "largest_relative_difference": max(relative), "largest_relative_difference_of_a_loss": max(losses),
+        "rows": len(rows_of(workdir)),
+    }  # fmt: skip
+
+
+def main() -> None:
+    """The command line."""
+    options = flags.FLAGS
+    runtime.start()
+    out, rng, kills, runs = Path(options.out), random.Random(options.seed), [], []
+    out.mkdir(parents=True, exist_ok=True)
+    whole = out / "whole"
+    if start(whole, options.data_dir, "1x2").wait():
+        raise UserError(f"the uninterrupted run failed: {whole.with_suffix('.log')}")
+    while len(kills) < options.kills:
+        workdir = out / f"run{len(runs)}"
+        starts = torment(workdir, options.data_dir, len(runs) % 2 == 1, rng, kills)
+        runs.append({"meshes": "changing" if len(runs) % 2 else "1x2", "starts": starts, **difference(workdir, whole)})
+        print(f"{workdir.name}: {runs[-1]}", file=sys.stderr, flush=True)
+        shutil.rmtree(workdir)
+    bad = [run for run in runs if run["meshes"] == "1x2" and not (run["same_bits"] and run["same_rows"])]
+    counts = {
+        "kills": len(kills), "sigkill": sum(kill["signal"] == "SIGKILL" for kill in kills),
+        "in_a_save": sum(kill["in_save"] for kill in kills), "runs": len(runs), "runs_that_differ": len(bad),
+    }  # fmt: skip
+    print(json.dumps({**counts, "each_run": runs, "each_kill": kills, "seed": options.seed, **provenance()}))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("out", "soak", "folder of the runs; must be new")
+    flags.DEFINE_string("data_dir", "data", "folder of the prepared sets")
+    flags.DEFINE_integer("kills", 50, "stop after the run in which so many were reached", lower_bound=1)
+    flags.DEFINE_integer("seed", 0, "of the moments, signals and meshes")
+    cli.run(main)
