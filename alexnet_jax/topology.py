@@ -137,7 +137,9 @@ class Topology:
             devices = list(self.mesh.devices.flat)
             return jax.pmap(function, axis_name="device", devices=devices, donate_argnums=donate)
         mapped = jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
-        return jax.jit(mapped, donate_argnums=donate)
+        # Named outright: left to itself XLA may describe a result otherwise than the argument it becomes, and compile again.
+        results = jax.tree.map(self.sharding, out_specs, is_leaf=lambda node: isinstance(node, P))
+        return jax.jit(mapped, out_shardings=results, donate_argnums=donate)
 
     def put(self, tree: PyTree, specs: PyTree) -> PyTree:
         """Host arrays onto the devices, each device getting only its own share."""
