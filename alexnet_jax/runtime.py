@@ -10,7 +10,7 @@ import jax
 from alexnet_jax.errors import UserError
 
 HEARTBEAT_SECONDS = 20  # without a sign of life a process is taken for dead
-CONNECT_SECONDS = 120
+CONNECT_SECONDS = 300  # hosts of a cluster start minutes apart
 
 
 def start(host_devices: int = 0, distributed: bool = False) -> None:
