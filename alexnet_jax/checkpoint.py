@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec as P
 from orbax.checkpoint import checkpoint_managers
 
@@ -31,8 +32,9 @@ def _abstract(model: Model, tree: Any, specs: Any) -> Any:
     )
 
 
-class _Damaged(Exception):
-    """A checkpoint that is not what was saved."""
+def _everywhere(yes: bool) -> bool:
+    """Whether every process says yes. All have to ask."""
+    return bool(multihost_utils.process_allgather(np.array(yes)).all()) if jax.process_count() > 1 else yes
 
 
 class Checkpoints:
@@ -57,12 +59,12 @@ class Checkpoints:
             create=writable,
             cleanup_tmp_directories=writable,
         )
-        handlers = {
+        self._handlers: dict[str, Any] = {
             "params": ocp.StandardCheckpointHandler(),
             "optimizer": ocp.StandardCheckpointHandler(),
             "progress": ocp.JsonCheckpointHandler(),
         }
-        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=self._handlers)
         self._checksums: dict[tuple[int, str], tuple[Model, Any]] = {}  # compiled once for each model and item
 
     def __enter__(self) -> "Checkpoints":
@@ -128,10 +130,13 @@ class Checkpoints:
             self._checksums[key] = model, make_checksum(model.topology, getattr(model.state_specs, name))
         return int(model.topology.fetch(self._checksums[key][1](tree), P()))
 
-    def _check_sum(self, model: Model, name: str, tree: Any, progress: dict[str, Any]) -> None:
-        wanted = progress.get("checksums", {}).get(name)
-        if wanted is not None and (found := self._checksum(model, name, tree)) != wanted:
-            raise _Damaged(f"{name} has the checksum {found:08x} and was saved with {wanted:08x}")
+    def _changed(self, model: Model, progress: dict[str, Any], **items: Any) -> str:
+        """Which item of a state on the model's mesh is not what was saved; '' if all are."""
+        wanted = progress.get("checksums", {})
+        for name, tree in items.items():
+            if name in wanted and (found := self._checksum(model, name, tree)) != wanted[name]:
+                return f"{name} has the checksum {found:08x} and was saved with {wanted[name]:08x}"
+        return ""
 
     def restore_latest(self, model: Model) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest checkpoint that can be read whole, on the model's mesh, with the host's progress; None without one.
@@ -144,11 +149,22 @@ class Checkpoints:
         steps = self.steps()
         for step in reversed(steps):
             self._check_shapes(model, step)
+            restored, why = None, ""
             try:
-                return self._read(model, step)
+                restored = self._read(model, step)
             except Exception as error:
-                logging.warning("checkpoint %d cannot be read: %s", step, _first_line(error))
-                self._set_aside(step)
+                why = _first_line(error)
+            all_read = _everywhere(restored is not None)  # checksums need every process, so none starts on them alone
+            if restored is None or not all_read:
+                why = why or "another process cannot read its share"
+            else:
+                state, progress = restored
+                why = self._changed(model, progress, params=state.params, optimizer=state.optimizer)
+                progress.pop("checksums", None)
+            if restored is not None and not why:
+                return restored
+            logging.warning("checkpoint %d cannot be read: %s", step, why)
+            self._set_aside(step)
         if steps:
             raise UserError(f"none of the checkpoints {steps} in {self.folder} can be read; they are in damaged/ beside it")
         return None
@@ -160,36 +176,32 @@ class Checkpoints:
             UserError: it belongs to another network or is damaged.
         """
         self._check_shapes(model, step)
-        wanted = ocp.args.Composite(
-            params=ocp.args.StandardRestore(_abstract(model, model.shapes, model.specs)), progress=ocp.args.JsonRestore()
-        )
         try:
-            restored = self._manager.restore(step, args=wanted)
-            params = model.topology.spread(restored["params"], model.specs)
-            self._check_sum(model, "params", params, restored["progress"])
+            params = self._arrays(model, step, "params", model.shapes)
+            why = self._changed(model, self._item(step, "progress", ocp.args.JsonRestore()), params=params)
         except Exception as error:
             raise UserError(f"checkpoint {self.folder / str(step)} cannot be read: {_first_line(error)}") from error
+        if why:
+            raise UserError(f"checkpoint {self.folder / str(step)} cannot be read: {why}")
         return params
 
     def _read(self, model: Model, step: int) -> tuple[TrainState, dict[str, Any]]:
-        """Raises whatever Orbax does, or _Damaged."""
+        """The state with the host's progress, its checksums included. Raises whatever Orbax does."""
         specs = model.state_specs
         optimizer = jax.eval_shape(model.transformation({}).init, model.shapes)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(_abstract(model, model.shapes, specs.params)),
-                optimizer=ocp.args.StandardRestore(_abstract(model, optimizer, specs.optimizer)),
-                progress=ocp.args.JsonRestore(),
-            ),
-        )
-        progress = restored["progress"]
+        progress = self._item(step, "progress", ocp.args.JsonRestore())
         counter = model.topology.put(np.int32(progress["step"]), specs.step)
-        on_mesh = {name: model.topology.spread(restored[name], getattr(specs, name)) for name in ("params", "optimizer")}
-        for name, tree in on_mesh.items():
-            self._check_sum(model, name, tree, progress)
-        progress.pop("checksums", None)
-        return TrainState(counter, on_mesh["params"], on_mesh["optimizer"]), progress
+        params = self._arrays(model, step, "params", model.shapes)
+        return TrainState(counter, params, self._arrays(model, step, "optimizer", optimizer)), progress
+
+    def _item(self, step: int, name: str, args: Any) -> Any:
+        """Straight from the item's handler: the manager would have all processes wait for one whose read has failed."""
+        return self._handlers[name].restore(self.folder / str(step) / name, args=args)
+
+    def _arrays(self, model: Model, step: int, name: str, shapes: Any) -> Any:
+        specs = getattr(model.state_specs, name)
+        restored = self._item(step, name, ocp.args.StandardRestore(_abstract(model, shapes, specs)))
+        return model.topology.spread(restored, specs)
 
     def _check_shapes(self, model: Model, step: int) -> None:
         """Raises UserError if the stored parameters have other names or shapes. What cannot be read is left to `_read`."""
@@ -207,15 +219,17 @@ class Checkpoints:
                 )
 
     def _set_aside(self, step: int) -> None:
-        damaged = self.folder.parent / "damaged"
-        damaged.mkdir(exist_ok=True)
-        target, number = damaged / str(step), 1
-        while target.exists():
-            number += 1
-            target = damaged / f"{step}-{number}"
-        (self.folder / str(step)).rename(target)
+        if jax.process_index() == 0:
+            damaged = self.folder.parent / "damaged"
+            damaged.mkdir(exist_ok=True)
+            target, number = damaged / str(step), 1
+            while target.exists():
+                number += 1
+                target = damaged / f"{step}-{number}"
+            (self.folder / str(step)).rename(target)
+            logging.warning("moved it to %s; the one before is used", target)
+        _everywhere(True)  # waits for the move
         self._manager.reload()
-        logging.warning("moved it to %s; the one before is used", target)
 
 
 def chosen_step(checkpoints: Checkpoints, workdir: str, step: str) -> int:

@@ -1,5 +1,6 @@
 """How every entry point starts and ends: absl flags in, one clear line and exit status 1 on bad input."""
 
+import errno
 import sys
 from collections.abc import Callable
 
@@ -12,7 +13,7 @@ from alexnet_jax.interrupt import RESUME_STATUS, Interrupted
 def run(main: Callable[[], None]) -> None:
     """Parses the absl flags, calls `main`, and turns a `UserError` into one line on stderr and exit status 1.
 
-    `Interrupted` becomes a line and `RESUME_STATUS`.
+    `Interrupted` becomes a line and `RESUME_STATUS`; so does a full or read-only disk, with 1.
 
     A word on the command line that is not a flag is refused: it is nearly always a flag whose dashes were forgotten.
     """
@@ -26,6 +27,11 @@ def run(main: Callable[[], None]) -> None:
             main()
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                raise
+            print(f"error: {error.filename or 'the disk'} cannot be written: {error.strerror}", file=sys.stderr)
             sys.exit(1)
         except Interrupted as stop:
             print(stop, file=sys.stderr)

@@ -35,7 +35,10 @@ class Config:
     bias_init: float | None = _field(None, "initial bias in place of the table's nonzero ones (paper: 1; Caffe: 0.1)")
     dropout: float | None = _field(None, "dropout rate in place of the table's (Section 4.2: 0.5)")
     precision: str = _field(
-        "float32", "of activations and products; parameters stay float32", choices=("float32", "bfloat16")
+        "float32",
+        "of activations and products; parameters stay float32, so that a run may change it when it is resumed",
+        choices=("float32", "bfloat16"),
+        alters_run=False,
     )
     # Data
     dataset: str = _field("groceries", "'groceries' (embedded photographs), 'synthetic', 'folder:PATH', or a TFDS name")
@@ -85,6 +88,7 @@ class Config:
     spmd: Spmd = _field("shard_map", "how the per-device step is run", choices=("shard_map", "pmap"), alters_run=False)
     # Records (in steps)
     log_every: int = _field(50, "steps between rows of training metrics", alters_run=False, minimum=1)
+    log_examples: bool = _field(False, "note the examples of each step in examples.jsonl", alters_run=False)
     eval_every: int = _field(0, "steps between validations; 0: after every epoch", alters_run=False, minimum=0)
     checkpoint_every: int = _field(0, "steps between checkpoints; 0: at every validation", alters_run=False, minimum=0)
     keep: int = _field(2, "latest checkpoints kept, next to the best validated one", alters_run=False, minimum=1)

@@ -1,4 +1,4 @@
-"""The record of a run: metrics.jsonl, TensorBoard events beside it, and a live line on a terminal."""
+"""The record of a run: metrics.jsonl, examples.jsonl, TensorBoard events beside it, and a live line on a terminal."""
 
 import json
 import os
@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
+import numpy as np
+from jaxtyping import Int64
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
@@ -75,9 +77,9 @@ class Stopwatch:
         self._started += time.monotonic() - begin
 
 
-def read_rows(workdir: Path, until_step: int | None = None) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl up to and including a step; a last line cut off by a crash is left out."""
-    path = workdir / "metrics.jsonl"
+def read_rows(workdir: Path, until_step: int | None = None, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    """The rows of a record up to and including a step; a last line cut off by a crash is left out."""
+    path = workdir / name
     if not path.exists():
         return []
     rows = []
@@ -89,19 +91,27 @@ def read_rows(workdir: Path, until_step: int | None = None) -> list[dict[str, An
     return [row for row in rows if until_step is None or row["step"] <= until_step]
 
 
+def _reopened(workdir: Path, name: str, resume_step: int, silent: bool) -> TextIO:
+    """A record to go on with, without its rows after `resume_step`."""
+    if silent:
+        return open(os.devnull, "a")
+    with replacing(workdir / name) as file:
+        file.writelines(json.dumps(row) + "\n" for row in read_rows(workdir, resume_step, name))
+    return (workdir / name).open("a")
+
+
 class Recorder:
     """Writes rows where they belong. Use as a context manager."""
 
-    def __init__(self, workdir: Path, *, resume_step: int, total_steps: int, silent: bool = False):
+    def __init__(
+        self, workdir: Path, *, resume_step: int, total_steps: int, silent: bool = False, log_examples: bool = False
+    ):
         """Drops the rows after `resume_step`, which are about to be written again.
 
-        `silent`: write and show nothing, for all processes but the first.
+        `silent`: write and show nothing, for all processes but the first. `log_examples`: keep examples.jsonl too.
         """
-        path = Path(os.devnull) if silent else workdir / "metrics.jsonl"
-        if not silent:
-            with replacing(path) as file:
-                file.writelines(json.dumps(row) + "\n" for row in read_rows(workdir, resume_step))
-        self._file = path.open("a")
+        self._file = _reopened(workdir, "metrics.jsonl", resume_step, silent)
+        self._examples = _reopened(workdir, "examples.jsonl", resume_step, silent) if log_examples else None
         events = str(workdir / "tensorboard")
         self._events = SummaryWriter(events, purge_step=resume_step + 1, write_to_disk=not silent)
         self.console = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty(), quiet=silent)
@@ -123,6 +133,8 @@ class Recorder:
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
         self._file.close()
+        if self._examples is not None:
+            self._examples.close()
         self._events.close()
 
     def write(self, row: Row) -> None:
@@ -138,6 +150,12 @@ class Recorder:
                 f"epoch {row.epoch:7.2f}  step {row.step}  {row.split} loss {row.loss:.4f}  "
                 f"top-1 error {row.top1_error:.2f} %  top-5 {row.top5_error:.2f} %"
             )
+
+    def examples(self, step: int, numbers: Int64[np.ndarray, "batch"]) -> None:
+        """Notes which training examples a finished step has seen, where that is wanted."""
+        if self._examples is not None:
+            self._examples.write(json.dumps({"step": step, "examples": numbers.tolist()}) + "\n")
+            self._examples.flush()
 
     def progress(self, step: int, loss: float, top1: float, images_per_second: float) -> None:
         """Moves the live line on a terminal."""

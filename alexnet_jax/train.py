@@ -4,14 +4,15 @@ python -m alexnet_jax.train --flagfile=experiments/quickstart.cfg --workdir=W [f
 """
 
 import contextlib
+import itertools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Int32
+from jaxtyping import Int32, Int64
 
 from alexnet_jax import cli, runtime
 from alexnet_jax.augment import COLOUR_NOISE
@@ -32,6 +33,16 @@ from alexnet_jax.workdir import locked, open_for_training
 
 DEAD_AFTER_STEPS = 500
 DEAD_MARGIN = 0.98  # of the entropy of the labels
+
+
+class _Started(NamedTuple):
+    """A step whose metrics are still on the devices."""
+
+    step: int
+    rate: float
+    metrics: Metrics
+    examples: Int64[np.ndarray, "batch"]
+    vote: jax.Array | None
 
 
 class Trainer:
@@ -57,7 +68,7 @@ class Trainer:
         self._feeds = {name: Feed(model.topology, dataset.splits[name], config.data_on_device) for name in used}
         self._count_nonfinite = make_nonfinite_count(model)
         self._watch, self._steps_timed, self._speed = Stopwatch(), 0, 0.0
-        self._pending: tuple[int, float, Metrics, jax.Array | None] | None = None
+        self._pending: _Started | None = None
         self._vote = model.topology.vote() if jax.process_count() > 1 else None
         self._stopping = False
         self._label_entropy = _entropy(dataset.splits["train"].labels)
@@ -74,18 +85,19 @@ class Trainer:
             self._pause(state, progress)
         put, calendar = self._model.topology.put, self._calendar
         order = Order(self._model.config.seed, len(self._feeds["train"].split), self._model.config.batch_size)
-        batches = self._feeds["train"].batches(map(order.step, range(progress.step, calendar.total_steps)))
+        numbers, shown = itertools.tee(map(order.step, range(progress.step, calendar.total_steps)))
+        batches = self._feeds["train"].batches(numbers)
         knobs: Knobs | None = None
         knobs_on_device: Any = None
         pixels = Pixels(self._viewer.mean, put(self._dataset.colours, P()))
         with contextlib.closing(batches), jax.transfer_guard("disallow"):
-            for batch in batches:
+            for batch, examples in zip(batches, shown, strict=True):
                 due = self._due(progress)
                 if due != knobs:  # seldom, so it costs nothing
                     knobs, knobs_on_device = due, put(jax.tree.map(np.float32, due), P())
                 rate = self._schedule.rate(progress.step, progress.plateau)
                 state, metrics = self._train_step(state, batch, knobs_on_device, pixels)
-                self._note(progress, rate, metrics)
+                self._note(progress, rate, metrics, examples)
                 if calendar.validates_after(progress.step) or calendar.saves_after(progress.step):
                     self._pause(state, progress)
                 if self._wants_to_stop() and progress.step < calendar.total_steps:
@@ -112,24 +124,26 @@ class Trainer:
         rates = self._schedule.rates(step, progress.plateau)
         return Knobs(rates, noise)  # pyright: ignore[reportArgumentType]
 
-    def _note(self, progress: Progress, rate: float, metrics: Metrics) -> None:
+    def _note(self, progress: Progress, rate: float, metrics: Metrics, examples: Int64[np.ndarray, "batch"]) -> None:
         """Counts the step just started and reads the metrics of the one before it."""
         self._flush(progress)
         progress.step += 1
         vote = self._vote(bool(self._interruption.requested)) if self._vote else None
-        self._pending = (progress.step, rate, metrics, vote)
+        self._pending = _Started(progress.step, rate, metrics, examples, vote)
 
     def _flush(self, progress: Progress) -> None:
         """Reads the metrics that are still on the devices, and writes the row that they complete."""
         if self._pending is None:
             return
-        (step, rate, on_device, vote), self._pending = self._pending, None
-        if vote is not None and int(self._model.topology.fetch(vote, P())):
+        started, self._pending = self._pending, None
+        step = started.step
+        if started.vote is not None and int(self._model.topology.fetch(started.vote, P())):
             self._stopping = True
-        metrics = self._model.topology.fetch(on_device, P())
+        metrics = self._model.topology.fetch(started.metrics, P())
         loss, top1, top5 = (float(value) for value in (metrics.loss, metrics.top1, metrics.top5))
         if not math.isfinite(loss):
             raise self._diverged(step, f"the loss is {loss}")
+        self._recorder.examples(step, started.examples)
         window = progress.window
         window.add(loss, top1, top5)
         self._steps_timed += 1
@@ -144,7 +158,7 @@ class Trainer:
                 loss=window.loss / window.steps,
                 top1_error=100 * window.top1 / window.steps,
                 top5_error=100 * window.top5 / window.steps,
-                learning_rate=rate,
+                learning_rate=started.rate,
                 images_per_second=self._speed,
                 examples=window.steps * batch_size,
             )
@@ -255,7 +269,13 @@ def train(config: Config) -> None:
             progress = Progress() if restored is None else Progress.from_dict(restored[1])
             state = model.initial_state() if restored is None else restored[0]
             silent = jax.process_index() > 0
-            with Recorder(workdir, resume_step=progress.step, total_steps=calendar.total_steps, silent=silent) as recorder:
+            with Recorder(
+                workdir,
+                resume_step=progress.step,
+                total_steps=calendar.total_steps,
+                silent=silent,
+                log_examples=config.log_examples,
+            ) as recorder:
                 recorder.say(
                     f"{config.architecture} on {config.dataset}: step {progress.step} of {calendar.total_steps}, "
                     f"mesh {topology.data_size}x{topology.tower_size} (data x tower), {config.spmd}, {config.precision}"

@@ -4,8 +4,8 @@
 
 Every run is started, and killed at a random moment by SIGKILL or SIGTERM, some of them while a checkpoint is being written,
 until it has come to its end. Even runs stay on one mesh, and must end with the same bits, every row of metrics.jsonl
-included (a row for each step: a lost or repeated batch would change its loss). Odd runs change the mesh at every start.
-Prints one JSON object; progress on stderr.
+included. Odd runs change the mesh at every start. In all of them examples.jsonl must tell that no example was lost or seen
+twice. Prints one JSON object; progress on stderr.
 """
 
 import json
@@ -32,10 +32,10 @@ from alexnet_jax.step import make_model
 from alexnet_jax.topology import make_topology
 from alexnet_jax.workdir import provenance, read_config
 
-STEPS = 30
+STEPS, EXAMPLES = 30, 675
 SETTINGS = {
-    "dataset": "groceries", "image_size": 112, "crop_size": 63, "batch_size": 8, "bias_init": 0.1, "learning_rate": 0.001,
-    "schedule": "constant", "steps": STEPS, "log_every": 1, "checkpoint_every": 2, "eval_every": 7,
+    "dataset": "groceries", "image_size": 112, "crop_size": 63, "batch_size": 32, "bias_init": 0.1, "learning_rate": 0.001,
+    "schedule": "constant", "steps": STEPS, "log_every": 1, "checkpoint_every": 2, "eval_every": 7, "log_examples": True,
 }  # fmt: skip
 MESHES = {"1x1": 1, "1x2": 2, "2x1": 2, "2x2": 4}
 STARTUP_SECONDS = 120
@@ -105,6 +105,17 @@ def rows_of(workdir: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if name != "images_per_second"} for row in read_rows(workdir)]
 
 
+def examples_of(workdir: Path) -> list[dict[str, Any]]:
+    """Which examples each step has seen. Raises UserError if a step is missing, or an example came twice in an epoch."""
+    rows = read_rows(workdir, name="examples.jsonl")
+    seen = np.concatenate([row["examples"] for row in rows])
+    epochs = [seen[start : start + EXAMPLES] for start in range(0, len(seen), EXAMPLES)]
+    once = all(len(np.unique(epoch)) == len(epoch) for epoch in epochs)
+    if [row["step"] for row in rows] != list(range(1, STEPS + 1)) or not once:
+        raise UserError(f"{workdir}: examples were lost or repeated: examples.jsonl")
+    return rows
+
+
 def difference(workdir: Path, whole: Path) -> dict[str, Any]:
     """How far a run is from the one that nobody killed, relative to the largest value of each array."""
     pairs = list(zip(state_of(workdir), state_of(whole), strict=True))
@@ -113,7 +124,7 @@ def difference(workdir: Path, whole: Path) -> dict[str, Any]:
     return {
         "same_bits": all(np.array_equal(a, b) for a, b in pairs), "same_rows": rows_of(workdir) == rows_of(whole),
         "largest_relative_difference": max(relative), "largest_relative_difference_of_a_loss": max(losses),
-        "rows": len(rows_of(workdir)),
+        "rows": len(rows_of(workdir)), "same_examples": examples_of(workdir) == examples_of(whole),
     }  # fmt: skip
 
 
@@ -132,10 +143,10 @@ def main() -> None:
         runs.append({"meshes": "changing" if len(runs) % 2 else "1x2", "starts": starts, **difference(workdir, whole)})
         print(f"{workdir.name}: {runs[-1]}", file=sys.stderr, flush=True)
         shutil.rmtree(workdir)
-    bad = [run for run in runs if run["meshes"] == "1x2" and not (run["same_bits"] and run["same_rows"])]
+    same = [run["same_examples"] and (run["meshes"] != "1x2" or (run["same_bits"] and run["same_rows"])) for run in runs]
     counts = {
         "kills": len(kills), "sigkill": sum(kill["signal"] == "SIGKILL" for kill in kills),
-        "in_a_save": sum(kill["in_save"] for kill in kills), "runs": len(runs), "runs_that_differ": len(bad),
+        "in_a_save": sum(kill["in_save"] for kill in kills), "runs": len(runs), "runs_that_differ": same.count(False),
     }  # fmt: skip
     print(json.dumps({**counts, "each_run": runs, "each_kill": kills, "seed": options.seed, **provenance()}))
 

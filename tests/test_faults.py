@@ -1,5 +1,7 @@
 """What signals, a second trainer, a full disk and a disk that forgets do to a run: real processes, real signals."""
 
+import contextlib
+import dataclasses
 import os
 import shlex
 import signal
@@ -20,6 +22,7 @@ from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.errors import UserError
 from alexnet_jax.evaluate import Evaluator
 from alexnet_jax.interrupt import RESUME_STATUS, Interrupted, Interruption
+from alexnet_jax.metrics import read_rows
 from alexnet_jax.step import make_checksum
 from alexnet_jax.train import train
 
@@ -169,3 +172,97 @@ def test_the_checksum_is_that_of_the_whole_arrays_on_every_mesh(spmd, mesh):
         weighted = bits * (2 * np.arange(bits.size, dtype=np.uint64) + 1) % 2**32
         total = (total * 16777619 + int(weighted.sum())) % 2**32
     assert int(found) == total
+
+
+def can_unshare() -> bool:
+    """Whether a process here may have mounts of its own."""
+    return subprocess.run(["unshare", "-Urm", "true"], capture_output=True, check=False).returncode == 0
+
+
+def run_mounted(mount: str, flags: list[str]) -> subprocess.CompletedProcess[str]:
+    """A trainer that alone sees what `mount`, a shell command, has mounted."""
+    trainer = shlex.join([sys.executable, "-m", "alexnet_jax.train", *flags])
+    command = ["unshare", "-Urm", "bash", "-euc", f"{mount}; {trainer}"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_unshare(), reason="unshare -Urm is not permitted, so that nothing can be mounted")
+def test_a_workdir_that_cannot_be_written_is_said_before_anything_is_compiled(data_dir, tmp_path):
+    flags, where = tiny_flags(data_dir, tmp_path / "run"), shlex.quote(str(tmp_path))
+    read_only = f"mount --bind {where} {where}; mount -o remount,ro,bind {where}"
+    done = run_mounted(read_only, flags)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [f"error: --workdir={tmp_path}/run cannot be written: Read-only file system"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not can_unshare(), reason="unshare -Urm is not permitted, so that nothing can be mounted")
+@pytest.mark.parametrize("left", [0, 4096, 65536])
+def test_a_disk_without_room_for_a_row_ends_with_one_line(data_dir, tmp_path, left):
+    """A disk of 32 MB, filled up to a few bytes: for the lock, for config.json, or for the record itself."""
+    (tmp_path / "disk").mkdir()
+    where = shlex.quote(str(tmp_path / "disk"))
+    full = f"mount -t tmpfs -o size=32m none {where}; head -c {32 * 2**20 - left} /dev/zero > {where}/zeros || true"
+    done = run_mounted(f"{full}; mkdir {where}/run || true", tiny_flags(data_dir, tmp_path / "disk" / "run"))
+    assert done.returncode == 1
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert "cannot be written: " in line
+    assert "Traceback" not in done.stderr.split("error: ")[-1]
+
+
+@pytest.mark.slow
+@orbax_leftovers
+@pytest.mark.parametrize("hours", [3, -3])
+def test_a_clock_that_jumps_in_the_middle_of_a_save_changes_no_number(data_dir, tmp_path, whole, monkeypatch, hours):
+    """Orbax may take a jump forward for a save that hangs; then the run ends with one line and is resumed."""
+    clock, jumps = time.time, []
+    monkeypatch.setattr(time, "time", lambda: clock() + 3600 * sum(jumps))
+    save_whole = Checkpoints.save
+
+    def save_and_jump(*arguments):
+        save_whole(*arguments)
+        if not jumps:  # while the save goes on in the background
+            jumps.append(hours)
+
+    monkeypatch.setattr(Checkpoints, "save", save_and_jump)
+    with contextlib.suppress(UserError):
+        train(tiny_config(data_dir, tmp_path / "run", **OPTIONS))
+    train(tiny_config(data_dir, tmp_path / "run", **OPTIONS))
+    assert jumps == [hours]
+    assert_same(tmp_path / "run", whole)
+    assert all(row["images_per_second"] > 0 for row in read_rows(tmp_path / "run"))
+
+
+@pytest.mark.slow
+def test_a_run_in_float32_goes_on_in_bfloat16_from_the_same_parameters(data_dir, tmp_path):
+    config = tiny_config(data_dir, tmp_path / "run", steps=2)
+    train(config)
+    before = leaves_of(tmp_path / "run", 2)
+    train(dataclasses.replace(config, precision="bfloat16", steps=3))
+    after = leaves_of(tmp_path / "run", 3)
+    assert all(leaf.dtype == np.float32 for leaf in after if leaf.ndim)
+    # One step from them: an update of float32 products, but for bfloat16's 8 bits.
+    train(dataclasses.replace(config, workdir=str(tmp_path / "other"), steps=3))
+    for old, low, full in zip(before, after, leaves_of(tmp_path / "other", 3), strict=True):
+        assert np.linalg.norm(low - full) <= 0.2 * np.linalg.norm(full - old)
+
+
+@pytest.mark.slow
+def test_every_example_is_seen_once_per_epoch_through_a_kill(data_dir, tmp_path):
+    """50 images in batches of 8: 25 steps are four epochs, and examples.jsonl tells who was in which batch."""
+    options = {"steps": 25, "checkpoint_every": 3, "eval_every": 100, "log_examples": True}
+    process = start(data_dir, tmp_path / "run", **options)
+    record = tmp_path / "run" / "examples.jsonl"
+    while not (record.exists() and record.read_text().count("\n") >= 8):
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    begun = record.read_text().splitlines()[:3]
+    assert run("train", *tiny_flags(data_dir, tmp_path / "run", **options)).returncode == 0
+    assert record.read_text().splitlines()[:3] == begun
+    rows = read_rows(tmp_path / "run", name="examples.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, 26))
+    seen = np.concatenate([row["examples"] for row in rows]).reshape(4, 50)
+    np.testing.assert_array_equal(np.sort(seen, axis=1), np.tile(np.arange(50), (4, 1)))
+    assert not np.array_equal(seen[0], seen[1])

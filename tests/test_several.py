@@ -102,6 +102,26 @@ def test_the_death_of_one_ends_the_other_within_a_minute(data_dir, tmp_path, ran
     assert f"launch/local: process {rank} ended with status 137" in log.read_text()
 
 
+def test_a_share_that_one_process_cannot_read_is_given_up_by_all(data_dir, tmp_path, alone):
+    """Saved by two processes and cut where only the second one reads: both go on from the checkpoint before."""
+    workdir, log = tmp_path / "run", tmp_path / "log"
+    options = OPTIONS | {"mesh": "1x2", "checkpoint_every": 5}
+    assert launch(*tiny_flags(data_dir, workdir, **options), devices=1, log=log).wait(timeout=300) == 0, log.read_text()
+    newest = workdir / "checkpoints" / "10"
+    second = [path for path in newest.glob("params/ocdbt.process_1/**/*") if path.is_file()]
+    largest = max(second, key=lambda path: path.stat().st_size)
+    os.truncate(largest, largest.stat().st_size // 2)
+    options["steps"] = 12
+    assert launch(*tiny_flags(data_dir, workdir, **options), devices=1, log=log).wait(timeout=300) == 0, log.read_text()
+    said = log.read_text()
+    assert said.count("checkpoint 10 cannot be read") == 2
+    assert "step 5 of 12" in said
+    assert (workdir / "damaged" / "10").exists()
+    ours = [row for row in rows_of(workdir) if row["step"] <= 10]
+    assert [row["step"] for row in ours] == [row["step"] for row in rows_of(alone)]
+    np.testing.assert_allclose([row["loss"] for row in ours], [row["loss"] for row in rows_of(alone)], rtol=1e-5)
+
+
 def test_what_cannot_be_started_is_said(data_dir, tmp_path):
     alone = run("train", "--distributed", *tiny_flags(data_dir, tmp_path / "run"))
     assert alone.returncode == 1
