@@ -91,12 +91,15 @@ def read_rows(workdir: Path, until_step: int | None = None, name: str = "metrics
     return [row for row in rows if until_step is None or row["step"] <= until_step]
 
 
-def _reopened(workdir: Path, name: str, resume_step: int, silent: bool) -> TextIO:
-    """A record to go on with, without its rows after `resume_step`."""
+def _reopened(workdir: Path, name: str, resume_step: int, silent: bool, validation_due: bool = False) -> TextIO:
+    """A record to go on with, without what is about to be written again."""
     if silent:
         return open(os.devnull, "a")
+    rows = read_rows(workdir, resume_step, name)
+    if validation_due:
+        rows = [row for row in rows if (row["step"], row["split"]) != (resume_step, "validation")]
     with replacing(workdir / name) as file:
-        file.writelines(json.dumps(row) + "\n" for row in read_rows(workdir, resume_step, name))
+        file.writelines(json.dumps(row) + "\n" for row in rows)
     return (workdir / name).open("a")
 
 
@@ -104,13 +107,20 @@ class Recorder:
     """Writes rows where they belong. Use as a context manager."""
 
     def __init__(
-        self, workdir: Path, *, resume_step: int, total_steps: int, silent: bool = False, log_examples: bool = False
+        self,
+        workdir: Path,
+        *,
+        resume_step: int,
+        total_steps: int,
+        validation_due: bool = False,
+        silent: bool = False,
+        log_examples: bool = False,
     ):
-        """Drops the rows after `resume_step`, which are about to be written again.
+        """Drops the rows after `resume_step`, which are about to be written again, and its validation if that is due.
 
         `silent`: write and show nothing, for all processes but the first. `log_examples`: keep examples.jsonl too.
         """
-        self._file = _reopened(workdir, "metrics.jsonl", resume_step, silent)
+        self._file = _reopened(workdir, "metrics.jsonl", resume_step, silent, validation_due)
         self._examples = _reopened(workdir, "examples.jsonl", resume_step, silent) if log_examples else None
         events = str(workdir / "tensorboard")
         self._events = SummaryWriter(events, purge_step=resume_step + 1, write_to_disk=not silent)

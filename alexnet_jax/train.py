@@ -273,6 +273,7 @@ def train(config: Config) -> None:
                 workdir,
                 resume_step=progress.step,
                 total_steps=calendar.total_steps,
+                validation_due=progress.validation_due,
                 silent=silent,
                 log_examples=config.log_examples,
             ) as recorder:

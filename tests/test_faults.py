@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 import shlex
 import signal
@@ -98,6 +99,9 @@ def test_a_signal_in_a_validation_puts_it_off_and_changes_nothing(data_dir, tmp_
         train(tiny_config(data_dir, tmp_path / "run", **OPTIONS))
     monkeypatch.undo()
     assert [row["step"] for row in rows_of(tmp_path / "run")] == [3]
+    # A run that was killed between the validation and the next save has left its row behind.
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as record:
+        record.writelines(json.dumps(row) + "\n" for row in read_rows(whole) if row["step"] == 4)
     train(tiny_config(data_dir, tmp_path / "run", **OPTIONS))
     assert_same(tmp_path / "run", whole)
 
