@@ -85,7 +85,7 @@ def torment(workdir: Path, data_dir: str, moving: bool, rng: random.Random, kill
         status = process.wait()
         if status == 0:
             return starts
-        if status not in (RESUME_STATUS, -signal.SIGKILL):
+        if status not in (RESUME_STATUS, -signal.SIGKILL, -signal.SIGTERM):  # the last: before or after training
             raise UserError(f"{workdir}: the trainer ended with status {status}: {workdir.with_suffix('.log')}")
 
 
