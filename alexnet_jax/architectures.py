@@ -1,164 +1,25 @@
 """Layer tables as data: the 2012 network, its relatives and the ablations of the paper.
 
-A table is read by `alexnet_jax.network.Network`, which runs it on the towers that a device holds. Widths are totals over
-all towers, as in Section 3.5 of the paper ("the second layer ... filters it with 256 kernels"). Sources: the paper
-(Krizhevsky, Sutskever, Hinton, NIPS 2012), the 2012 source (cuda-convnet, layer file 145 and its lab notes), Caffe's
-`bvlc_alexnet`, torchvision's `alexnet`.
+Sources: the paper (Krizhevsky, Sutskever, Hinton, NIPS 2012), the 2012 source (cuda-convnet, layer file 145, its lab notes,
+and its example layers for CIFAR-10), Caffe's `bvlc_alexnet`, torchvision's `alexnet`.
 """
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 from alexnet_jax.errors import UserError
-
-Reads = Literal["image", "own", "all"]  # what a tower's layer sees: the image, its own tower, or every tower
-
-
-@dataclass(frozen=True, kw_only=True)
-class Relu:
-    """max(x, 0), Section 3.1."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResponseNorm:
-    """Local response normalisation, Section 3.3: x / (k + alpha * sum of squares over `size` neighbours) ** beta.
-
-    `alpha` multiplies each squared term: the 2012 source and Caffe divide the configured 1e-4 by the size, so the tables
-    hold 1e-4 / 5. The neighbours are adjacent maps of the same tower, or with `across="space"` the size x size positions of
-    the same map.
-    """
-
-    across: Literal["maps", "space"] = "maps"
-    size: int = 5
-    alpha: float = 1e-4 / 5
-    beta: float = 0.75
-    k: float = 2.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class MaxPool:
-    """Max-pooling, overlapping by default (Section 3.4).
-
-    `overhang`: the last window may hang over the right and bottom edge, as in cuda-convnet and Caffe; otherwise it is
-    dropped, as in PyTorch.
-    """
-
-    size: int = 3
-    stride: int = 2
-    overhang: bool = True
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dropout:
-    """Section 4.2. Survivors are rescaled in training, which equals the paper's factor at test time."""
-
-    rate: float = 0.5
-
-
-Operation = Relu | ResponseNorm | MaxPool | Dropout
-
-
-@dataclass(frozen=True, kw_only=True)
-class Convolution:
-    """`width` kernels in all, dealt out evenly to the towers. `init_std=None` is PyTorch's uniform initialisation."""
-
-    name: str
-    width: int
-    kernel: int
-    stride: int = 1
-    padding: int = 0
-    overhang: bool = False
-    reads: Reads = "own"
-    init_std: float | None = 0.01
-    bias: float = 0.0
-    after: tuple[Operation, ...] = (Relu(),)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dense:
-    """A fully connected layer of `width` units in all, dealt out evenly to the towers."""
-
-    name: str
-    width: int
-    reads: Reads = "all"
-    init_std: float | None = 0.01
-    bias: float = 0.0
-    after: tuple[Operation, ...] = (Relu(), Dropout())
-
-
-@dataclass(frozen=True, kw_only=True)
-class Classifier:
-    """The last layer: one product per tower with its own units, summed over the towers, and one bias per class."""
-
-    name: str = "fc8"
-    init_std: float | None = 0.01
-    bias: float = 0.0
-
-
-Layer = Convolution | Dense | Classifier
-
-
-@dataclass(frozen=True, kw_only=True)
-class Architecture:
-    """A network: its layers, its number of towers and its input rule.
-
-    `crop_size` is the input size in pixels that the source uses; `pixel_scale` divides the mean-subtracted 0-255 RGB values.
-    """
-
-    name: str
-    layers: tuple[Layer, ...]
-    towers: int = 2
-    crop_size: int = 224
-    pixel_scale: tuple[float, float, float] = (1.0, 1.0, 1.0)
-
-    def layer(self, name: str) -> Layer:
-        """The layer called `name`. Raises KeyError."""
-        for layer in self.layers:
-            if layer.name == name:
-                return layer
-        raise KeyError(name)
-
-    def changed(self, layer_name: str, **fields: object) -> "Architecture":
-        """The same table with some fields of one layer changed: how an ablation is written."""
-        changed = replace(self.layer(layer_name), **fields)  # pyright: ignore[reportArgumentType]
-        return replace(self, layers=tuple(changed if old.name == layer_name else old for old in self.layers))
-
-
-def sliding_windows(size: int, window: int, stride: int, overhang: bool) -> tuple[int, int]:
-    """How many windows fit along a side of `size`, and how far the last one reaches over the edge (0 without `overhang`)."""
-    steps = -(-(size - window) // stride) if overhang else (size - window) // stride
-    return steps + 1, max(0, steps * stride + window - size)
-
-
-def convolution_padding(layer: Convolution, size: int) -> tuple[int, int]:
-    """Zeros (before, after) along one side of `size` pixels: a 224 px input of the paper's conv1 gets (0, 3)."""
-    reach = sliding_windows(size + 2 * layer.padding, layer.kernel, layer.stride, layer.overhang)[1]
-    return layer.padding, layer.padding + reach
-
-
-def output_sizes(architecture: Architecture, crop_size: int) -> dict[str, int]:
-    """Side in pixels of each convolution's output after the operations that follow it, by layer name.
-
-    Raises:
-        UserError: `crop_size` is too small for the layers.
-    """
-    sizes: dict[str, int] = {}
-    size = crop_size
-    for layer in architecture.layers:
-        if not isinstance(layer, Convolution):
-            continue
-        windows: list[tuple[int, int, bool]] = [(layer.kernel, layer.stride, layer.overhang)]
-        windows += [(op.size, op.stride, op.overhang) for op in layer.after if isinstance(op, MaxPool)]
-        for index, (window, stride, overhang) in enumerate(windows):
-            padded = size + 2 * layer.padding * (index == 0)
-            if padded < window:
-                raise UserError(
-                    f"--crop_size={crop_size} is too small for --architecture={architecture.name}: "
-                    f"{layer.name} gets {size} px for a window of {window}; use a larger crop"
-                )
-            size = sliding_windows(padded, window, stride, overhang)[0]
-        sizes[layer.name] = size
-    return sizes
+from alexnet_jax.layers import (
+    Architecture,
+    Classifier,
+    Convolution,
+    Dense,
+    Dropout,
+    Layer,
+    MaxPool,
+    Operation,
+    Relu,
+    ResponseNorm,
+    Tanh,
+)
 
 
 def _paper() -> Architecture:
@@ -187,8 +48,11 @@ def _source2012(paper: Architecture) -> Architecture:
 
 
 def _caffe(paper: Architecture) -> Architecture:
-    """`bvlc_alexnet`: LRN with k = 1, biases 0.1, fc6 and fc7 from N(0, 0.005), convolutions from N(0, 0.01), crop 227."""
-    pooled = (Relu(), ResponseNorm(k=1.0), MaxPool())
+    """`bvlc_alexnet`: LRN with k = 1, biases 0.1, fc6 and fc7 from N(0, 0.005), convolutions from N(0, 0.01), crop 227.
+
+    Its groups are not towers to its LRN, which reaches over their edge.
+    """
+    pooled = (Relu(), ResponseNorm(across="all_maps", k=1.0), MaxPool())
     table = paper.changed("conv1", after=pooled, overhang=False)
     table = table.changed("conv2", after=pooled, bias=0.1)
     table = table.changed("conv3", init_std=0.01)
@@ -197,6 +61,15 @@ def _caffe(paper: Architecture) -> Architecture:
     for name in ("fc6", "fc7"):
         table = table.changed(name, init_std=0.005, bias=0.1)
     return replace(table, name="caffe", crop_size=227)
+
+
+def _caffenet(caffe: Architecture) -> Architecture:
+    """`bvlc_reference_caffenet`: pools before it normalises; biases 1."""
+    pooled = (Relu(), MaxPool(), ResponseNorm(across="all_maps", k=1.0))
+    table = caffe.changed("conv1", after=pooled).changed("conv2", after=pooled, bias=1.0)
+    for name in ("conv4", "conv5", "fc6", "fc7"):
+        table = table.changed(name, bias=1.0)
+    return replace(table, name="caffenet")
 
 
 def _one_tower(paper: Architecture) -> Architecture:
@@ -214,21 +87,24 @@ def _no_crosstalk(paper: Architecture) -> Architecture:
     return replace(table, name="no_crosstalk")
 
 
-def _no_lrn(paper: Architecture) -> Architecture:
+def _init_001(paper: Architecture) -> Architecture:
+    """The paper's text: every layer from N(0, 0.01) (Section 5); the 2012 source has 0.03 at conv3 to conv5."""
     table = paper
-    for name in ("conv1", "conv2"):
-        table = table.changed(name, after=(Relu(), MaxPool()))
-    return replace(table, name="no_lrn")
+    for name in ("conv3", "conv4", "conv5"):
+        table = table.changed(name, init_std=0.01)
+    return replace(table, name="init_001")
+
+
+def _without(paper: Architecture, layer: str) -> Architecture:
+    """One layer removed (Section 1: "removing any convolutional layer ... resulted in inferior performance")."""
+    return replace(paper, name=f"no_{layer}", layers=tuple(old for old in paper.layers if old.name != layer))
 
 
 def _non_overlapping_pool(paper: Architecture) -> Architecture:
     """2x2 windows at stride 2 instead of 3x3 (Section 3.4). On the paper's sizes, 55, 27 and 13 px, windows that reach
     over the edge would give one row more, so they are dropped and every layer keeps its shape."""
     pool = MaxPool(size=2, overhang=False)
-    table = paper
-    for name in ("conv1", "conv2"):
-        table = table.changed(name, after=(Relu(), ResponseNorm(), pool))
-    return replace(table.changed("conv5", after=(Relu(), pool)), name="non_overlapping_pool")
+    return _with_pooled(paper, "non_overlapping_pool", Relu(), ResponseNorm(), pool).changed("conv5", after=(Relu(), pool))
 
 
 def _torchvision() -> Architecture:
@@ -253,18 +129,59 @@ def _torchvision() -> Architecture:
     )
 
 
+def _cifar() -> Architecture:
+    """cuda-convnet's `layers-conv-local-11pct`: the four-layer network for CIFAR-10 of Sections 3.1 and 3.3, 24 px crops."""
+    pooled = (Relu(), ResponseNorm(alpha=1e-3 / 5, k=1.0), MaxPool())
+    return Architecture(
+        name="cifar",
+        towers=1,
+        crop_size=24,
+        layers=(
+            Convolution(name="conv1", width=64, kernel=5, padding=2, reads="image", init_std=1e-4, after=pooled),
+            Convolution(name="conv2", width=64, kernel=5, padding=2, after=pooled),
+            Convolution(name="local3", width=32, kernel=3, padding=1, shared=False, init_std=0.04),
+            Convolution(name="local4", width=32, kernel=3, padding=1, shared=False, init_std=0.04),
+            Classifier(name="fc10"),
+        ),
+    )
+
+
+def _with_pooled(table: Architecture, name: str, *after: Operation) -> Architecture:
+    """The table with other operations after its first two layers."""
+    return replace(table.changed("conv1", after=after).changed("conv2", after=after), name=name)
+
+
+def _saturating(table: Architecture, name: str) -> Architecture:
+    """The table with tanh in place of every ReLU."""
+    layers = []
+    for layer in table.layers:
+        if not isinstance(layer, Classifier):
+            layer = replace(layer, after=tuple(Tanh() if op == Relu() else op for op in layer.after))
+        layers.append(layer)
+    return replace(table, name=name, layers=tuple(layers))
+
+
 def _architectures() -> dict[str, Architecture]:
-    paper = _paper()
+    paper, cifar = _paper(), _cifar()
+    cifar_no_lrn = _with_pooled(cifar, "cifar_no_lrn", Relu(), MaxPool())  # `layers-conv-local-13pct`
+    cifar_norm = ResponseNorm(alpha=1e-3 / 5, k=1.0)
     tables = (
         paper,
         _source2012(paper),
         _caffe(paper),
+        _caffenet(_caffe(paper)),
         _one_tower(paper),
         _no_crosstalk(paper),
         replace(paper.changed("conv3", reads="own").changed("conv4", reads="all"), name="crosstalk_conv4"),
-        _no_lrn(paper),
+        _with_pooled(paper, "no_lrn", Relu(), MaxPool()),
         _non_overlapping_pool(paper),
+        _init_001(paper),
+        _without(paper, "conv4"),
         _torchvision(),
+        cifar,
+        cifar_no_lrn,
+        _saturating(cifar_no_lrn, "cifar_tanh"),
+        _with_pooled(cifar, "cifar_non_overlapping_pool", Relu(), cifar_norm, MaxPool(size=2)),
     )
     return {table.name: table for table in tables}
 

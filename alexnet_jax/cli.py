@@ -18,13 +18,23 @@ def run(main: Callable[[], None]) -> None:
     A word on the command line that is not a flag is refused: it is nearly always a flag whose dashes were forgotten.
     """
 
+    def without_words(words: list[str]) -> None:
+        if words:
+            raise UserError(f"{words[0]!r} is not a flag: flags are written --name=value")
+        main()
+
+    run_with_words(without_words)
+
+
+def run_with_words(main: Callable[[list[str]], None]) -> None:
+    """Like `run` for a command that takes words besides its flags, before or after them: `main` gets the words."""
+    flags.FLAGS.set_gnu_getopt(True)
+
     def guarded(argv: list[str]) -> None:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # libraries tell much at INFO
         try:
-            if len(argv) > 1:
-                raise UserError(f"{argv[1]!r} is not a flag: flags are written --name=value")
-            main()
+            main(argv[1:])
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(1)

@@ -40,6 +40,8 @@ class Config:
         choices=("float32", "bfloat16"),
         alters_run=False,
     )
+    init: str = _field("", "folder of a run whose last parameters this one starts from; a head of other size begins anew")
+    init_layers: tuple[str, ...] = _field((), "layers taken over from --init, comma-separated; default: all that fit")
     # Data
     dataset: str = _field("groceries", "'groceries' (embedded photographs), 'synthetic', 'folder:PATH', or a TFDS name")
     data_dir: str = _field("data", "folder of the prepared sets", alters_run=False)
@@ -48,7 +50,12 @@ class Config:
         "centre", "how they were prepared: the centre square (Section 2), or warped (Caffe)", choices=("centre", "warp")
     )
     crop_size: int = _field(0, "side in pixels of the random crops; 0: the table's own, 224 or 227", minimum=0)
-    mean: str = _field("image", "subtract the mean image (Section 2) or channel mean", choices=("image", "channel"))
+    mean: str = _field(
+        "image",
+        "subtract the mean image (Section 2), the channel mean, or what imported weights or --init were trained with "
+        "('own', the default with --init)",
+        choices=("image", "channel", "own"),
+    )
     mirror: bool = _field(True, "mirror half of the training images (Section 4.1)")
     colour_noise: str = _field("2012", "colour noise of Section 4.1, as the 2012 source or the paper's text has it",
                                choices=("2012", "paper", "none"))  # fmt: skip
@@ -60,7 +67,8 @@ class Config:
     epochs: float = _field(90.0, "passes over the training images (Section 5: about 90)", alters_run=False, minimum=0)
     steps: int = _field(0, "optimiser steps in all; overrides --epochs", alters_run=False, minimum=0)
     learning_rate: float = _field(0.01, "initial learning rate of the weights (Section 5: 0.01)", minimum=0)
-    momentum: float = _field(0.9, "momentum; the rate is inside the velocity (Section 5: 0.9)", minimum=0)
+    momentum: float = _field(0.9, "momentum (Section 5: 0.9)", minimum=0)
+    rate_in_velocity: bool = _field(True, "the rate is inside the velocity (Section 5), not outside as in later libraries")
     weight_decay: float = _field(5e-4, "weight decay (Section 5: 0.0005)", minimum=0)
     bias_rate: float = _field(2.0, "learning rate of biases as a multiple of the weights' (2012 source: 2)", minimum=0)
     bias_decay: bool = _field(False, "decay biases too (the paper's text; the 2012 source does not)")
@@ -121,11 +129,19 @@ def check(config: Config) -> None:
         raise UserError("--epochs=0 and --steps=0 leave nothing to do: set one of them")
     layers = [layer.name for layer in config.table().layers]
     parse_layer_rates(config.layer_rates, layers)
-    for name in config.freeze:
-        if name not in layers:
-            raise UserError(f"--freeze={name}: no such layer; --architecture={config.architecture} has {', '.join(layers)}")
+    _check_layer_names(config, layers)
     parse_drop_epochs(config.drop_epochs)
     parse_fold(config.fold)
+
+
+def _check_layer_names(config: Config, layers: Sequence[str]) -> None:
+    for flag, names in (("freeze", config.freeze), ("init_layers", config.init_layers)):
+        for name in names:
+            if name not in layers:
+                known = f"--architecture={config.architecture} has {', '.join(layers)}"
+                raise UserError(f"--{flag}={name}: no such layer; {known}")
+    if config.init_layers and not config.init:
+        raise UserError("--init_layers needs --init, the folder of the run that they are taken from")
 
 
 def parse_layer_rates(rates: Sequence[str], layers: Sequence[str]) -> tuple[tuple[str, float, float], ...]:
@@ -185,6 +201,17 @@ def define_flags(only: Sequence[str] | None = None, flag_values: flags.FlagValue
 def from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Config:
     """The Config of the parsed flags. Raises UserError on a value that no run can have."""
     return from_dict({field.name: flag_values[field.name].value for field in dataclasses.fields(Config)})
+
+
+def from_words(words: Sequence[str]) -> Config:
+    """The Config of a command line. Raises UserError on a word or a value that no run can have."""
+    parsed = flags.FlagValues()
+    define_flags(flag_values=parsed)
+    try:
+        parsed(["train", *words])
+    except flags.Error as error:
+        raise UserError(str(error).splitlines()[0]) from error
+    return from_flags(parsed)
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:

@@ -123,11 +123,11 @@ class Evaluator:
     def judge_batch(self, members: Sequence[Member], batch: Any, view_count: int) -> tuple[Any, Any]:
         """One batch on the devices: (losses, ranks) as NumPy arrays, and log probabilities left there."""
         images, labels = batch
-        total = self._log_probabilities(members, images, view_count)
+        total = self.log_probabilities(members, images, view_count)
         return self._topology.fetch(self._judge(total, labels), P("data")), total
 
-    def _log_probabilities(self, members: Sequence[Member], images: Any, view_count: int) -> Any:
-        """log of the mean softmax over members and views."""
+    def log_probabilities(self, members: Sequence[Member], images: Any, view_count: int) -> Any:
+        """log of the mean softmax over members and views, of one batch on the devices; left there."""
         total = None
         weight = -np.log(len(members) * view_count).astype(np.float32)
         for viewer, params in members:

@@ -1,6 +1,7 @@
 """Files that are there whole or not at all: written beside their target, brought to the disk, and renamed."""
 
 import contextlib
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -19,6 +20,20 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)
+
+
+@contextlib.contextmanager
+def exclusively(path: Path, *, wait: bool) -> Iterator[bool]:
+    """Yields whether this is the only block in any process that has `path`, a file made for that. The lock is the system's,
+    so that of a killed process is gone with it. With `wait` it is always had in the end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
 
 
 def write_json(path: Path, content: Any, indent: int | None = 2) -> None:

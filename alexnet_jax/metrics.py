@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ SplitName = Literal["train", "validation", "test"]
 
 @dataclass(frozen=True)
 class Row:
-    """One record of metrics.jsonl. Errors in percent, means over `examples`."""
+    """One record of metrics.jsonl. Errors in percent, means over `examples`. Validations have magnitudes."""
 
     step: int
     epoch: float
@@ -34,6 +34,11 @@ class Row:
     learning_rate: float
     images_per_second: float
     examples: int
+    magnitudes: Mapping[str, Mapping[str, float]] | None = None  # as of `magnitudes.MagnitudeMeter`
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON, without what is not there."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass
@@ -149,10 +154,13 @@ class Recorder:
 
     def write(self, row: Row) -> None:
         """Appends a row to the record and to TensorBoard; a validation is also printed."""
-        self._file.write(json.dumps(asdict(row)) + "\n")
+        self._file.write(json.dumps(row.as_dict()) + "\n")
         self._file.flush()
         for name in ("loss", "top1_error", "top5_error", "images_per_second"):
             self._events.add_scalar(f"{row.split}/{name}", getattr(row, name), row.step)
+        for layer, values in (row.magnitudes or {}).items():
+            for name, value in values.items():
+                self._events.add_scalar(f"magnitudes/{layer}/{name}", value, row.step)
         if row.split == "train":
             self._events.add_scalar("learning_rate", row.learning_rate, row.step)
         else:

@@ -10,11 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Key
 
 from alexnet_jax import ops
-from alexnet_jax.architectures import (
+from alexnet_jax.layers import (
     Architecture,
     Classifier,
     Convolution,
@@ -24,8 +25,10 @@ from alexnet_jax.architectures import (
     Operation,
     Relu,
     ResponseNorm,
+    Tanh,
     convolution_padding,
     output_sizes,
+    windows_along,
 )
 from alexnet_jax.topology import Axis
 
@@ -41,18 +44,24 @@ def _initial(std: float | None, fan_in: int, shape: tuple[int, ...], key: Key[Ar
 
 
 class Weights(nnx.Module):
-    """A kernel and a bias. `towers` is the size of the leading axis, or None for a bias that all towers share."""
+    """A kernel and a bias, both with a leading axis of size `towers`; a classifier's bias has none, all towers share it.
+
+    A convolution's kernel is (towers, k, k, inputs, outputs); a locally connected one's is (towers, oh, ow, inputs * k * k,
+    outputs), and has a bias for each position too.
+    """
 
     def __init__(
         self,
         spec: Convolution | Dense | Classifier,
         towers: int,
         shape: tuple[int, ...],
-        shared_bias: bool,
         rngs: nnx.Rngs,
     ):
-        fan_in, units = math.prod(shape[:-1]), shape[-1]
-        bias_shape = (units,) if shared_bias else (towers, units)
+        local = isinstance(spec, Convolution) and not spec.shared
+        fan_in = shape[-2] if local else math.prod(shape[:-1])
+        bias_shape = shape[:2] + shape[-1:] if local else shape[-1:]
+        if not isinstance(spec, Classifier):
+            bias_shape = (towers, *bias_shape)
         self.kernel = nnx.Param(_initial(spec.init_std, fan_in, (towers, *shape), rngs.params()))
         if spec.init_std is None:
             self.bias = nnx.Param(_initial(None, fan_in, bias_shape, rngs.params()))
@@ -96,13 +105,16 @@ class Network(nnx.Module):
             if isinstance(spec, Convolution):
                 maps = spec.width // towers
                 shape = (spec.kernel, spec.kernel, inputs, maps)
+                if not spec.shared:
+                    positions = (windows_along(spec, side),) * 2
+                    shape = (*positions, math.prod(shape[:-1]), maps)
                 side = sizes[spec.name]
             elif isinstance(spec, Dense):
                 maps = spec.width // towers
                 shape, side = (side * side * inputs, maps), 1
             else:
                 shape = (side * side * inputs, classes)
-            layers[spec.name] = Weights(spec, towers, shape, isinstance(spec, Classifier), rngs)
+            layers[spec.name] = Weights(spec, towers, shape, rngs)
         self.layers = nnx.Dict(layers)
 
     def __call__(
@@ -162,15 +174,21 @@ class Network(nnx.Module):
 
 
 def _flat(x: Towers) -> Float[Array, "towers batch units"]:
-    return jnp.stack([x_t.reshape(len(x_t), -1) for x_t in x])
+    return jnp.stack([x_t.reshape(x_t.shape[0], -1) for x_t in x])
 
 
 def _apply(spec: Convolution | Dense, x: Towers, kernels: Float[Array, "towers ..."], biases: Array) -> Towers:
     if isinstance(spec, Dense):
         return tuple(ops.dense(_flat(x), kernels) + biases[:, None])
-    height, width = (convolution_padding(spec, size) for size in x[0].shape[1:3])
-    pads = (height, width)
-    return tuple(ops.convolution(x_t, kernels[t], spec.stride, pads) + biases[t] for t, x_t in enumerate(x))
+    return tuple(convolve(spec, x_t, kernels[t]) + biases[t] for t, x_t in enumerate(x))
+
+
+def convolve(spec: Convolution, x: Float[Array, "batch height width maps"], kernel: Float[Array, "..."]) -> Array:
+    """One tower's convolution, without its bias."""
+    height, width = (convolution_padding(spec, size) for size in x.shape[1:3])
+    if spec.shared:
+        return ops.convolution(x, kernel, spec.stride, (height, width))
+    return ops.local_convolution(x, kernel, spec.kernel, spec.stride, (height, width))
 
 
 def _operate(operation: Operation, x: Towers, number: int, tower: Axis, dropout_keys: Key[Array, "batch"] | None) -> Towers:
@@ -178,6 +196,12 @@ def _operate(operation: Operation, x: Towers, number: int, tower: Axis, dropout_
     match operation:
         case Relu():
             return tuple(map(ops.relu, x))
+        case Tanh():
+            return tuple(map(jnp.tanh, x))
+        case ResponseNorm(across="all_maps"):
+            maps, first = x[0].shape[-1], tower.index() * len(x)
+            normed = ops.response_norm(tower.gather(jnp.concatenate(x, axis=-1)), operation)
+            return tuple(lax.dynamic_slice_in_dim(normed, (first + t) * maps, maps, -1) for t in range(len(x)))
         case ResponseNorm():
             return tuple(ops.response_norm(x_t, operation) for x_t in x)
         case MaxPool():

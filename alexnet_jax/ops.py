@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, Key, UInt8
 
-from alexnet_jax.architectures import MaxPool, ResponseNorm, sliding_windows
+from alexnet_jax.layers import MaxPool, ResponseNorm, sliding_windows
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
@@ -27,6 +27,19 @@ def convolution(
     conv1, is taken from the equal convolution of blocks: 1.2 to 2 times as fast, conv1's 5 times.
     """
     return _convolution(x, kernel, stride, padding)
+
+
+def local_convolution(
+    x: Float[Array, "batch height width cin"],
+    kernel: Float[Array, "oh ow taps cout"],
+    size: int,
+    stride: int,
+    padding: Padding,
+) -> Float[Array, "batch oh ow cout"]:
+    """Cross-correlation with a kernel of its own at each position; `taps` are cin x size x size, maps outermost."""
+    return lax.conv_general_dilated_local(
+        x, kernel, (stride, stride), padding, (size, size), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
 
 
 def _correlate(x, kernel, stride: int, padding: Padding):
@@ -177,7 +190,7 @@ _map_norm.defvjp(_map_norm_forward, _map_norm_backward)
 
 
 def response_norm(x: Float[Array, "batch height width maps"], norm: ResponseNorm) -> Float[Array, "batch height width maps"]:
-    """Local response normalisation of one tower's maps, Section 3.3; bfloat16 is computed in float32.
+    """Local response normalisation of the maps given, one tower's or all, Section 3.3; bfloat16 is computed in float32.
 
     Across maps only `x` is kept for the gradient, which is 4x faster than differentiating a reduce_window.
 
@@ -186,7 +199,7 @@ def response_norm(x: Float[Array, "batch height width maps"], norm: ResponseNorm
     """
     if norm.size % 2 == 0:
         raise ValueError(f"a response norm needs an odd window, got {norm.size}")
-    if norm.across == "maps":
+    if norm.across != "space":
         return _map_norm(x, norm)
     wide = _at_least_float32(x)
     window = (1, norm.size, norm.size, 1)

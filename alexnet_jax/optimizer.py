@@ -1,7 +1,7 @@
 """The paper's momentum, Section 5, and the schedules of its learning rate.
 
 v := 0.9 v - 0.0005 eps w - eps g;  w := w + v. The rate eps is inside the velocity; `optax.sgd` and PyTorch keep it outside
-and differ after every change of rate.
+and differ after every change of rate: `--norate_in_velocity`.
 """
 
 from dataclasses import asdict, dataclass
@@ -16,7 +16,9 @@ from alexnet_jax.network import Params
 Rates = dict[str, dict[str, Any]]  # one scalar per parameter, shaped as Params
 
 
-def momentum_2012(rates: Rates, *, momentum: float, weight_decay: float, bias_decay: bool) -> optax.GradientTransformation:
+def momentum_2012(
+    rates: Rates, *, momentum: float, weight_decay: float, bias_decay: bool, rate_in_velocity: bool = True
+) -> optax.GradientTransformation:
     """The velocity update of Section 5 from Optax's parts.
 
     Args:
@@ -24,16 +26,16 @@ def momentum_2012(rates: Rates, *, momentum: float, weight_decay: float, bias_de
         momentum: 0.9 in the paper.
         weight_decay: 0.0005 in the paper.
         bias_decay: decay biases as well.
+        rate_in_velocity: False multiplies the velocity by the rate when it is added to the parameters.
     """
 
     def decays(params: Params) -> dict[str, dict[str, bool]]:
         return {layer: {name: bias_decay or name != "bias" for name in weights} for layer, weights in params.items()}
 
-    return optax.chain(
-        optax.add_decayed_weights(weight_decay, mask=decays),
-        optax.stateless(lambda gradients, _: jax.tree.map(lambda g, rate: -rate * g, gradients, rates)),
-        optax.trace(decay=momentum),
-    )
+    decay = optax.add_decayed_weights(weight_decay, mask=decays)
+    rate = optax.stateless(lambda gradients, _: jax.tree.map(lambda g, rate: -rate * g, gradients, rates))
+    velocity = optax.trace(decay=momentum)
+    return optax.chain(decay, rate, velocity) if rate_in_velocity else optax.chain(decay, velocity, rate)
 
 
 @dataclass(frozen=True)

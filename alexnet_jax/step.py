@@ -71,7 +71,10 @@ class Model:
     def transformation(self, rates: Rates) -> optax.GradientTransformation:
         """The run's optimiser at these learning rates."""
         config = self.config
-        return momentum_2012(rates, momentum=config.momentum, weight_decay=config.weight_decay, bias_decay=config.bias_decay)
+        return momentum_2012(
+            rates, momentum=config.momentum, weight_decay=config.weight_decay, bias_decay=config.bias_decay,
+            rate_in_velocity=config.rate_in_velocity,
+        )  # fmt: skip
 
     @property
     def state_specs(self) -> TrainState:
@@ -183,6 +186,22 @@ def make_view_step(model: Model) -> Callable[..., Float[Array, "batch classes"]]
 
     in_specs = (model.specs, P("data"), P(), P(), P(), P(), P())
     return model.topology.compile(view, in_specs, P("data"))
+
+
+def make_feature_step(model: Model, layer: str) -> Callable[..., Float[Array, "batch ..."]]:
+    """The compiled `(params, images, mean, top, left) -> activations` of a hidden layer after its operations, the towers'
+    maps joined in order: (batch, 4096) of fc7, (batch, 13, 13, 384) of conv3."""
+    config, tower = model.config, model.topology.tower
+    scale = config.table().pixel_scale
+
+    def features(params, images, mean, top, left):
+        top, left, plain = (jnp.broadcast_to(value, len(images)) for value in (top, left, False))
+        pixels = crops(images, mean, top, left, plain, config.crop, scale)
+        towers = merge(model.graph, params).activations(pixels, layer, tower=tower)
+        return tower.gather(jnp.concatenate(towers, axis=-1))
+
+    in_specs = (model.specs, P("data"), P(), P(), P())
+    return model.topology.compile(features, in_specs, P("data"))
 
 
 def make_nonfinite_count(model: Model) -> Callable[[Params], Int[Array, ""]]:

@@ -6,10 +6,12 @@ python -m alexnet_jax.train --flagfile=experiments/quickstart.cfg --workdir=W [f
 import contextlib
 import itertools
 import math
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from absl import flags
 from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Int32, Int64
@@ -25,10 +27,12 @@ from alexnet_jax.data.loader import Order
 from alexnet_jax.errors import UserError
 from alexnet_jax.evaluate import Evaluator, make_viewer
 from alexnet_jax.interrupt import RESUME_STATUS, Interrupted, Interruption
+from alexnet_jax.magnitudes import MagnitudeMeter
 from alexnet_jax.metrics import Recorder, Row, Stopwatch, Window
 from alexnet_jax.optimizer import Schedule
 from alexnet_jax.step import Knobs, Metrics, Model, Pixels, TrainState, make_model, make_nonfinite_count, make_train_step
 from alexnet_jax.topology import make_topology
+from alexnet_jax.transfer import transfer, transferred_layers
 from alexnet_jax.workdir import locked, open_for_training
 
 DEAD_AFTER_STEPS = 500
@@ -67,6 +71,7 @@ class Trainer:
         used = ("train", "validation") if calendar.validates else ("train",)
         self._feeds = {name: Feed(model.topology, dataset.splits[name], config.data_on_device) for name in used}
         self._count_nonfinite = make_nonfinite_count(model)
+        self._magnitudes = MagnitudeMeter(model)
         self._watch, self._steps_timed, self._speed = Stopwatch(), 0, 0.0
         self._pending: _Started | None = None
         self._vote = model.topology.vote() if jax.process_count() > 1 else None
@@ -199,6 +204,7 @@ class Trainer:
             learning_rate=self._schedule.rate(step - 1, progress.plateau),
             images_per_second=score.examples / watch.lap(),
             examples=score.examples,
+            magnitudes=self._magnitudes(state, self._schedule.rates(step - 1, progress.plateau)),
         )
         self._recorder.write(row)
         before = progress.plateau
@@ -262,12 +268,13 @@ def train(config: Config) -> None:
     dataset = _opened(config)
     model = make_model(config, len(dataset.classes), topology)
     calendar = Calendar(config, len(dataset.splits["train"]), "validation" in dataset.splits)
+    taken = transferred_layers(model) if config.init else []
     with Interruption() as interruption, locked(config.workdir):
-        workdir = open_for_training(config, dataset.fingerprint, dataset.classes)
+        workdir = open_for_training(config, dataset.fingerprint, dataset.classes, dataset.mean)
         with Checkpoints(workdir, keep=config.keep, writable=True) as checkpoints:
             restored = checkpoints.restore_latest(model)
             progress = Progress() if restored is None else Progress.from_dict(restored[1])
-            state = model.initial_state() if restored is None else restored[0]
+            state = _initial_state(model, taken) if restored is None else restored[0]
             silent = jax.process_index() > 0
             with Recorder(
                 workdir,
@@ -281,12 +288,22 @@ def train(config: Config) -> None:
                     f"{config.architecture} on {config.dataset}: step {progress.step} of {calendar.total_steps}, "
                     f"mesh {topology.data_size}x{topology.tower_size} (data x tower), {config.spmd}, {config.precision}"
                 )
+                if config.init and restored is None:
+                    anew = ", ".join(layer for layer in model.shapes if layer not in taken) or "nothing"
+                    recorder.say(f"from {config.init}: {', '.join(taken)}; begins anew: {anew}")
                 Trainer(model, dataset, checkpoints, recorder, calendar, interruption).run(state, progress)
+
+
+def _initial_state(model: Model, taken: list[str]) -> TrainState:
+    state = model.initial_state()
+    return transfer(model, state, taken) if taken else state
 
 
 def main() -> None:
     """The command line."""
     config = from_flags()
+    if config.init and not flags.FLAGS["mean"].present:
+        config = replace(config, mean="own")
     runtime.start(config.host_devices, config.distributed)
     train(config)
 

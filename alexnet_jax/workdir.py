@@ -13,22 +13,30 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jaxtyping import Float32
 
 from alexnet_jax.config import Config, changed_flags, from_dict
 from alexnet_jax.errors import UserError
-from alexnet_jax.files import read_json, write_json
+from alexnet_jax.files import read_json, replacing, write_json
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def _commit() -> str | None:
-    """The commit of the code, with '+' where it was changed since; None outside a git checkout."""
+    """The commit of the code, with '+' where it was changed since; None outside a git checkout.
+
+    Records and pages are not code: the experiments write both, and the next one's numbers do not depend on them.
+    """
     folder = Path(__file__).parent
     try:
         commit = subprocess.run(
             ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True
         ).stdout.strip()
-        changes = subprocess.run(["git", "status", "--porcelain"], cwd=folder, capture_output=True, text=True, check=True)
+        code = (":(top)", ":(top,exclude)experiments/results", ":(top,exclude)*.md")
+        changes = subprocess.run(
+            ["git", "status", "--porcelain", "--", *code], cwd=folder, capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit + "+" * bool(changes.stdout.strip())
@@ -83,13 +91,16 @@ def locked(workdir: str) -> Iterator[None]:
         yield
 
 
-def open_for_training(config: Config, fingerprint: str, classes: tuple[str, ...]) -> Path:
-    """Makes or re-opens the folder of a run and writes its config.json.
+def open_for_training(
+    config: Config, fingerprint: str, classes: tuple[str, ...], mean: Float32[np.ndarray, "size size 3"]
+) -> Path:
+    """Makes or re-opens the folder of a run and writes its config.json and mean.npy.
 
     Args:
         config: of the run.
         fingerprint: content hash of the data set.
-        classes: class names, kept so that figures need no data.
+        classes: class names, kept so that figures and predictions need no data.
+        mean: subtracted from every image, kept for the same reason.
 
     Call it under `locked`.
 
@@ -102,6 +113,8 @@ def open_for_training(config: Config, fingerprint: str, classes: tuple[str, ...]
             _check_resumable(path, config, fingerprint)
         if jax.process_index():  # the first process writes
             return workdir
+        with replacing(workdir / "mean.npy", "wb") as file:
+            np.save(file, mean)
         write_json(
             path,
             {
@@ -142,3 +155,29 @@ def read_config(workdir: str) -> Config:
 def read_classes(workdir: str) -> tuple[str, ...]:
     """The class names of the run in a folder."""
     return tuple(read_json(Path(workdir) / "config.json")["dataset"]["classes"])
+
+
+def read_mean(config: Config) -> Float32[np.ndarray, "size size 3"] | None:
+    """The mean image that the run in `config.workdir` subtracts, RGB from 0 to 255; None where none is kept.
+
+    A run that has not begun takes that of the run which --init names, or its channel means if it is of another size.
+
+    Raises:
+        UserError: it is not such an image.
+    """
+    for folder in (config.workdir, config.init):
+        path = Path(folder) / "mean.npy"
+        if folder and path.exists():
+            break
+    else:
+        return None
+    try:
+        mean = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if mean.ndim != 3 or mean.shape[0] != mean.shape[1] or mean.shape[2] != 3 or not np.isfinite(mean).all():
+        raise UserError(f"{path} is no mean image: it has the shape {mean.shape} or values that are not finite")
+    size = config.image_size
+    if len(mean) != size:
+        mean = np.broadcast_to(mean.mean((0, 1)), (size, size, 3))
+    return np.ascontiguousarray(mean, np.float32)

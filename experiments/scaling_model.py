@@ -20,10 +20,10 @@ from absl import flags
 from jax.sharding import PartitionSpec as P
 
 from alexnet_jax import cli, runtime
-from alexnet_jax.architectures import output_sizes
 from alexnet_jax.benchmark.ours import CLASSES, noise_batch, training_flops
 from alexnet_jax.config import Config
 from alexnet_jax.figures import write_figure
+from alexnet_jax.layers import output_sizes
 from alexnet_jax.step import Knobs, Model, Pixels, make_model, make_train_step
 from alexnet_jax.topology import make_topology
 

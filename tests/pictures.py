@@ -1,6 +1,8 @@
 """Image files and sources made by hand."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 from PIL import Image
@@ -46,3 +48,14 @@ def broken(kind):
         "channels": np.zeros((9, 9, 5), np.uint8),
         "no pixels": np.zeros((0, 9, 3), np.uint8),
     }[kind]
+
+
+def bomb(side=50_000):
+    """A PNG of side x side pixels that says so in a few bytes of header and holds one black row."""
+
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    row = zlib.compress(bytes(1 + 3 * side))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", row) + chunk(b"IEND", b"")

@@ -59,6 +59,8 @@ def test_a_config_survives_json():
         ({"layer_rates": ("conv9:1",)}, "--layer_rates=conv9:1: no layer 'conv9'"),
         ({"layer_rates": ("conv1",)}, "--layer_rates=conv1 is not LAYER:FACTOR"),
         ({"freeze": ("fc9",)}, "--freeze=fc9: no such layer"),
+        ({"init": "W", "init_layers": ("fc9",)}, "--init_layers=fc9: no such layer"),
+        ({"init_layers": ("conv1",)}, "--init_layers needs --init"),
         ({"drop_epochs": ("x",)}, "--drop_epochs=x is not a list of numbers"),
         ({"fold": "5/5"}, "--fold=5/5 is not I/K"),
     ],

@@ -18,6 +18,7 @@ from imagenet_tars import TRAIN, VALIDATION, tar_of, write_tars
 
 from alexnet_jax.data.decode import square_rgb
 from alexnet_jax.data.store import open_store
+from alexnet_jax.workdir import read_config
 
 ROOT = Path(__file__).parents[1]
 needs_tensorflow = pytest.mark.skipif(
@@ -81,6 +82,14 @@ def test_from_the_tars_to_an_evaluated_network(tars, tmp_path):
     score = json.loads(done.stdout.splitlines()[-1])
     assert (score["examples"], score["views"], score["step"]) == (5, 10, 2)
     assert 6 < score["loss"] < 8
+    # The recipes of the 2012 source and of Caffe, through their own files.
+    prepare(folder, tmp_path, "--resize=warp", **without)
+    for name, resize in (("source2012", "centre"), ("caffe", "warp")):
+        small = ("--image_size=64", "--crop_size=63", "--batch_size=5", "--steps=1")
+        flagfile, workdir = f"--flagfile=experiments/imagenet2012_{name}.cfg", f"--workdir={tmp_path}/{name}"
+        run("alexnet_jax.train", flagfile, workdir, f"--data_dir={tmp_path}", *small, **without)
+        config = read_config(f"{tmp_path}/{name}")
+        assert (config.architecture, config.resize, config.schedule) == (name, resize, "steps")
 
 
 @needs_tensorflow

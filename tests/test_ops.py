@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 
 from alexnet_jax import ops
-from alexnet_jax.architectures import MaxPool, ResponseNorm
+from alexnet_jax.layers import MaxPool, ResponseNorm
 
 
 def draw(*shape, seed=0, ties=False):

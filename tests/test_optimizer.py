@@ -48,21 +48,21 @@ def test_ten_steps_across_a_rate_drop(bias_decay):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), ours, w)
 
 
-def test_rate_outside_the_velocity_is_another_optimiser():
+@pytest.mark.parametrize("inside", [True, False])
+def test_the_rate_inside_and_outside_the_velocity(inside):
     """The reason for our own: after a drop optax.sgd carries the old rate's velocity on at the new rate."""
-    rates = [1.0, 0.1]
-    w, outside = jnp.zeros(1), jnp.zeros(1)
-    velocity = momentum_2012({}, momentum=0.9, weight_decay=0, bias_decay=False).init({"l": {"kernel": w}})
-    trace = optax.trace(0.9)
-    trace_state = trace.init(outside)
-    for rate in rates:
-        chain = momentum_2012({"l": {"kernel": rate}}, momentum=0.9, weight_decay=0, bias_decay=False)
-        updates, velocity = chain.update({"l": {"kernel": jnp.ones(1)}}, velocity, {"l": {"kernel": w}})
-        w += updates["l"]["kernel"]
-        update, trace_state = trace.update(jnp.ones(1), trace_state)
-        outside -= rate * update
-    np.testing.assert_allclose(w, -(1 + 0.9 + 0.1), rtol=1e-6)
-    np.testing.assert_allclose(outside, -(1 + 0.1 * 1.9), rtol=1e-6)
+    ours, theirs = {"l": {"kernel": jnp.zeros(1)}}, jnp.zeros(1)
+    options = {"momentum": 0.9, "weight_decay": 0, "bias_decay": False, "rate_in_velocity": inside}
+    state, their_state = momentum_2012({}, **options).init(ours), optax.sgd(1.0, 0.9).init(theirs)
+    for rate in (1.0, 0.1):
+        updates, state = momentum_2012({"l": {"kernel": rate}}, **options).update(
+            jax.tree.map(jnp.ones_like, ours), state, ours
+        )
+        ours = optax.apply_updates(ours, updates)
+        update, their_state = optax.sgd(rate, 0.9).update(jnp.ones(1), their_state)
+        theirs += update
+    np.testing.assert_allclose(theirs, -(1 + 0.1 * 1.9), rtol=1e-6)
+    np.testing.assert_allclose(ours["l"]["kernel"], -(1 + 0.9 + 0.1) if inside else theirs, rtol=1e-6)
 
 
 def test_steps_schedule_drops_at_its_epochs():

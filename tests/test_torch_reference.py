@@ -22,9 +22,11 @@ def torch_forward(name: str, w: dict, images):
     towers = 1 if name == "torchvision" else 2
     k = {"paper": 2.0, "caffe": 1.0}.get(name)
 
-    def norm(x):  # over each tower's own maps; PyTorch divides alpha by the size
+    def norm(x):  # over each tower's own maps, Caffe over all; PyTorch divides alpha by the size
         if k is None:
             return x
+        if name == "caffe":
+            return functional.local_response_norm(x, 5, alpha=1e-4, beta=0.75, k=k)
         halves = [functional.local_response_norm(half, 5, alpha=1e-4, beta=0.75, k=k) for half in x.chunk(2, 1)]
         return torch.cat(halves, 1)
 
@@ -46,13 +48,42 @@ def torch_forward(name: str, w: dict, images):
     return functional.linear(x, w["fc8"]["weight"], w["fc8"]["bias"])
 
 
+def torch_cifar(name: str, w: dict, images):
+    """cuda-convnet's four layers. A locally connected one is a product of each position's patch with its own kernel."""
+    act = torch.tanh if name == "cifar_tanh" else functional.relu
+
+    def norm(x):
+        return functional.local_response_norm(x, 5, alpha=1e-3, beta=0.75, k=1.0)
+
+    def pooled(x):
+        if name not in ("cifar_no_lrn", "cifar_tanh"):
+            x = norm(x)
+        if name == "cifar_non_overlapping_pool":
+            return functional.max_pool2d(x, 2)
+        return functional.max_pool2d(x, 3, 2, ceil_mode=True)
+
+    def local(x, layer):
+        patches = functional.unfold(x, 3, padding=1)  # batch, inputs * 9, positions
+        kernel = w[layer]["weight"].flatten(0, 1)  # positions, inputs * 9, outputs
+        y = torch.einsum("bkp,pko->bop", patches, kernel).unflatten(2, x.shape[2:])
+        return act(y + w[layer]["bias"].reshape(*x.shape[2:], -1).permute(2, 0, 1))
+
+    x = images.permute(0, 3, 1, 2)
+    for layer in ("conv1", "conv2"):
+        x = pooled(act(functional.conv2d(x, w[layer]["weight"], w[layer]["bias"], padding=2)))
+    x = local(local(x, "local3"), "local4")
+    return functional.linear(x.permute(0, 2, 3, 1).flatten(1), w["fc10"]["weight"], w["fc10"]["bias"])
+
+
 def to_torch(params: dict) -> dict:
     """Towers side by side along the outputs, fc8's along the inputs; float64."""
     weights = {}
     for layer, values in params.items():
         kernel = np.asarray(values["kernel"])
-        if layer == "fc8":
+        if layer in ("fc8", "fc10"):
             weight = kernel.reshape(-1, kernel.shape[-1]).T
+        elif layer.startswith("local"):
+            weight = kernel[0]
         elif kernel.ndim == 3:
             weight = np.concatenate(list(kernel), axis=-1).T
         else:
@@ -85,7 +116,8 @@ def compare(name: str, crop_size: int, dtype: str, tolerance: float, seed: int =
 
     (_, logits), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     weights = to_torch(params)
-    their_logits = torch_forward(name, weights, torch.tensor(images, dtype=torch.float64))
+    forward = torch_cifar if name.startswith("cifar") else torch_forward
+    their_logits = forward(name, weights, torch.tensor(images, dtype=torch.float64))
     functional.cross_entropy(their_logits, torch.tensor(labels)).backward()
 
     assert logits.dtype == dtype
@@ -111,3 +143,9 @@ def test_the_mathematics_in_float64(name, crop_size):
 def test_the_arithmetic_in_float32(name):
     """On images with few windows, of which no two values are nearly tied."""
     compare(name, 67, "float32", 1e-4, seed=1)
+
+
+@pytest.mark.parametrize("name", ["cifar", "cifar_no_lrn", "cifar_tanh", "cifar_non_overlapping_pool"])
+def test_the_networks_for_cifar10(name):
+    with jax.enable_x64(True):
+        compare(name, 24, "float64", 1e-9)

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from alexnet_jax import ops
-from alexnet_jax.architectures import Architecture, Convolution, Layer, MaxPool, convolution_padding, sliding_windows
+from alexnet_jax.layers import Architecture, Convolution, Layer, MaxPool, convolution_padding, sliding_windows
+from alexnet_jax.network import convolve
 from alexnet_jax.step import Model
 
 
@@ -52,7 +53,11 @@ def forward_macs(model: Model) -> dict[str, int]:
     """Multiplications per image of each layer, all towers together."""
     kernels = {name: math.prod(weights["kernel"].shape) for name, weights in model.shapes.items()}
     table = model.config.table()
-    return {layer.name: side**2 * kernels[layer.name] for layer, _, side in places(table, model.config.crop)}
+    positions = {  # a locally connected kernel has those itself
+        layer.name: 1 if isinstance(layer, Convolution) and not layer.shared else side**2
+        for layer, _, side in places(table, model.config.crop)
+    }
+    return {name: positions[name] * kernels[name] for name in positions}
 
 
 def measure_layers(model: Model, repeats: int) -> Iterator[LayerRate]:
@@ -63,11 +68,11 @@ def measure_layers(model: Model, repeats: int) -> Iterator[LayerRate]:
         shape = model.shapes[layer.name]["kernel"].shape
         kernel = _noise(0, shape, dtype)
         if isinstance(layer, Convolution):
-            padding = (convolution_padding(layer, side),) * 2
-            x: Any = tuple(_noise(1 + t, (batch, side, side, shape[-2]), dtype) for t in range(shape[0]))
+            maps = shape[-2] if layer.shared else shape[-2] // layer.kernel**2
+            x: Any = tuple(_noise(1 + t, (batch, side, side, maps), dtype) for t in range(shape[0]))
 
-            def apply(x, kernel, stride=layer.stride, padding=padding):
-                return tuple(ops.convolution(x_t, kernel[t], stride, padding) for t, x_t in enumerate(x))
+            def apply(x, kernel, layer=layer):
+                return tuple(convolve(layer, x_t, kernel[t]) for t, x_t in enumerate(x))
         else:
             x, apply = _noise(1, (shape[0], batch, shape[1]), dtype), ops.dense
         for direction, function, arguments in _directions(apply, x, kernel):

