@@ -1,16 +1,40 @@
 """The figures: the right curves, every kernel in its place, and files a person can open."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import jax.numpy as jnp
 import matplotlib as mpl
 import numpy as np
 import pytest
 from matplotlib import pyplot as plt
-from networks import run, tiny_config
+from networks import CROP, SIZE, run, small_model, tiny_config
 from PIL import Image
 
-from alexnet_jax.figures import draw_curves, draw_kernels, kernel_images
+from alexnet_jax.analysis import (
+    confused_pairs,
+    confusion,
+    errors_by_class,
+    judge,
+    neighbours,
+    open_data,
+    right_and_wrong,
+)
+from alexnet_jax.config import Config
+from alexnet_jax.data.loader import Subset
+from alexnet_jax.figures import (
+    draw_activations,
+    draw_confusion,
+    draw_curves,
+    draw_kernels,
+    draw_magnitudes,
+    draw_training_error,
+    kernel_images,
+    run_labels,
+)
+from alexnet_jax.network import merge
 from alexnet_jax.train import train
+from alexnet_jax.trained import load_trained
 
 mpl.use("agg")
 
@@ -43,18 +67,156 @@ def test_kernels_are_scaled_one_by_one_and_laid_out_by_tower():
     plt.close(figure)
 
 
+def test_figure_1_has_a_line_for_each_run_named_by_what_differs():
+    configs = [Config(workdir=f"runs/{name}", seed=seed) for name, seed in (("a", 0), ("b", 1))]
+    assert run_labels(configs) == ["seed=0", "seed=1"]
+    assert run_labels(configs[:1]) == ["a"]
+    assert run_labels([configs[0], replace(configs[0], workdir="other/a")]) == ["runs/a", "other/a"]
+    many = [configs[0], replace(configs[1], batch_size=3, drop_epochs=("1", "2"))]
+    assert run_labels(many) == ["a", "b"]
+    rows = [{"split": split, "epoch": 1.5, "top1_error": 40} for split in ("train", "validation")]
+    figure = draw_training_error({"tanh": rows, "ReLU": [*rows, {"split": "train", "epoch": 2, "top1_error": 30}]})
+    lines = figure.axes[0].get_lines()
+    assert [(line.get_label(), line.get_xydata().tolist()) for line in lines] == [
+        ("tanh", [[1.5, 40]]),
+        ("ReLU", [[1.5, 40], [2, 30]]),
+    ]
+    assert len({line.get_linestyle() for line in lines}) == 2
+    plt.close(figure)
+
+
+def test_magnitudes_are_drawn_as_recorded():
+    values = {"kernel": 0.5, "kernel_update": 0.001, "bias": 0.0, "bias_update": 0.0}
+    rows = [{"epoch": 1, "magnitudes": {"conv1": values}}, {"epoch": 1}, {"epoch": 2, "magnitudes": {"conv1": values}}]
+    figure = draw_magnitudes(rows, "title")
+    sizes, ratios, biases = (axis.get_lines()[0] for axis in figure.axes[:3])
+    assert sizes.get_xydata().tolist() == [[1, 0.5], [2, 0.5]]
+    assert ratios.get_xydata().tolist() == [[1, 0.002], [2, 0.002]]
+    assert np.isnan(biases.get_ydata()).all()
+    plt.close(figure)
+
+
+def test_confusions_are_counted_row_by_row():
+    rng = np.random.default_rng(0)
+    labels, guesses = rng.integers(0, 5, 200), rng.integers(0, 4, 200)  # 4 is never said
+    expected = np.zeros((6, 6), int)  # and there is no 5
+    for label, guess in zip(labels, guesses, strict=True):
+        expected[label, guess] += 1
+    counts = confusion(labels, guesses, 6)
+    np.testing.assert_array_equal(counts, expected)
+    pairs = sorted(
+        ((expected[row, column], -row, -column) for row in range(6) for column in range(6) if row != column), reverse=True
+    )
+    assert confused_pairs(counts, 3) == [(-row, -column, number) for number, row, column in pairs[:3]]
+    assert confused_pairs(np.diag([3, 4]), 3) == []
+    assert errors_by_class(np.array([[3, 1, 0], [0, 4, 0], [2, 2, 0]])) == [
+        (2, 4, 4, 0), (0, 4, 1, 1), (1, 4, 0, None),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("classes", [3, 80, 1000])
+def test_every_number_of_classes_has_a_figure(classes):
+    counts = np.zeros((classes, classes), int)
+    counts[0, 1], counts[2, 2] = 7, 5
+    names = [f"name {number}" for number in range(classes)]
+    figure = draw_confusion(counts, names, "title")
+    axis = figure.axes[0]
+    if classes == 1000:
+        assert [text.get_text() for text in axis.get_yticklabels()] == ["name 0 → name 1"]
+        assert [text.get_text() for text in axis.texts] == [" 7 of 7"]
+    else:
+        np.testing.assert_array_equal(axis.images[0].get_array(), counts / np.maximum(counts.sum(1, keepdims=True), 1))
+        assert [text.get_text() for text in axis.get_yticklabels()][:2] == ["name 0 (7)", "name 1 (0)"]
+        assert [text.get_text() for text in axis.texts] == (["7", "5"] if classes == 3 else [])
+    plt.close(figure)
+
+
+def test_activations_lie_below_their_tower():
+    """Two towers of 50 maps, of which 48 are drawn; then of 8 units."""
+    images = [np.zeros((5, 5, 3), np.uint8)] * 2
+    maps = np.zeros((2, 3, 3, 100))
+    maps[1, 0, 2, 50] = 9.0  # the first map of tower 1
+    maps[0, 2, 2, 47] = 5.0  # the 48th of tower 0
+    maps[0, 1, 1, 49] = 5.0  # not drawn
+    figure = draw_activations(images, maps, 2, "title")
+    first, second = (np.asarray(figure.axes[number].images[0].get_array()) for number in (1, 5))
+    assert (np.nan_to_num(first).sum(), first[-1, -1]) == (5.0, 5.0)
+    assert (np.nan_to_num(second).sum(), second[0, 2]) == (9.0, 9.0)
+    assert [axis.get_title(loc="left") for axis in figure.axes[1:3]] == ["tower 0", "tower 1"]
+    plt.close(figure)
+    figure = draw_activations(images, np.arange(32.0).reshape(2, 16), 2, "title")
+    np.testing.assert_array_equal(figure.axes[2].images[0].get_array(), np.arange(8.0, 16).reshape(2, 4))
+    plt.close(figure)
+
+
+@pytest.fixture(scope="module")
+def workdir(data_dir, tmp_path_factory):
+    """A short run."""
+    folder = tmp_path_factory.mktemp("figures") / "run"
+    train(tiny_config(data_dir, folder, log_every=1))
+    return folder
+
+
 @pytest.mark.slow
-def test_the_command_line(data_dir, tmp_path):
-    train(tiny_config(data_dir, tmp_path / "run", log_every=1))
-    result = run("figures", f"--workdir={tmp_path / 'run'}")
+def test_the_nearest_images_are_those_of_a_search_by_hand(workdir, data_dir):
+    """In batches of 16 of 50 training images, against every distance in float64."""
+    trained = load_trained(str(workdir), batch_size=16)
+    dataset = open_data(trained, str(data_dir))
+    judged, model = judge(trained, dataset.split("test")), small_model()
+    start = (SIZE - CROP) // 2
+
+    def fc7(split: Subset, numbers: np.ndarray) -> np.ndarray:
+        pixels = split.read(numbers).images.astype(np.float32) - trained.mean
+        pixels = jnp.asarray(pixels[:, start : start + CROP, start : start + CROP])
+        towers = merge(model.graph, trained.params).activations(pixels, "fc7")
+        return np.concatenate([np.asarray(x, np.float64) for x in towers], axis=-1)
+
+    queries, among = np.array([3, 32, 7]), dataset.split("train")
+    features = fc7(among, np.arange(50))
+    apart = np.array([[np.sqrt(((one - query) ** 2).sum()) for one in features] for query in fc7(judged.split, queries)])
+    found = neighbours(trained, judged, queries, among)
+    for (image, name, near), number, distances in zip(found, queries, apart, strict=True):
+        np.testing.assert_array_equal(image, judged.split.read(np.array([number])).images[0])
+        assert name == trained.classes[judged.split.labels[number]]
+        assert [one.index for one in near] == np.argsort(distances)[:6].tolist()
+        assert [one.distance for one in near] == pytest.approx(sorted(distances)[:6], rel=1e-3)
+        for one in near:
+            np.testing.assert_array_equal(one.image, among.read(np.array([one.index])).images[0])
+            assert one.name == trained.classes[among.labels[one.index]]
+    chosen = right_and_wrong(judged, 2, 0)
+    right = judged.guesses[chosen] == judged.split.labels[chosen]
+    assert right.tolist() == sorted(right.tolist(), reverse=True)
+    assert len(set(chosen.tolist())) == len(chosen) == min(2, right.sum()) + min(2, (~right).sum())
+
+
+@pytest.mark.slow
+def test_the_command_line(workdir):
+    result = run("figures", f"--workdir={workdir}", "--layer=fc6")
     assert result.returncode == 0, result.stderr
     paths = result.stdout.splitlines()
-    assert [path.rpartition("/")[2] for path in paths] == ["curves.png", "conv1_kernels.png"]
+    assert [path.rpartition("/")[2].removesuffix(".png") for path in paths] == [
+        "curves", "magnitudes", "conv1_kernels", "predictions", "nearest", "confusion", "activations_fc6", "training_error",
+    ]  # fmt: skip
     for path in paths:
         image = np.asarray(Image.open(path).convert("RGB"))
         assert min(image.shape[:2]) > 100
         assert len(np.unique(image)) > 20  # not a blank sheet
         assert "<svg" in Path(path.replace(".png", ".svg")).read_text()
-    missing = run("figures", f"--workdir={tmp_path / 'none'}")
-    assert missing.returncode == 1
-    assert missing.stderr.startswith("error: --workdir=")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--workdir=RUN/none"], "--workdir=RUN/none holds no run: there is no config.json"),
+        (["--workdir=RUN", "--only=kernels,nothing"], "--only=nothing: no such figure; there are curves, training_error,"),
+        (["--workdir=RUN", "--layer=conv9"], "--layer=conv9: no such hidden layer; --architecture=paper has conv1, conv2,"),
+    ],
+)
+def test_bad_input_is_one_line(workdir, flags, message):
+    before = sorted(workdir.rglob("*"))
+    result = run("figures", *(flag.replace("RUN", str(workdir)) for flag in flags))
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith(f"error: {message.replace('RUN', str(workdir))}")
+    assert result.stderr.count("\n") == 1
+    assert sorted(workdir.rglob("*")) == before

@@ -1,0 +1,164 @@
+"""What a trained network does with a split: its guesses, its confusions, and the training images it finds most alike."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Float32, Int, Int64, UInt8
+from rich.console import Console
+from rich.progress import track
+
+from alexnet_jax.data.dataset import Dataset, open_dataset
+from alexnet_jax.data.feed import Feed
+from alexnet_jax.data.loader import Subset, evaluation_order
+from alexnet_jax.errors import UserError
+from alexnet_jax.evaluate import Evaluator, Score, make_viewer
+from alexnet_jax.layers import Classifier
+from alexnet_jax.trained import Features, Trained, top_classes
+
+Square = UInt8[np.ndarray, "size size 3"]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Every example of a split with what the network says about its centre crop."""
+
+    split: Subset
+    score: Score
+    probabilities: Float32[np.ndarray, "examples classes"]
+
+    @property
+    def guesses(self) -> Int64[np.ndarray, "examples"]:
+        """The likeliest classes; ties go to the lower class number."""
+        return self.probabilities.argmax(axis=1)
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A training image near another one: its place in the training split, and the Euclidean distance of the features."""
+
+    image: Square
+    name: str  # of its class
+    index: int
+    distance: float
+
+
+Guessed = tuple[str, Square, list[dict[str, Any]], str]  # class, image, `top_classes`, class: as `draw_predictions` takes it
+Query = tuple[Square, str, list[Neighbour]]  # image, class, nearest first
+
+
+def open_data(trained: Trained, data_dir: str | None) -> Dataset:
+    """The data set of a run, under `data_dir` if that is given. Raises UserError if it is not there, or another one."""
+    config = replace(trained.config, data_dir=data_dir or trained.config.data_dir)
+    dataset = open_dataset(config)
+    if dataset.classes != trained.classes:
+        raise UserError(
+            f"--data_dir={config.data_dir}: {config.dataset} has other classes there than the run was trained on"
+        )
+    return dataset
+
+
+def judge(trained: Trained, split: Subset) -> Judged:
+    """Puts a whole split through the network."""
+    topology = trained.model.topology
+    member = make_viewer(trained.model, trained.mean), trained.params
+    quiet = not sys.stderr.isatty()
+    score, logs = Evaluator(topology, trained.config.batch_size)([member], Feed(topology, split), keep=True, quiet=quiet)
+    return Judged(split, score, np.exp(np.asarray(logs)))
+
+
+def right_and_wrong(judged: Judged, count: int, lot: int) -> Int64[np.ndarray, "shown"]:
+    """Examples to show: up to `count` that the network has right, then as many that it has wrong, drawn by lot."""
+    order = np.random.default_rng(lot).permutation(len(judged.split))
+    right = (judged.guesses == judged.split.labels)[order]
+    return np.concatenate([order[right][:count], order[~right][:count]])
+
+
+def guessed(trained: Trained, judged: Judged, examples: Int64[np.ndarray, "shown"]) -> list[Guessed]:
+    """These examples with the five likeliest classes of each."""
+    images, labels = judged.split.read(examples)
+    tops = [top_classes(judged.probabilities[number], trained.classes) for number in examples]
+    names = [trained.classes[label] for label in labels]
+    return list(zip(names, images, tops, names, strict=True))
+
+
+def confusion(
+    labels: Int[np.ndarray, "examples"], guesses: Int[np.ndarray, "examples"], classes: int
+) -> Int64[np.ndarray, "classes classes"]:
+    """How many examples of the class of each row were taken for the class of each column."""
+    return np.bincount(labels.astype(np.int64) * classes + guesses, minlength=classes**2).reshape(classes, classes)
+
+
+def confused_pairs(counts: Int[np.ndarray, "classes classes"], most: int) -> list[tuple[int, int, int]]:
+    """The most frequent confusions, (right class, class said, examples), most frequent first."""
+    wrong = counts * (1 - np.eye(len(counts), dtype=counts.dtype))
+    best = np.argsort(-wrong, axis=None, kind="stable")[:most]
+    rows, columns = np.unravel_index(best, wrong.shape)
+    found = zip(rows.tolist(), columns.tolist(), wrong[rows, columns].tolist(), strict=True)
+    return [pair for pair in found if pair[2] > 0]
+
+
+def last_hidden(trained: Trained) -> str:
+    """The layer below the classifier: fc7 in the paper."""
+    return [spec.name for spec in trained.config.table().layers if not isinstance(spec, Classifier)][-1]
+
+
+def nearest(
+    features: Features, queries: UInt8[np.ndarray, "queries size size 3"], among: Subset, batch_size: int, count: int = 6
+) -> tuple[Int64[np.ndarray, "queries count"], Float[np.ndarray, "queries count"]]:
+    """Section 6.1: the images of a split whose features are nearest to those of the queries, in Euclidean distance.
+
+    Args:
+        features: of the layer to compare.
+        queries: up to `batch_size` images.
+        among: the split to look in. It is read once, and no features are kept.
+        batch_size: images that are put through the network at a time.
+        count: images for each query.
+
+    Returns:
+        Places in the split, nearest first, ties by the lower place, and the distances.
+    """
+    wanted = features(queries).reshape(len(queries), -1).astype(np.float64)
+    places, distances = np.zeros((len(queries), 0), np.int64), np.zeros((len(queries), 0))
+    order: Sequence[tuple[Int64[np.ndarray, "batch"], int]] = list(evaluation_order(len(among), batch_size))
+    quiet = not sys.stderr.isatty()
+    for numbers, real in track(order, "comparing", console=Console(stderr=True), disable=quiet):
+        found = features(among.read(numbers[:real]).images).reshape(real, -1).astype(np.float64)
+        apart = np.stack([np.linalg.norm(found - query, axis=1) for query in wanted])
+        places = np.concatenate([places, np.broadcast_to(numbers[:real], apart.shape)], axis=1)
+        distances = np.concatenate([distances, apart], axis=1)
+        best = np.argsort(distances, axis=1, kind="stable")[:, :count]
+        places, distances = np.take_along_axis(places, best, 1), np.take_along_axis(distances, best, 1)
+    return places, distances
+
+
+def neighbours(
+    trained: Trained, judged: Judged, queries: Int64[np.ndarray, "queries"], among: Subset, count: int = 6
+) -> list[Query]:
+    """Examples of a split that was judged, each with the images of the training split nearest to it by `last_hidden`."""
+    images, labels = judged.split.read(queries)
+    features, classes = Features(trained, last_hidden(trained)), trained.classes
+    places, distances = nearest(features, images, among, trained.config.batch_size, count)
+    found = []
+    for image, label, line, apart in zip(images, labels, places, distances, strict=True):
+        near = zip(*among.read(line), line.tolist(), apart.tolist(), strict=True)
+        found.append((image, classes[label], [Neighbour(x, classes[name], at, far) for x, name, at, far in near]))
+    return found
+
+
+def by_lot(split: Subset, count: int, lot: int) -> Int64[np.ndarray, "shown"]:
+    """Some examples of a split."""
+    return np.random.default_rng(lot).permutation(len(split))[:count]
+
+
+def errors_by_class(counts: Int[np.ndarray, "classes classes"]) -> list[tuple[int, int, int, int | None]]:
+    """(class, examples, errors, the class it is most often taken for, if any) of each class with examples, worst first."""
+    found = []
+    for number, row in enumerate(counts):
+        total, right = int(row.sum()), int(row[number])
+        others = np.where(np.arange(len(row)) == number, 0, row)
+        taken = int(others.argmax()) if total > right else None
+        found += [(number, total, total - right, taken)] if total else []
+    return sorted(found, key=lambda entry: (-entry[2] / entry[1], entry[0]))

@@ -1,0 +1,69 @@
+"""Which classes are taken for which: a matrix where it can be read, the most frequent confusions where it cannot."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from alexnet_jax.analysis import confused_pairs
+from alexnet_jax.figures.style import COLOURS, short
+
+READABLE = 100  # classes whose names still fit beside a matrix
+COUNTED = 25  # classes whose counts still fit into its cells
+PAIRS = 30
+
+
+def draw_confusion(counts: Int[np.ndarray, "classes classes"], classes: Sequence[str], title: str) -> Figure:
+    """Rows are the right classes, columns what the network says; shades are shares of a row.
+
+    Args:
+        counts: as of `analysis.confusion`.
+        classes: their names. Of more than `READABLE` the `PAIRS` most frequent confusions are drawn as bars.
+        title: of the figure.
+    """
+    if len(classes) > READABLE:
+        return _draw_pairs(counts, classes, title)
+    count = len(classes)
+    side = max(4.5, 0.42 * count if count <= COUNTED else 0.155 * count)
+    font = 9 if count <= COUNTED else 7
+    figure, axis = plt.subplots(figsize=(side + 3, side + 1.8), layout="constrained")
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = counts / np.maximum(totals, 1)
+    drawn = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    names = [short(name, 24) for name in classes]
+    axis.set_xticks(range(count), names, rotation=90, fontsize=font)
+    axis.set_yticks(
+        range(count), [f"{name} ({total})" for name, total in zip(names, totals[:, 0], strict=True)], fontsize=font
+    )
+    axis.set(xlabel="what the network says", ylabel="right class (examples)")
+    axis.tick_params(length=0)
+    axis.set_xticks(np.arange(count + 1) - 0.5, minor=True)
+    axis.set_yticks(np.arange(count + 1) - 0.5, minor=True)
+    axis.grid(which="minor", color="0.85", linewidth=0.8 if count <= COUNTED else 0.3)
+    axis.tick_params(which="minor", length=0)
+    if count <= COUNTED:
+        for row, column in zip(*np.nonzero(counts), strict=True):
+            shade = "white" if shares[row, column] > 0.55 else "black"
+            axis.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=8, color=shade)
+    figure.colorbar(drawn, ax=axis, shrink=0.6, pad=0.02, label="share of the right class")
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def _draw_pairs(counts: Int[np.ndarray, "classes classes"], classes: Sequence[str], title: str) -> Figure:
+    pairs = confused_pairs(counts, PAIRS)
+    figure, axis = plt.subplots(figsize=(9, 1.4 + 0.27 * max(len(pairs), 4)), layout="constrained")
+    totals = counts.sum(axis=1)
+    for place, (right, _, number) in enumerate(pairs):
+        axis.barh(place, number, color=COLOURS["train"], height=0.8)
+        axis.text(number, place, f" {number} of {totals[right]}", va="center", fontsize=8)
+    labels = [f"{short(classes[right], 32)} → {short(classes[said], 32)}" for right, said, _ in pairs]
+    axis.set_yticks(range(len(pairs)), labels, fontsize=8)
+    axis.invert_yaxis()
+    axis.margins(x=0.12)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.set_xlabel("examples of the class on the left that the network takes for the one on the right")
+    figure.suptitle(f"{title}\nthe {len(pairs)} most frequent confusions of {len(classes)} classes", fontsize=11)
+    return figure

@@ -1,0 +1,108 @@
+"""What metrics.jsonl tells: losses and errors over epochs, Figure 1's comparison of runs, and the layers' magnitudes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from alexnet_jax.config import Config
+from alexnet_jax.figures.style import COLOURS, DASHES, PALETTE, short
+
+Rows = Sequence[dict[str, Any]]
+
+WHEREABOUTS = ("workdir", "data_dir", "mesh", "host_devices", "spmd", "distributed", "keep")  # not what a run is
+MARKERS = "osD^v<>pX*"
+
+
+def run_labels(configs: Sequence[Config]) -> list[str]:
+    """What tells runs apart: one flag or two where these do, as in ['seed=0', 'seed=1'], and their folders otherwise."""
+    fields = [{name: value for name, value in asdict(config).items() if name not in WHEREABOUTS} for config in configs]
+    differing = [name for name in fields[0] if any(one[name] != fields[0][name] for one in fields)]
+    labels = [", ".join(f"{name}={_value(one[name])}" for name in differing) for one in fields]
+    folders = [config.workdir.rstrip("/") for config in configs]
+    names = [folder.rpartition("/")[2] for folder in folders]
+    best = labels if 1 <= len(differing) <= 2 else names
+    return next(one for one in (best, names, folders) if len(set(one)) == len(one) or one is folders)
+
+
+def _value(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def draw_curves(rows: Rows, title: str) -> Figure:
+    """Loss and top-1 error over epochs, by split, with the learning rate's drops as thin lines."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    for axis, name, label in zip(axes, ("loss", "top1_error"), ("loss (nats)", "top-1 error (%)"), strict=True):
+        for split, colour in COLOURS.items():
+            mine = [row for row in rows if row["split"] == split]
+            if mine:
+                axis.plot([row["epoch"] for row in mine], [row[name] for row in mine], color=colour, label=split)
+        for row, before in zip(rows[1:], rows, strict=False):
+            if row["learning_rate"] < before["learning_rate"]:
+                axis.axvline(row["epoch"], color="0.6", linewidth=0.8, linestyle=":")
+        axis.set(xlabel="epoch", ylabel=label)
+        axis.set_ylim(bottom=0)
+        _bare(axis)
+    axes[0].legend(frameon=False)
+    figure.suptitle(title)
+    return figure
+
+
+def draw_training_error(runs: Mapping[str, Rows]) -> Figure:
+    """Figure 1: training error over epochs, a solid line for the first run, a dashed one for the second, and so on."""
+    figure, axis = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
+    for number, (label, rows) in enumerate(runs.items()):
+        mine = [row for row in rows if row["split"] == "train"]
+        colour, dash = PALETTE[number % len(PALETTE)], DASHES[number % len(DASHES)]
+        epochs, errors = [row["epoch"] for row in mine], [row["top1_error"] for row in mine]
+        axis.plot(epochs, errors, color=colour, linestyle=dash, linewidth=1.8, label=short(label, 60))
+    axis.set(xlabel="epoch", ylabel="training error, top-1 (%)", xlim=(0, None), ylim=(0, None))
+    _bare(axis)
+    axis.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def draw_magnitudes(rows: Rows, title: str) -> Figure:
+    """Mean |weight| of every layer over epochs, and how large the last update was beside it; biases below.
+
+    Args:
+        rows: of metrics.jsonl; at least one has `magnitudes`.
+        title: of the figure.
+    """
+    found = [row for row in rows if "magnitudes" in row]
+    epochs = [row["epoch"] for row in found]
+    figure, axes = plt.subplots(2, 2, figsize=(10, 6.4), layout="constrained", sharex=True)
+    for pair, name, words in zip(axes, ("kernel", "bias"), ("weights", "biases"), strict=True):
+        for number, layer in enumerate(found[0]["magnitudes"]):
+            size, update = (
+                np.array([row["magnitudes"][layer][key] for row in found], float) for key in (name, f"{name}_update")
+            )
+            size = np.where(size > 0, size, np.nan)  # which a logarithmic axis cannot show
+            style: dict[str, Any] = {
+                "color": PALETTE[number % len(PALETTE)],
+                "marker": MARKERS[number % len(MARKERS)],
+                "markersize": 4,
+            }
+            pair[0].plot(epochs, size, linewidth=1.2, label=layer, **style)
+            pair[1].plot(epochs, np.where(update > 0, update, np.nan) / size, linewidth=1.2, label=layer, **style)
+        pair[1].axhline(1e-3, color="0.4", linewidth=0.9, linestyle=":")
+        pair[0].set_ylabel(f"mean magnitude of {words}")
+        pair[1].set_ylabel(f"last update / {words}")
+        for axis in pair:
+            axis.set_yscale("log")
+            _bare(axis)
+    for axis in axes[1]:
+        axis.set_xlabel("epoch")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, loc="outside right center")
+    figure.suptitle(f"{title}\ndotted: a thousandth, which updates of weights should be near", fontsize=11)
+    return figure
+
+
+def _bare(axis: Axes) -> None:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(axis="y", color="0.9")

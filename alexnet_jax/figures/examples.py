@@ -1,0 +1,76 @@
+"""Figure 4: images with their likeliest classes, and images with those that the network finds most like them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+
+from alexnet_jax.analysis import Guessed, Query
+from alexnet_jax.figures.style import COLOURS, short
+
+
+def draw_predictions(items: Sequence[Guessed], title: str, columns: int = 4) -> Figure:
+    """Figure 4, left: images with their five likeliest classes as bars.
+
+    Args:
+        items: (name, image, `top_classes`, right class or ''). A right class is the name above its image and is drawn in
+            another colour and hatched, so that it is told apart without colour too.
+        title: of the figure.
+        columns: images in a row.
+    """
+    columns = min(columns, len(items))
+    rows = -(-len(items) // columns)
+    figure, axes = plt.subplots(
+        2 * rows, columns, figsize=(2.6 * columns, 3.9 * rows + 0.4), height_ratios=[1.7, 1] * rows, layout="constrained",
+        squeeze=False,
+    )  # fmt: skip
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for number, (name, image, top5, right) in enumerate(items):
+        row, column = divmod(number, columns)
+        picture, bars = axes[2 * row, column], axes[2 * row + 1, column]
+        picture.imshow(image)
+        picture.set_title(short(name, 30), fontsize=9)
+        for place, guess in enumerate(top5):
+            mine = bool(right) and guess["class"] == right
+            colour, hatch = (COLOURS["validation"], "////") if mine else (COLOURS["train"], None)
+            bars.barh(place, guess["probability"], color=colour, hatch=hatch, edgecolor="white", alpha=0.45, height=0.85)
+            name = bars.text(0.02, place, short(guess["class"], 30), va="center", fontsize=8)
+            name.set_path_effects([withStroke(linewidth=2.5, foreground="white", alpha=0.8)])
+        bars.set(xlim=(0, 1), ylim=(4.6, -0.6))
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def draw_nearest(rows: Sequence[Query], title: str) -> Figure:
+    """Figure 4, right: a query in the first column and the nearest training images in the others.
+
+    Args:
+        rows: (query, class of it, neighbours, nearest first). A neighbour of another class has a dashed frame and a cross
+            before its name, one of the same class a solid frame and a tick.
+        title: of the figure.
+    """
+    count = max(len(neighbours) for _, _, neighbours in rows)
+    figure, axes = plt.subplots(
+        len(rows), count + 1, figsize=(1.75 * (count + 1), 2.25 * len(rows) + 0.5), layout="constrained", squeeze=False
+    )
+    for line, (query, name, neighbours) in zip(axes, rows, strict=True):
+        for axis in line:
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+        line[0].imshow(query)
+        line[0].set_xlabel(f"query\n{short(name, 20)}", fontsize=9, fontweight="bold")
+        for axis, near in zip(line[1:], neighbours, strict=False):
+            same = near.name == name
+            axis.imshow(near.image)
+            axis.set_xlabel(f"{'✓' if same else '✗'} {short(near.name, 18)}\n#{near.index}, {near.distance:.3g}", fontsize=8)
+            _frame(axis, COLOURS["train"] if same else COLOURS["validation"], "-" if same else (0, (3, 2)))
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def _frame(axis: Axes, colour: str, style: Any) -> None:
+    axis.spines[:].set(visible=True, color=colour, linewidth=2.2, linestyle=style)

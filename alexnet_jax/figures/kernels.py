@@ -1,0 +1,115 @@
+"""What the network looks for and what it finds: conv1's kernels by tower (Figure 3), and activation maps by tower."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from alexnet_jax.checkpoint import Checkpoints, chosen_step
+from alexnet_jax.config import Config
+from alexnet_jax.step import make_model
+from alexnet_jax.topology import make_topology
+from alexnet_jax.workdir import read_classes
+
+MAPS = 48  # of each tower in a figure: all of conv1
+
+
+def kernel_images(kernel: Float[np.ndarray, "towers kh kw 3 maps"]) -> Float[np.ndarray, "towers maps kh kw 3"]:
+    """Kernels as RGB pictures in [0, 1]: zero weight is mid-grey, and each kernel is scaled by its own largest weight."""
+    pictures = np.moveaxis(kernel, -1, 1)
+    largest = np.abs(pictures).max(axis=(2, 3, 4), keepdims=True)
+    return 0.5 + 0.5 * pictures / np.where(largest > 0, largest, 1)
+
+
+def tiled(
+    pictures: Float[np.ndarray, "count height width *channels"], columns: int, gap: float
+) -> Float[np.ndarray, "all_height all_width *channels"]:
+    """Pictures row by row on one canvas, a line of `gap` one pixel wide between them."""
+    count, height, width, *channels = pictures.shape
+    rows = -(-count // columns)
+    canvas = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1, *channels), gap)
+    for number, picture in enumerate(pictures):
+        top, left = (number // columns) * (height + 1), (number % columns) * (width + 1)
+        canvas[top : top + height, left : left + width] = picture
+    return canvas
+
+
+def draw_kernels(kernel: Float[np.ndarray, "towers kh kw 3 maps"], title: str, columns: int = 16) -> Figure:
+    """Figure 3: the kernels of conv1, tower 0 above tower 1, `columns` in a row."""
+    pictures = kernel_images(kernel)
+    towers, maps = pictures.shape[:2]
+    rows = -(-maps // columns)
+    figure, axes = plt.subplots(
+        towers, 1, figsize=(columns * 0.55, towers * (rows * 0.55 + 0.35)), layout="constrained", squeeze=False
+    )
+    for tower, axis in enumerate(axes[:, 0]):
+        axis.imshow(tiled(pictures[tower], columns, 1.0), interpolation="nearest")
+        axis.set_axis_off()
+        if towers > 1:
+            axis.set_title(f"tower {tower}", loc="left", fontsize=10)
+    figure.suptitle(title)
+    return figure
+
+
+def draw_activations(
+    images: Sequence[UInt8[np.ndarray, "size size 3"]],
+    activations: Float[np.ndarray, "count ..."],
+    towers: int,
+    title: str,
+) -> Figure:
+    """A row for each image: itself, then the maps that each tower makes of it, all of a row on one scale.
+
+    Args:
+        images: what the network saw.
+        activations: (count, height, width, maps) of a convolution, (count, units) of a dense layer, the towers' maps joined
+            in order. Of a tower's maps the first `MAPS` are drawn; of its units all, a pixel each.
+        towers: into which the maps are divided.
+        title: of the figure.
+    """
+    maps = activations.shape[-1] // towers
+    figure, axes = plt.subplots(
+        len(images), 1 + towers, figsize=(2.2 + 4.4 * towers, 0.6 + (3.1 if activations.ndim == 4 else 2.4) * len(images)),
+        width_ratios=[1] + [2.4] * towers, layout="constrained", squeeze=False,
+    )  # fmt: skip
+    for tower, axis in enumerate(axes[0, 1:]):
+        axis.set_title(f"tower {tower}" * (towers > 1), loc="left", fontsize=10)
+    for row, image, found in zip(axes, images, activations, strict=True):
+        row[0].imshow(image)
+        low, high = float(found.min()), max(float(np.quantile(found, 0.999)), 1e-9)
+        scale = {"cmap": "magma", "vmin": 0, "vmax": high}
+        if low < 0:  # not a ReLU's
+            scale = {"cmap": "PuOr", "vmin": -max(high, -low), "vmax": max(high, -low)}
+        drawn = None
+        for tower, axis in enumerate(row[1:]):
+            mine = found[..., tower * maps : (tower + 1) * maps]
+            drawn = axis.imshow(_sheet(mine), interpolation="nearest", **scale)
+        if drawn is not None:
+            figure.colorbar(drawn, ax=row[-1], fraction=0.05, pad=0.02)
+        for axis in row:
+            axis.set_axis_off()
+    shown = f", the first {MAPS} of {maps} maps of each tower" if activations.ndim == 4 and maps > MAPS else ""
+    figure.suptitle(title + shown, fontsize=11)
+    return figure
+
+
+def _sheet(found: Float[np.ndarray, "..."]) -> Float[np.ndarray, "height width"]:
+    """Maps side by side, or units as a block about twice as wide as high."""
+    if found.ndim == 3:
+        maps = np.moveaxis(found, -1, 0)[:MAPS]
+        return tiled(maps, columns=-(-len(maps) // 6) if len(maps) > 6 else len(maps), gap=np.nan)
+    columns = int(2 ** np.ceil(np.log2((2 * len(found)) ** 0.5)))
+    padded = np.full(-(-len(found) // columns) * columns, np.nan)
+    padded[: len(found)] = found
+    return padded.reshape(-1, columns)
+
+
+def conv1_kernel(config: Config, step: str) -> tuple[Float[np.ndarray, "towers kh kw 3 maps"], int]:
+    """The first layer's kernels in a checkpoint of a run, and the step of it; `step` as for `chosen_step`."""
+    model = make_model(config, len(read_classes(config.workdir)), make_topology("1x1", 1, 1))
+    with Checkpoints(Path(config.workdir), keep=config.keep, writable=False) as checkpoints:
+        chosen = chosen_step(checkpoints, config.workdir, step)
+        params = checkpoints.restore_params(model, chosen)
+    return np.asarray(params["conv1"]["kernel"]), chosen

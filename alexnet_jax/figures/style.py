@@ -1,0 +1,34 @@
+"""Colours that stay apart for colour-blind readers, and files of figures."""
+
+from pathlib import Path
+
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from alexnet_jax.files import replacing
+
+# Okabe and Ito's colours.
+COLOURS = {"train": "#0072B2", "validation": "#D55E00", "test": "#009E73"}
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
+DASHES = ("-", "--", "-.", ":")
+EXTENSIONS = ("png", "svg")
+
+
+def short(text: str, length: int) -> str:
+    """Cut to `length` letters, with an ellipsis for the rest."""
+    return text if len(text) <= length else text[: length - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def save_figure(figure: Figure, folder: Path, name: str) -> Path:
+    """Writes `name` as PNG and SVG, each beside its target and renamed; returns the PNG's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for extension in EXTENSIONS:
+        write_figure(figure, folder / f"{name}.{extension}")
+    plt.close(figure)
+    return folder / f"{name}.png"
+
+
+def write_figure(figure: Figure, path: Path) -> None:
+    """Writes one file in the format of its suffix, beside its target and renamed."""
+    with replacing(path, "wb") as file:
+        figure.savefig(file, format=path.suffix[1:], dpi=150)

@@ -1,0 +1,199 @@
+"""Names what is in images: files, folders or a list of them in, the five likeliest classes of each out.
+
+python -m alexnet_jax.predict --workdir=W IMAGE... [--format=table or jsonl] [--features=fc7:F.npz] [--figure=F.png]
+"""
+
+import contextlib
+import itertools
+import json
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from absl import flags
+from jaxtyping import Float32, UInt8
+from rich.console import Console
+from rich.progress import track
+
+from alexnet_jax import cli, runtime
+from alexnet_jax.config import define_flags
+from alexnet_jax.data.decode import square_rgb
+from alexnet_jax.data.parallel import ordered_map
+from alexnet_jax.errors import UserError
+from alexnet_jax.figures import draw_predictions, write_figure
+from alexnet_jax.files import replacing
+from alexnet_jax.trained import Classification, Features, Trained, load_trained, top_classes
+
+DRAWN = 12  # images in a figure
+
+Square = UInt8[np.ndarray, "size size 3"]
+
+
+def image_paths(words: Sequence[str], listed: str) -> list[Path]:
+    """The images that a command line names: files, all files below folders in order of their names, and a list of paths.
+
+    Hidden files are left out of folders.
+
+    Args:
+        words: files and folders.
+        listed: a file with one path a line, '-' for stdin, or ''.
+
+    Raises:
+        UserError: the list cannot be read, or there is nothing to look at.
+    """
+    if listed:
+        try:
+            text = sys.stdin.read() if listed == "-" else Path(listed).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--list={listed} cannot be read: {error}") from error
+        words = [*words, *(line for line in text.splitlines() if line.strip())]
+    paths: list[Path] = []
+    for path in map(Path, words):
+        paths += sorted(filter(_is_visible_file, path.rglob("*"))) if path.is_dir() else [path]
+    if not paths:
+        raise UserError("there are no images: name files or folders behind the flags, or a list of them with --list=FILE")
+    return paths
+
+
+def _is_visible_file(path: Path) -> bool:
+    return path.is_file() and not path.name.startswith(".")
+
+
+class Reader:
+    """Decodes images in order, a few ahead, and keeps count of those that cannot be."""
+
+    def __init__(self, size: int, resize: str):
+        """`size` and `resize` as for `square_rgb`."""
+        self._size, self._resize = size, resize
+        self.failures = 0
+
+    def __call__(self, paths: Iterable[Path]) -> Iterator[tuple[Path, Square]]:
+        """Every image that can be decoded; the others are named on stderr."""
+
+        def decode(path: Path) -> tuple[Path, Square | str]:
+            try:
+                if not path.is_file():
+                    raise ValueError("no such file")
+                return path, square_rgb(path, self._size, self._resize)
+            except (ValueError, OSError) as error:
+                return path, str(error)
+
+        for path, image in ordered_map(decode, paths):
+            if isinstance(image, str):
+                self.failures += 1
+                print(f"error: {path}: {image}", file=sys.stderr)
+            else:
+                yield path, image
+
+
+class Collected:
+    """Rows that arrive one after the other, kept in a file until they are written: memory does not grow with them."""
+
+    def __init__(self, path: Path):
+        """`path`: of the .npz. Use as a context manager."""
+        self._path, self._names = path, list[str]()
+        self._shape: tuple[int, ...] = ()
+        self._file = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115
+
+    def __enter__(self) -> "Collected":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, names: Sequence[str], rows: Float32[np.ndarray, "count ..."]) -> None:
+        """Some rows with their names."""
+        self._names += names
+        self._shape = rows.shape[1:]
+        self._file.write(np.ascontiguousarray(rows).tobytes())
+
+    def write(self) -> None:
+        """`features` (images, ...) float32 and `images`, their paths, in order."""
+        self._file.flush()
+        shape = (len(self._names), *self._shape)
+        rows = np.memmap(self._file, np.float32, "r", shape=shape) if self._names else np.empty(shape, np.float32)
+        with replacing(self._path, "wb") as file:
+            np.savez(file, features=rows, images=np.array(self._names))
+
+
+def predict(
+    trained: Trained, images: Iterable[tuple[Path, Square]], features: tuple[Features, Collected] | None = None
+) -> Iterator[tuple[Path, Square, Float32[np.ndarray, "classes"]]]:
+    """Every image with its class probabilities, in order; with `features` its activations are collected too."""
+    classify = Classification(trained)
+    source = iter(images)
+    while batch := list(itertools.islice(source, trained.config.batch_size)):
+        pixels = np.stack([image for _, image in batch])
+        if features is not None:
+            features[1].add([str(path) for path, _ in batch], features[0](pixels))
+        for (path, image), probabilities in zip(batch, classify(pixels), strict=True):
+            yield path, image, probabilities
+
+
+def _print(path: Path, top5: list[dict[str, Any]], form: str) -> None:
+    if form == "jsonl":
+        print(json.dumps({"image": str(path), "top5": top5}), flush=True)
+        return
+    print(path)
+    for row in top5:
+        print(f"  {100 * row['probability']:5.1f} %  {row['class']}")
+    sys.stdout.flush()
+
+
+def _outputs() -> tuple[str, Path | None, Path | None]:
+    """The layer of --features, its file, and the figure's. Raises UserError if one cannot be written."""
+    options = flags.FLAGS
+    layer, _, file = (options.features or "").partition(":")
+    features = Path(file or f"{layer}.npz") if layer else None
+    figure = Path(options.figure) if options.figure else None
+    for name, path in (("features", features), ("figure", figure)):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise UserError(f"--{name}={options[name].value}: there is no folder {path.parent}")
+    if figure is not None and figure.suffix not in (".png", ".svg"):
+        raise UserError(f"--figure={figure} ends in neither .png nor .svg")
+    return layer, features, figure
+
+
+def main(words: list[str]) -> None:
+    """The command line."""
+    options = flags.FLAGS
+    layer, collected_in, figure = _outputs()
+    paths = image_paths(words, options.list)
+    runtime.start(options.host_devices)
+    trained = load_trained(options.workdir, options.step, batch_size=options.batch_size, mesh=options.mesh)
+    read = Reader(trained.config.image_size, trained.config.resize)
+    quiet = not sys.stderr.isatty() or sys.stdout.isatty()  # the rows themselves show how far it is
+    shown: list[tuple[str, Square, list[dict[str, Any]], str]] = []
+    with contextlib.ExitStack() as stack:
+        features = None
+        if collected_in is not None:
+            features = Features(trained, layer), stack.enter_context(Collected(collected_in))
+        ahead = track(paths, "looking", console=Console(stderr=True), disable=quiet)
+        for path, image, probabilities in predict(trained, read(ahead), features):
+            top5 = top_classes(probabilities, trained.classes)
+            _print(path, top5, options.format)
+            if figure is not None and len(shown) < DRAWN:
+                shown.append((path.name, image, top5, ""))
+        if features is not None:
+            features[1].write()
+    if figure is not None and shown:
+        matplotlib.use("agg")
+        write_figure(draw_predictions(shown, trained.title), figure)
+    if read.failures:
+        raise UserError(f"{read.failures} of {len(paths)} images could not be read; they are named above")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "folder of a run")
+    flags.DEFINE_string("step", "latest", "checkpoint: a step, 'latest' or 'best' (lowest validation error)")
+    flags.DEFINE_string("list", "", "file with one path of an image a line; - reads them from stdin")
+    flags.DEFINE_enum("format", "table", ("table", "jsonl"), "what is printed: five lines, or one JSON object, per image")
+    flags.DEFINE_string("features", None, "LAYER:F.npz, such as fc7:F.npz: write the layer's activations of every image")
+    flags.DEFINE_string("figure", None, f"draw the first {DRAWN} images with their classes into this .png or .svg")
+    flags.DEFINE_integer("batch_size", 64, "images looked at together", lower_bound=1)
+    define_flags(only=("mesh", "host_devices"))
+    cli.run_with_words(main)

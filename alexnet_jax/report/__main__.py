@@ -1,0 +1,52 @@
+"""Writes one HTML page about a run, or about several side by side; it needs no other file and no network.
+
+python -m alexnet_jax.report --workdir=W [--workdir=W2 ...] [--out=FILE] [--split=test]
+"""
+
+from pathlib import Path
+
+import matplotlib
+from absl import flags
+
+from alexnet_jax import cli, runtime
+from alexnet_jax.config import define_flags
+from alexnet_jax.errors import UserError
+from alexnet_jax.files import replacing
+from alexnet_jax.report.gather import gather
+from alexnet_jax.report.page import render
+
+
+def main() -> None:
+    """The command line."""
+    options = flags.FLAGS
+    if not options.workdir:
+        raise UserError("--workdir is missing: name the folder of a run; repeat it to see several side by side")
+    out = Path(options.out) if options.out else Path(options.workdir[0]) / "report.html"
+    if options.out and not out.absolute().parent.is_dir():
+        raise UserError(f"--out={options.out}: there is no folder {out.parent}")
+    if out.is_dir():
+        raise UserError(f"--out={options.out} is a folder: name a file in it")
+    runtime.start(options.host_devices)
+    matplotlib.use("agg")
+    runs = gather(
+        options.workdir, step=options.step, split=options.split, data_dir=options.data_dir, batch_size=options.batch_size,
+        lot=options.lot,
+    )  # fmt: skip
+    try:
+        with replacing(out) as file:
+            file.write(render(runs))
+    except OSError as error:
+        raise UserError(f"--out={out} cannot be written: {error.strerror or error}") from error
+    print(out)
+
+
+if __name__ == "__main__":
+    flags.DEFINE_multi_string("workdir", [], "folder of a run; repeat it to see several side by side")
+    flags.DEFINE_string("out", "", "file of the page, in place of report.html in the first --workdir")
+    flags.DEFINE_string("step", "latest", "checkpoint: a step, 'latest' or 'best' (lowest validation error)")
+    flags.DEFINE_enum("split", "test", ("train", "validation", "test"), "images that the networks are shown")
+    flags.DEFINE_string("data_dir", None, "folder of the prepared sets, if it is not where the runs had it")
+    flags.DEFINE_integer("lot", 0, "number by which images are drawn by lot: another one shows others", lower_bound=0)
+    flags.DEFINE_integer("batch_size", 64, "images looked at together", lower_bound=1)
+    define_flags(only=("host_devices",))
+    cli.run(main)

@@ -1,0 +1,117 @@
+"""Everything that the page tells about one run."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from alexnet_jax.analysis import (
+    Guessed,
+    Judged,
+    Query,
+    by_lot,
+    confusion,
+    guessed,
+    judge,
+    last_hidden,
+    neighbours,
+    open_data,
+    right_and_wrong,
+)
+from alexnet_jax.config import Config
+from alexnet_jax.errors import UserError
+from alexnet_jax.figures import run_labels
+from alexnet_jax.files import read_json
+from alexnet_jax.metrics import read_rows
+from alexnet_jax.trained import Trained, load_trained
+from alexnet_jax.workdir import read_config
+
+SHOWN = 4  # images that are right, and as many that are wrong
+QUERIES = 3
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, read and looked at."""
+
+    label: str  # what tells it from the others
+    config: Config
+    record: dict[str, Any]  # config.json
+    rows: Sequence[dict[str, Any]]
+    trained: Trained
+    split: str
+    judged: Judged
+    counts: Int64[np.ndarray, "classes classes"]  # as of `analysis.confusion`
+    guessed: list[Guessed]
+    queries: list[Query]
+
+    @property
+    def compared_by(self) -> str:
+        """The layer whose features say which images are alike."""
+        return last_hidden(self.trained)
+
+    def rows_of(self, split: str) -> list[dict[str, Any]]:
+        """The rows of a split."""
+        return [row for row in self.rows if row["split"] == split]
+
+    @property
+    def images_per_second(self) -> float | None:
+        """The median of the training rows, without the first, into which the compilation falls."""
+        speeds = [row["images_per_second"] for row in self.rows_of("train")]
+        return statistics.median(speeds[1:] or speeds) if speeds else None
+
+    @property
+    def changed(self) -> dict[str, Any]:
+        """The flags that are not the defaults, but for places."""
+        defaults = asdict(Config())
+        here = asdict(self.config).items()
+        return {name: value for name, value in here if value != defaults[name] and name not in ("workdir", "data_dir")}
+
+
+def gather(workdirs: Sequence[str], *, step: str, split: str, data_dir: str | None, batch_size: int, lot: int) -> list[Run]:
+    """All runs, each looked at on its own data. What is missing is found before the first network is compiled.
+
+    Args:
+        workdirs: folders of runs.
+        step: of their checkpoints, as for `checkpoint.chosen_step`.
+        split: that the networks are shown.
+        data_dir: of the prepared sets, if they are not where the runs had them.
+        batch_size: images looked at together.
+        lot: number by which images are drawn.
+
+    Raises:
+        UserError: a folder without a run, metrics or checkpoint, or data that is not there.
+    """
+    configs = [read_config(workdir) for workdir in workdirs]
+    rows = [read_rows(Path(workdir)) for workdir in workdirs]
+    for config, mine in zip(configs, rows, strict=True):
+        if not mine:
+            raise UserError(
+                f"--workdir={config.workdir} has no metrics yet: train longer than --log_every={config.log_every} steps"
+            )
+    networks = [load_trained(workdir, step, batch_size=batch_size) for workdir in workdirs]
+    datasets = [open_data(trained, data_dir) for trained in networks]
+    splits = [dataset.split(split) for dataset in datasets]
+    runs = []
+    for number, label in enumerate(run_labels(configs)):
+        trained, among = networks[number], datasets[number].split("train")
+        judged = judge(trained, splits[number])
+        runs.append(
+            Run(
+                label=label,
+                config=configs[number],
+                record=read_json(Path(workdirs[number]) / "config.json"),
+                rows=rows[number],
+                trained=trained,
+                split=split,
+                judged=judged,
+                counts=confusion(judged.split.labels, judged.guesses, len(trained.classes)),
+                guessed=guessed(trained, judged, right_and_wrong(judged, SHOWN, lot)),
+                queries=neighbours(trained, judged, by_lot(judged.split, QUERIES, lot), among),
+            )
+        )
+    return runs

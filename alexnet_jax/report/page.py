@@ -1,0 +1,197 @@
+"""The page: HTML from runs. Everything that comes from a run goes through `escape`, or into JSON that no tag can end."""
+
+import base64
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from html import escape
+from importlib import resources
+from string import Template
+from typing import Any
+
+import numpy as np
+from matplotlib import pyplot as plt
+from PIL import Image
+
+from alexnet_jax.analysis import Guessed, Neighbour, Square, errors_by_class
+from alexnet_jax.figures import PALETTE, draw_confusion, kernel_images, tiled
+from alexnet_jax.report.charts import Chart, learning, magnitudes
+from alexnet_jax.report.gather import Run
+
+SIDE = 160  # pixels of a photograph on the page
+CLASSES = 40  # of the list of errors
+
+
+class Page:
+    """Sections of HTML, and the charts that they point to."""
+
+    def __init__(self, runs: Sequence[Run]):
+        """`runs`: at least one."""
+        self._runs, self._parts, self._charts = runs, list[str](), list[Chart]()
+
+    def section(self, title: str, explanation: str, cells: Iterable[str], kind: str = "") -> None:
+        """Cells side by side where there is room."""
+        columns = f'<div class="columns {kind}">{"".join(f"<div>{cell}</div>" for cell in cells)}</div>'
+        self._parts.append(f"<section><h2>{title}</h2><p>{explanation}</p>{columns}</section>")
+
+    def by_run(self, title: str, explanation: str, content: Callable[[Run], str]) -> None:
+        """A section with a cell for each run under its name."""
+        self.section(title, explanation, [self._name(number, run) + content(run) for number, run in enumerate(self._runs)])
+
+    def _name(self, number: int, run: Run) -> str:
+        if len(self._runs) == 1:
+            return ""
+        swatch = f'<span class="swatch" style="background:{PALETTE[number % len(PALETTE)]}"></span>'
+        return f"<h3>{swatch}{escape(run.label)}</h3>"
+
+    def chart(self, content: Chart) -> str:
+        """The place where page.js draws it."""
+        self._charts.append(content)
+        number, title = len(self._charts) - 1, escape(content["title"])
+        return f'<figure class="chart" data-chart="{number}"><figcaption>{title}</figcaption></figure>'
+
+    def html(self) -> str:
+        """The whole page, which needs no other file."""
+        files = resources.files("alexnet_jax.report")
+        style, script, page = ((files / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js", "html"))
+        title = ", ".join(dict.fromkeys(f"{run.config.architecture} on {run.config.dataset}" for run in self._runs))
+        data = json.dumps(self._charts, allow_nan=False).replace("<", "\\u003c")
+        return Template(page).substitute(
+            title=escape(title), style=style, script=script, charts=data, body="\n".join(self._parts)
+        )
+
+
+def render(runs: Sequence[Run]) -> str:
+    """The report as one HTML file."""
+    page = Page(runs)
+    page.by_run("What was run", "", _summary)
+    curves = [
+        learning(runs, "loss", "loss (nats)"),
+        learning(runs, "top1_error", "top-1 error (%)"),
+        learning(runs, "learning_rate", "learning rate", log=True, only="train"),
+        learning(runs, "images_per_second", "training throughput (images/s)", only="train"),
+    ]
+    explanation = "Solid: train; dashed: validation. Point at a curve for its values; the arrow keys move along it."
+    page.section("Curves", explanation, map(page.chart, curves), "charts")
+    page.by_run("Errors by class", "How many of its examples are taken for another class, worst first.", _errors)
+    page.by_run(
+        "Kernels of conv1, by tower", "Figure 3 of the paper: zero is grey, each is scaled by its largest.", _kernels
+    )
+    explanation = "Drawn by lot, right ones first. The right class stands above its image and is the hatched bar."
+    page.by_run("Predictions", explanation, lambda run: f'<div class="cards">{"".join(map(_card, run.guessed))}</div>')
+    explanation = (
+        "Left the query, then the training images with the nearest features: place in the split and distance. Solid "
+    )
+    page.by_run("Nearest training images", explanation + "frame and ✓: the same class; dashed and ✗: another.", _nearest)
+    explanation = "The last update should be near a thousandth of the weights: the debugging tool of cuda-convnet's author."
+    page.by_run(
+        "Magnitudes", explanation,
+        lambda run: "".join(map(page.chart, magnitudes(run))) or "<p>The metrics of this run have none.</p>",
+    )  # fmt: skip
+    return page.html()
+
+
+def _table(rows: dict[str, Any]) -> str:
+    lines = (f"<tr><th>{escape(name)}</th><td>{escape(_words(value))}</td></tr>" for name, value in rows.items())
+    return f"<table>{''.join(lines)}</table>"
+
+
+def _words(value: Any) -> str:
+    return ",".join(map(str, value)) or "none" if isinstance(value, tuple | list) else str(value)
+
+
+def _summary(run: Run) -> str:
+    score, record = run.judged.score, run.record
+    validation = run.rows_of("validation")
+    best = min(validation, key=lambda row: row["top1_error"], default=None)
+    devices = Counter(device.partition(" ")[2] for device in record["devices"])
+    speed = run.images_per_second
+    facts = {
+        f"{run.split} error, one view": f"top-1 {score.top1_error:.2f} %, top-5 {score.top5_error:.2f} %, "
+        f"loss {score.loss:.4f}; {score.examples} examples, checkpoint {run.trained.step}",
+        "best validation error": f"top-1 {best['top1_error']:.2f} % at epoch {best['epoch']:.2f}"
+        if best
+        else "not measured",
+        "trained": f"{run.rows[-1]['step']} steps, {run.rows[-1]['epoch']:.2f} epochs",
+        "throughput": f"{speed:,.1f} images/s, median of the rows" if speed else "not measured",
+        "machine": ", ".join(f"{count} x {kind}" for kind, count in devices.items()),
+        "software": f"Python {record['python']}, " + ", ".join(f"{name} {one}" for name, one in record["versions"].items()),
+        "commit": record["commit"] or "not in a git checkout",
+        "folder": run.config.workdir,
+    }
+    changed = " ".join(f"<code>{escape(f'--{name}={_words(value)}')}</code>" for name, value in run.changed.items())
+    whole = _table(record["config"] | {"fingerprint of the data": record["dataset"]["fingerprint"]})
+    return f'{_table(facts)}<div class="flags">{changed}</div><details><summary>every flag</summary>{whole}</details>'
+
+
+def _errors(run: Run) -> str:
+    found, names = errors_by_class(run.counts), run.trained.classes
+    bars = []
+    for number, total, wrong, taken in found[:CLASSES]:
+        instead = f", most often {escape(names[taken])}" if taken is not None else ""
+        share = f"{100 * wrong / total:.0f} % of {total}{instead}"
+        bars.append(_bar(100 * wrong / total, names[number], share))
+    rest = f"<p>and {len(found) - CLASSES} classes with fewer errors</p>" if len(found) > CLASSES else ""
+    figure = draw_confusion(run.counts, names, f"{run.split} split")
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110)
+    plt.close(figure)
+    matrix = f'<div class="wide"><img src="{_uri(file.getvalue(), "png")}" alt="confusion matrix"></div>'
+    return f"{''.join(bars)}{rest}<details open><summary>confusions</summary>{matrix}</details>"
+
+
+def _bar(percent: float, name: str, value: str, right: bool = False) -> str:
+    """`value` is HTML, `name` is not."""
+    width = f'<i style="width:{percent:.1f}%"></i>'
+    return f'<div class="bar{" right" * right}">{width}<span><b>{escape(name)}</b><b>{value}</b></span></div>'
+
+
+def _kernels(run: Run) -> str:
+    pictures = kernel_images(np.asarray(run.trained.params["conv1"]["kernel"]))
+    parts = []
+    for tower, mine in enumerate(pictures):
+        sheet = (255 * tiled(mine, 16 if len(mine) >= 16 else len(mine), 1.0)).round().astype(np.uint8)
+        name = f"tower {tower}" if len(pictures) > 1 else "all kernels"
+        uri = _picture(sheet, "png")
+        parts.append(f'<figure><figcaption>{name}</figcaption><img class="pixels" src="{uri}" alt="conv1, {name}"></figure>')
+    return "".join(parts)
+
+
+def _card(item: Guessed) -> str:
+    name, image, top5, right = item
+    bars = "".join(
+        _bar(100 * guess["probability"], guess["class"], f"{100 * guess['probability']:.0f} %", guess["class"] == right)
+        for guess in top5
+    )
+    return f'<div><div class="name">{escape(name)}</div>{_photograph(image, name)}{bars}</div>'
+
+
+def _nearest(run: Run) -> str:
+    lines = []
+    for image, name, found in run.queries:
+        query = f"<div>{_photograph(image, name)}<b>{escape(name)}</b></div>"
+        lines.append(f'<div class="near">{query}{"".join(_neighbour(one, name) for one in found)}</div>')
+    return f"<p>by {escape(run.compared_by)}</p>{''.join(lines)}"
+
+
+def _neighbour(near: Neighbour, wanted: str) -> str:
+    kind, mark = ("same", "✓") if near.name == wanted else ("other", "✗")
+    photograph = _photograph(near.image, near.name)
+    return f'<div class="{kind}">{photograph}{mark} {escape(near.name)}<br>#{near.index}, {near.distance:.3g}</div>'
+
+
+def _photograph(image: Square, name: str) -> str:
+    return f'<img src="{_picture(image, "jpeg")}" alt="{escape(name)}">'
+
+
+def _picture(pixels: Any, kind: str) -> str:
+    image, file = Image.fromarray(pixels), io.BytesIO()
+    if kind == "jpeg":
+        image.thumbnail((SIDE, SIDE))
+    image.save(file, kind, **({"quality": 88} if kind == "jpeg" else {}))
+    return _uri(file.getvalue(), kind)
+
+
+def _uri(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

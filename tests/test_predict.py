@@ -1,0 +1,134 @@
+"""Predictions through the command line: the same numbers as evaluation, any number of images, bad ones named."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from networks import CROP, ROOT, SIZE, run, small_model, tiny_config
+from pictures import bomb, broken, encode, smooth
+from PIL import Image
+
+from alexnet_jax.data.store import open_store, store_path
+from alexnet_jax.errors import UserError
+from alexnet_jax.network import merge
+from alexnet_jax.predict import image_paths
+from alexnet_jax.train import train
+from alexnet_jax.trained import load_trained, top_classes
+
+
+@pytest.fixture(scope="module")
+def trained(data_dir, tmp_path_factory):
+    """A short run, and the tiny set's test images as PNG files."""
+    folder = tmp_path_factory.mktemp("predict")
+    train(tiny_config(data_dir, folder / "run"))
+    images = open_store(store_path(data_dir, "tiny", SIZE)).splits["test"].images
+    (folder / "images").mkdir()
+    for number, image in enumerate(images[:11]):
+        Image.fromarray(image).save(folder / "images" / f"{number:02d}.png")
+    return folder
+
+
+def test_folders_lists_and_files_are_joined_in_order(tmp_path):
+    for name in ("b.png", "a.png", ".hidden", "deep/c.png"):
+        (tmp_path / "f" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "f" / name).touch()
+    (tmp_path / "list").write_text(f"{tmp_path}/x.png\n\n{tmp_path}/f/deep\n")
+    found = image_paths([str(tmp_path / "z.png"), str(tmp_path / "f")], str(tmp_path / "list"))
+    assert [str(path.relative_to(tmp_path)) for path in found] == [
+        "z.png", "f/a.png", "f/b.png", "f/deep/c.png", "x.png", "f/deep/c.png",
+    ]  # fmt: skip
+    with pytest.raises(UserError, match="there are no images"):
+        image_paths([], "")
+    with pytest.raises(UserError, match="--list=/nowhere cannot be read"):
+        image_paths([], "/nowhere")
+
+
+def test_top_classes_are_sorted_and_ties_go_to_the_lower_number():
+    rows = top_classes(np.array([0.1, 0.3, 0.2, 0.3, 0.1], np.float32), list("abcde"), 3)
+    assert [(row["class"], row["index"]) for row in rows] == [("b", 1), ("d", 3), ("c", 2)]
+    assert len(top_classes(np.array([0.4, 0.6], np.float32), ["a", "b"])) == 2
+
+
+@pytest.mark.slow
+def test_the_command_line_with_bad_images_among_good_ones(trained, tmp_path):
+    """Eleven images in batches of four and three that cannot be read; logits from the network itself."""
+    for name, content in {"02b.png": broken("png"), "05b.jpg": b"", "07b.png": bomb()}.items():
+        (trained / "images" / name).write_bytes(content)
+    features, figure = tmp_path / "f.npz", tmp_path / "figure.png"
+    result = run(
+        "predict", f"--workdir={trained / 'run'}", str(trained / "images"), "--format=jsonl", "--batch_size=4",
+        f"--features=fc7:{features}", f"--figure={figure}",
+    )  # fmt: skip
+    errors = result.stderr.splitlines()
+    assert result.returncode == 1
+    assert len(errors) == 4
+    for name, error in zip(("02b.png", "05b.jpg", "07b.png"), errors, strict=False):
+        assert error.startswith(f"error: {trained / 'images' / name}: ")
+    assert "2500000000 pixels" in errors[2]
+    assert errors[3] == "error: 3 of 14 images could not be read; they are named above"
+
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [row["image"] for row in rows] == [str(trained / "images" / f"{number:02d}.png") for number in range(11)]
+    model, loaded = small_model(), load_trained(str(trained / "run"))
+    pixels = np.stack([np.asarray(Image.open(row["image"])) for row in rows]).astype(np.float32) - loaded.mean
+    start = (SIZE - CROP) // 2
+    pixels = jnp.asarray(pixels[:, start : start + CROP, start : start + CROP])
+    logits = np.asarray(merge(model.graph, loaded.params)(pixels), np.float64)
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    for row, expected in zip(rows, probabilities, strict=True):
+        assert list(row["top5"][0]) == ["class", "index", "probability"]
+        assert [guess["probability"] for guess in row["top5"]] == pytest.approx(sorted(expected)[:-6:-1], rel=1e-4)
+        assert all(guess["class"] == f"colour {guess['index']}" for guess in row["top5"])
+    fc7 = np.concatenate([np.asarray(x) for x in merge(model.graph, loaded.params).activations(pixels, "fc7")], axis=-1)
+    with np.load(features) as written:
+        np.testing.assert_allclose(written["features"], fc7, rtol=1e-4, atol=1e-5)
+        assert written["images"].tolist() == [row["image"] for row in rows]
+    assert len(np.unique(np.asarray(Image.open(figure).convert("RGB")))) > 20
+
+
+@pytest.mark.slow
+def test_a_list_from_stdin_as_a_table(trained):
+    command = [sys.executable, "-W", "error", "-m", "alexnet_jax.predict", f"--workdir={trained / 'run'}", "--list=-"]
+    names = "".join(f"{trained}/images/{number:02d}.png\n" for number in (3, 1))
+    result = subprocess.run(command, input=names, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert (len(lines), lines[0], lines[6]) == (12, f"{trained}/images/03.png", f"{trained}/images/01.png")
+    assert all(" %  colour " in line for line in (*lines[1:6], *lines[7:]))
+
+
+@pytest.mark.slow
+def test_a_bomb_takes_no_memory(trained, tmp_path):
+    """Decoded it would be 7.5 GB; the process may have 4 GB of data."""
+    (tmp_path / "bomb.png").write_bytes(bomb())
+    (tmp_path / "good.png").write_bytes(encode(smooth(90, 70), "PNG"))
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_DATA, (4 << 30, 4 << 30)); import runpy, sys; "
+    limit += "runpy.run_module('alexnet_jax.predict', run_name='__main__', alter_sys=True)"
+    command = [sys.executable, "-c", limit, f"--workdir={trained / 'run'}", str(tmp_path), "--format=jsonl"]
+    result = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False, env=os.environ.copy()
+    )
+    assert result.returncode == 1
+    assert [json.loads(line)["image"] for line in result.stdout.splitlines()] == [str(tmp_path / "good.png")]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["a.png"], "--workdir is missing"),
+        (["--workdir=/nowhere", "a.png"], "--workdir=/nowhere holds no run"),
+        (["--workdir=/nowhere"], "there are no images"),
+        (["--workdir=/nowhere", "a.png", "--figure=a.txt"], "--figure=a.txt ends in neither .png nor .svg"),
+        (["--workdir=/nowhere", "a.png", "--features=fc7:/nowhere/f.npz"], "there is no folder /nowhere"),
+    ],
+)
+def test_bad_input_is_one_line(flags, message):
+    result = run("predict", *flags)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert message in result.stderr
