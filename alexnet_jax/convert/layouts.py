@@ -1,0 +1,151 @@
+"""Between this package's parameters, which lead with a tower axis, and the layout that Caffe and PyTorch share.
+
+There a grouped layer is one array whose groups lie one behind the other along the outputs, convolutions are (outputs, inputs
+of a group, height, width), dense layers (outputs, inputs), and fc6 counts its inputs map by map: (map, row, column). Here
+they are (tower, height, width, inputs, outputs) and (tower, inputs, outputs), and fc6 counts (row, column, map), the maps of
+all towers in order. Nothing is computed, so every conversion is exact.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float32
+
+from alexnet_jax.errors import UserError
+from alexnet_jax.layers import Architecture, Classifier, Convolution, Dense, output_sizes
+from alexnet_jax.network import Params
+
+
+class Blobs(NamedTuple):
+    """The weight and bias of one layer in the layout of Caffe and PyTorch."""
+
+    weight: np.ndarray
+    bias: np.ndarray
+
+
+def groups(table: Architecture, layer: Convolution | Dense) -> int:
+    """In how many groups a layer is cut: the towers, where each reads only its own maps."""
+    return table.towers if layer.reads == "own" else 1
+
+
+def check_expressible(table: Architecture) -> None:
+    """Raises UserError if a layer has no counterpart there: a dense one in groups, a locally connected one."""
+    for layer in table.layers:
+        why = ""
+        if isinstance(layer, Dense) and groups(table, layer) > 1:
+            why = "of each tower reads only its own inputs"
+        elif isinstance(layer, Convolution) and not layer.shared:
+            why = "has kernels of its own at every position"
+        if why:
+            raise UserError(
+                f"--architecture={table.name}: {layer.name} {why}, for which Caffe and PyTorch have no layer: use "
+                "--export=safetensors"
+            )
+
+
+def blob_shapes(table: Architecture, classes: int, crop_size: int) -> dict[str, tuple[int, ...]]:
+    """The shape of every layer's weight in the layout of Caffe and PyTorch. Raises UserError as `check_expressible`."""
+    check_expressible(table)
+    sizes = output_sizes(table, crop_size)
+    shapes, maps, side = {}, 3, 1
+    for layer in table.layers:
+        if isinstance(layer, Convolution):
+            shapes[layer.name] = (layer.width, maps // groups(table, layer), layer.kernel, layer.kernel)
+            maps, side = layer.width, sizes[layer.name]
+        elif isinstance(layer, Dense):
+            shapes[layer.name] = (layer.width, maps * side * side)
+            maps, side = layer.width, 1
+        else:
+            shapes[layer.name] = (classes, maps * side * side)
+    return shapes
+
+
+def check_blobs(blobs: Mapping[str, Blobs], table: Architecture, crop_size: int, where: str) -> int:
+    """The number of classes of weights that fit a table.
+
+    Args:
+        blobs: by layer name.
+        table: the architecture they are meant for.
+        crop_size: side of the network's input in pixels.
+        where: the file, for the message.
+
+    Raises:
+        UserError: a layer is missing, too many, of another shape, or holds values that are not finite.
+    """
+    names = [layer.name for layer in table.layers]
+    if list(blobs) != names:
+        raise UserError(f"{where} has the layers {', '.join(blobs) or 'none'}; {table.name} has {', '.join(names)}")
+    head = blobs[names[-1]].weight
+    classes = head.shape[0] if head.ndim else 0
+    for name, shape in blob_shapes(table, classes, crop_size).items():
+        for part, array, wanted in (("weight", blobs[name].weight, shape), ("bias", blobs[name].bias, shape[:1])):
+            if array.shape != wanted:
+                raise UserError(f"{where}: {name} {part} is {array.shape} where {table.name} at {crop_size} px has {wanted}")
+            if array.dtype.kind != "f":
+                raise UserError(f"{where}: {name} {part} is {array.dtype}, not floating point")
+            if not np.isfinite(array).all():
+                raise UserError(f"{where}: {name} {part} holds NaN or infinite values")
+    return classes
+
+
+def to_params(blobs: Mapping[str, Blobs], table: Architecture, crop_size: int) -> Params:
+    """Parameters from weights that `check_blobs` has passed: float32, conv1's channels in the order they have there."""
+    params, sides = {}, _input_sides(table, crop_size)
+    for layer in table.layers:
+        weight, bias = (np.asarray(array, np.float32) for array in blobs[layer.name])
+        if isinstance(layer, Convolution):
+            kernel = np.stack(np.split(weight.transpose(2, 3, 1, 0), table.towers, axis=-1))
+        elif isinstance(layer, Dense):
+            kernel = np.stack(np.split(_rows_first(weight, sides[layer.name]).T, table.towers, axis=-1))
+        else:  # cut along its inputs: every tower adds its part of the logits
+            kernel = np.stack(np.split(weight.T, table.towers, axis=0))
+        shared = isinstance(layer, Classifier)
+        bias = bias if shared else bias.reshape(table.towers, -1)
+        params[layer.name] = {"kernel": np.ascontiguousarray(kernel), "bias": np.ascontiguousarray(bias)}
+    return params
+
+
+def to_blobs(params: Params, table: Architecture, crop_size: int) -> dict[str, Blobs]:
+    """The reverse of `to_params`, to the bit. Raises UserError as `check_expressible`."""
+    check_expressible(table)
+    blobs, sides = {}, _input_sides(table, crop_size)
+    for layer in table.layers:
+        kernel, bias = (np.asarray(params[layer.name][part], np.float32) for part in ("kernel", "bias"))
+        if isinstance(layer, Convolution):
+            weight = np.concatenate(list(kernel), axis=-1).transpose(3, 2, 0, 1)
+        elif isinstance(layer, Dense):
+            weight = _maps_first(np.concatenate(list(kernel), axis=-1).T, sides[layer.name])
+        else:
+            weight = np.concatenate(list(kernel), axis=0).T
+        blobs[layer.name] = Blobs(np.ascontiguousarray(weight), bias.reshape(-1))
+    return blobs
+
+
+def flip_colours(blobs: Mapping[str, Blobs]) -> dict[str, Blobs]:
+    """The same network with its input's channels in reverse order: Caffe reads BGR. Twice gives the same back."""
+    first = next(iter(blobs))
+    weight = blobs[first].weight
+    flipped = weight[:, ::-1] if weight.ndim == 4 else weight  # a wrong shape is `check_blobs`' to tell
+    return dict(blobs) | {first: blobs[first]._replace(weight=flipped)}
+
+
+def _input_sides(table: Architecture, crop_size: int) -> dict[str, int]:
+    """Side in pixels of what each dense layer reads."""
+    sides, side, sizes = {}, 1, output_sizes(table, crop_size)
+    for layer in table.layers:
+        if isinstance(layer, Convolution):
+            side = sizes[layer.name]
+        else:
+            sides[layer.name], side = side, 1
+    return sides
+
+
+def _rows_first(weight: Float32[np.ndarray, "outputs inputs"], side: int) -> Float32[np.ndarray, "outputs inputs"]:
+    outputs = len(weight)
+    return weight.reshape(outputs, -1, side, side).transpose(0, 2, 3, 1).reshape(outputs, -1)
+
+
+def _maps_first(weight: Float32[np.ndarray, "outputs inputs"], side: int) -> Float32[np.ndarray, "outputs inputs"]:
+    outputs = len(weight)
+    return weight.reshape(outputs, side, side, -1).transpose(0, 3, 1, 2).reshape(outputs, -1)

@@ -1,0 +1,124 @@
+"""PyTorch state dicts, as `torch.save` or safetensors write them, under torchvision's names or this package's."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alexnet_jax.convert.layouts import Blobs
+from alexnet_jax.errors import UserError
+from alexnet_jax.files import replacing
+from alexnet_jax.layers import Architecture
+
+# torchvision.models.alexnet
+TORCHVISION_NAMES = {
+    "conv1": "features.0", "conv2": "features.3", "conv3": "features.6", "conv4": "features.8", "conv5": "features.10",
+    "fc6": "classifier.1", "fc7": "classifier.4", "fc8": "classifier.6",
+}  # fmt: skip
+_NEEDS_TORCH = "PyTorch is not installed: pip install -r requirements-benchmark.txt, or convert the file to .safetensors"
+_NEEDS_SAFETENSORS = "safetensors is not installed: pip install -r requirements-convert.txt"
+
+
+def is_safetensors(path: Path) -> bool:
+    """By the end of its name."""
+    return path.suffix == ".safetensors"
+
+
+def read_state_dict(path: Path) -> dict[str, np.ndarray]:
+    """Arrays by name. A file of PyTorch's is read with `weights_only`, so nothing in it is run.
+
+    Raises:
+        UserError: the file cannot be read, or holds anything but tensors; PyTorch or safetensors is missing.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} cannot be read: there is no such file")
+    if not path.stat().st_size:
+        raise UserError(f"{path} is empty")
+    return read_safetensors(path)[0] if is_safetensors(path) else _read_torch(path)
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Arrays by name, and the file's metadata. Raises UserError as `read_state_dict`."""
+    try:
+        import safetensors
+    except ImportError as error:
+        raise UserError(_NEEDS_SAFETENSORS) from error
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            names = list(file.keys())
+            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
+    except Exception as error:  # a broken file raises SafetensorError, TypeError, OSError or MemoryError
+        raise UserError(f"{path} is no safetensors file that can be read: {_line(error)}") from error
+
+
+def _read_torch(path: Path) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(f"{path}: {_NEEDS_TORCH}") from error
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a broken zip or a refused pickle leads it to
+        raise UserError(f"{path} is no state dict that PyTorch reads with weights_only: {_line(error)}") from error
+    for key in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise UserError(f"{path} is no state dict: it holds something other than tensors by name")
+    return {str(name): _numpy(tensor) for name, tensor in content.items()}
+
+
+def _numpy(tensor: Any) -> np.ndarray:
+    import torch
+
+    return tensor.detach().to(torch.float32 if tensor.dtype == torch.bfloat16 else tensor.dtype).numpy()
+
+
+def _line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
+def blobs_of(state: Mapping[str, np.ndarray], table: Architecture, where: str) -> dict[str, Blobs]:
+    """A state dict's weights under the names of a table. Raises UserError naming keys that are missing or too many."""
+    state = {name.removeprefix("module."): array for name, array in state.items()}
+    names = {spec.name: spec.name for spec in table.layers}
+    if not set(state) & {f"{name}.weight" for name in names}:
+        names = {layer: TORCHVISION_NAMES.get(layer, layer) for layer in names}
+    wanted = {f"{name}.{part}" for name in names.values() for part in ("weight", "bias")}
+    if missing := sorted(wanted - set(state)):
+        raise UserError(f"{where} lacks {', '.join(missing)}; it has {', '.join(sorted(state)[:20]) or 'nothing'}")
+    if unknown := sorted(set(state) - wanted):
+        raise UserError(f"{where} has {', '.join(unknown[:20])}, for which --architecture={table.name} has no layer")
+    return {layer: Blobs(state[f"{name}.weight"], state[f"{name}.bias"]) for layer, name in names.items()}
+
+
+def state_dict_of(blobs: Mapping[str, Blobs], table: Architecture) -> dict[str, np.ndarray]:
+    """Under torchvision's names where the table is torchvision's, else under the table's."""
+    names = TORCHVISION_NAMES if table.name == "torchvision" else {layer: layer for layer in blobs}
+    arrays = ((names[layer], blob) for layer, blob in blobs.items())
+    return {f"{name}.{part}": getattr(blob, part) for name, blob in arrays for part in ("weight", "bias")}
+
+
+def write_state_dict(path: Path, state: Mapping[str, np.ndarray]) -> None:
+    """With `torch.save`, or as safetensors by the end of the name. Raises UserError if that is not installed."""
+    if is_safetensors(path):
+        write_safetensors(path, state, {"format": "pt"})
+        return
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError(f"{path}: {_NEEDS_TORCH}") from error
+    with replacing(path, "wb") as file:
+        torch.save({name: torch.from_numpy(np.array(array)) for name, array in state.items()}, file)
+
+
+def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Raises UserError if safetensors is not installed."""
+    try:
+        from safetensors.numpy import save
+    except ImportError as error:
+        raise UserError(_NEEDS_SAFETENSORS) from error
+    with replacing(path, "wb") as file:
+        file.write(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, dict(metadata)))

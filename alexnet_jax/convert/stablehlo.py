@@ -1,0 +1,43 @@
+"""A trained network as one file that JAX, or anything that runs StableHLO, runs without this package."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+from jaxtyping import Array, Float, Float32, UInt8
+
+from alexnet_jax.augment import views
+from alexnet_jax.errors import UserError
+from alexnet_jax.network import merge
+from alexnet_jax.trained import Trained
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def serialize(trained: Trained) -> bytes:
+    """The function uint8 RGB (batch, size, size, 3), any batch -> float32 probabilities (batch, classes), with jax.export.
+
+    The parameters, the mean and the centre crop are inside. `jax.export.deserialize(data).call(images)` runs it; JAX
+    promises to read it for six months of later versions, and StableHLO for five years.
+
+    Raises:
+        UserError: flatbuffers, which jax.export writes with, is not installed.
+    """
+    config, (centre,) = trained.config, views(1, trained.config.image_size, trained.config.crop)
+    rows = slice(centre.top, centre.top + config.crop)
+    columns = slice(centre.left, centre.left + config.crop)
+    params = jax.tree.map(jnp.asarray, jax.device_get(trained.params))
+    mean: Float32[np.ndarray, "crop crop 3"] = trained.mean[rows, columns]
+    scale = np.array(config.table().pixel_scale, np.float32)
+
+    def probabilities(images: UInt8[Array, "batch size size 3"]) -> Float[Array, "batch classes"]:
+        pixels = (images[:, rows, columns].astype(jnp.float32) - mean) / scale
+        return jax.nn.softmax(merge(trained.model.graph, params)(pixels))
+
+    size = config.image_size
+    shape = export.symbolic_shape(f"batch, {size}, {size}, 3")
+    images = jax.ShapeDtypeStruct(shape, np.uint8)
+    try:
+        return bytes(export.export(jax.jit(probabilities), platforms=PLATFORMS)(images).serialize())
+    except ImportError as error:
+        raise UserError("flatbuffers is not installed: pip install -r requirements-convert.txt") from error

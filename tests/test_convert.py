@@ -1,0 +1,270 @@
+"""Weights of networks made in PyTorch, in the files of Caffe and PyTorch, through the command line and back to the bit."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import caffe_files
+import numpy as np
+import pytest
+from caffe_files import blob, convolution, layer, norm
+from networks import run
+
+from alexnet_jax.config import Config
+from alexnet_jax.convert.__main__ import export
+from alexnet_jax.data.dataset import open_dataset
+from alexnet_jax.trained import load_trained
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-benchmark.txt): its files are skipped")
+pytest.importorskip("safetensors", reason="safetensors is not installed (requirements-convert.txt)")
+functional = torch.nn.functional
+
+SIZE, CROP, CLASSES = 112, 99, 14
+CAFFE_MEAN, TORCH_MEAN = "123,117,104", np.array([0.485, 0.456, 0.406])
+TORCH_STD = np.array([0.229, 0.224, 0.225])
+# name: outputs, inputs of a group, side of the kernel; fc6 reads 2 x 2 positions at a crop of 99
+CAFFE = {
+    "conv1": (96, 3, 11), "conv2": (256, 48, 5), "conv3": (384, 256, 3), "conv4": (384, 192, 3), "conv5": (256, 192, 3),
+    "fc6": (4096, 1024), "fc7": (4096, 4096), "fc8": (CLASSES, 4096),
+}  # fmt: skip
+TORCHVISION = {
+    "features.0": (64, 3, 11), "features.3": (192, 64, 5), "features.6": (384, 192, 3), "features.8": (256, 384, 3),
+    "features.10": (256, 256, 3), "classifier.1": (4096, 1024), "classifier.4": (4096, 4096),
+    "classifier.6": (CLASSES, 4096),
+}  # fmt: skip
+
+
+def random_weights(shapes: dict, seed: int, gain: float) -> dict:
+    """Weights that keep the size of the activations, and biases, float32."""
+    rng = np.random.default_rng(seed)
+    weights = {}
+    for name, (outputs, inputs, *side) in shapes.items():
+        shape = (outputs, inputs, *side, *side)
+        std = gain * (2 / np.prod(shape[1:])) ** 0.5
+        weights[name] = (rng.normal(0, std, shape).astype(np.float32), rng.normal(0, 0.1, outputs).astype(np.float32))
+    return weights
+
+
+def caffe_logits(w: dict, images: np.ndarray) -> np.ndarray:
+    """bvlc_alexnet on BGR images, float64: ReLU, LRN over all maps, ceiling pooling, two groups."""
+    top = (images.shape[1] - CROP) // 2
+    pixels = images[:, top : top + CROP, top : top + CROP, ::-1] - np.array([104.0, 117.0, 123.0])
+    x = torch.tensor(pixels.transpose(0, 3, 1, 2).copy())
+    w = {name: [torch.tensor(part, dtype=torch.float64) for part in parts] for name, parts in w.items()}
+
+    def pool(x):
+        return functional.max_pool2d(x, 3, 2, ceil_mode=True)
+
+    def lrn(x):
+        return functional.local_response_norm(x, 5, alpha=1e-4, beta=0.75, k=1.0)
+
+    x = pool(lrn(functional.relu(functional.conv2d(x, *w["conv1"], stride=4))))
+    x = pool(lrn(functional.relu(functional.conv2d(x, *w["conv2"], padding=2, groups=2))))
+    x = functional.relu(functional.conv2d(x, *w["conv3"], padding=1))
+    x = functional.relu(functional.conv2d(x, *w["conv4"], padding=1, groups=2))
+    x = pool(functional.relu(functional.conv2d(x, *w["conv5"], padding=1, groups=2)))
+    x = functional.relu(functional.linear(x.flatten(1), *w["fc6"]))
+    x = functional.relu(functional.linear(x, *w["fc7"]))
+    return functional.linear(x, *w["fc8"]).numpy()
+
+
+def torchvision_network(w: dict) -> "torch.nn.Module":
+    """torchvision.models.alexnet but for its adaptive pooling, which does nothing at its own sizes."""
+    nn = torch.nn
+    features = nn.Sequential(
+        nn.Conv2d(3, 64, 11, 4, 2), nn.ReLU(), nn.MaxPool2d(3, 2), nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(),
+        nn.MaxPool2d(3, 2), nn.Conv2d(192, 384, 3, padding=1), nn.ReLU(), nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2),
+    )  # fmt: skip
+    classifier = nn.Sequential(
+        nn.Dropout(), nn.Linear(1024, 4096), nn.ReLU(), nn.Dropout(), nn.Linear(4096, 4096), nn.ReLU(),
+        nn.Linear(4096, CLASSES),
+    )  # fmt: skip
+    network = nn.Module()
+    network.features, network.classifier = features, classifier
+    network.load_state_dict({f"{n}.{p}": torch.tensor(a) for n, v in w.items() for p, a in zip(("weight", "bias"), v)})  # noqa: B905
+    return network.eval()
+
+
+def torchvision_logits(network, images: np.ndarray) -> np.ndarray:
+    """As its documentation prepares images: 0 to 1, mean, standard deviation; float64."""
+    top = (images.shape[1] - CROP) // 2
+    pixels = (images[:, top : top + CROP, top : top + CROP] / 255 - TORCH_MEAN) / TORCH_STD
+    with torch.no_grad():
+        x = network.double().features(torch.tensor(pixels.transpose(0, 3, 1, 2).copy()))
+        logits = network.classifier(x.flatten(1)).numpy()
+    network.float()
+    return logits
+
+
+def caffemodel(w: dict) -> bytes:
+    """V1 and V2 layers in one file, blobs by legacy 4-d and by shape, floats and doubles."""
+    parts = []
+    for number, (name, (weight, bias)) in enumerate(w.items()):
+        version, legacy, double = 1 + number % 2, number % 3 == 0, number % 4 == 1
+        if weight.ndim == 4:
+            group, stride, pad = 1 + (name in ("conv2", "conv4", "conv5")), 4 if name == "conv1" else 1, {11: 0, 5: 2, 3: 1}
+            said = convolution(version, group, stride, pad[weight.shape[2]])
+        else:
+            said = b""
+        blobs = [blob(weight, legacy=legacy, double=double), blob(bias, legacy=legacy, double=double)]
+        parts.append(layer(name, "Convolution" if weight.ndim == 4 else "InnerProduct", blobs, said, version=version))
+        if name in ("conv1", "conv2"):
+            parts += [layer(f"relu{number}", "ReLU", []), layer(f"norm{number}", "LRN", [], norm(2))]
+            parts += [layer(f"pool{number}", "Pooling", [])]
+    return caffe_files.field(1, "AlexNet") + b"".join(parts)
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory) -> Path:
+    """A folder for the data set, the files and the runs."""
+    return tmp_path_factory.mktemp("convert")
+
+
+@pytest.fixture(scope="module")
+def imported(places):
+    """Both networks through the command line: their weights, files and run folders."""
+    caffe, theirs = random_weights(CAFFE, 0, 1.0), random_weights(TORCHVISION, 1, 1.0)
+    caffe["fc8"] = (caffe["fc8"][0] * np.float32(0.05), caffe["fc8"][1])
+    network = torchvision_network(theirs)
+    (places / "net.caffemodel").write_bytes(caffemodel(caffe))
+    torch.save(network.state_dict(), places / "net.pth")
+    common = ("--dataset=groceries", f"--data_dir={places}", f"--image_size={SIZE}", f"--crop_size={CROP}")
+    for source, file, extra in (("caffe", "net.caffemodel", f"--mean={CAFFE_MEAN}"), ("torchvision", "net.pth", "--mean=")):
+        result = run("convert", source, str(places / file), f"--workdir={places / source}", *common, extra)
+        assert result.returncode == 0, result.stderr
+        assert f"{CLASSES} classes" in result.stdout
+    return caffe, network
+
+
+def evaluated(places, source: str) -> tuple[np.ndarray, np.ndarray]:
+    """Log probabilities of the 661 test photographs by the command line, and their pixels."""
+    file = places / f"{source}.npz"
+    result = run("evaluate", f"--workdir={places / source}", f"--predictions={file}", "--batch_size=64")
+    assert result.returncode == 0, result.stderr
+    resize = "warp" if source == "caffe" else "centre"
+    config = Config(data_dir=str(places), image_size=SIZE, crop_size=CROP, resize=resize, schedule="constant")
+    with np.load(file) as written:
+        return np.log(written["probabilities"].astype(np.float64)), open_dataset(config).split("test").parts[0].images
+
+
+def assert_same_logits(log_probabilities: np.ndarray, logits: np.ndarray) -> None:
+    """To 1e-4 of the largest; a softmax knows logits but for a constant."""
+    assert logits.std() > 0.5
+    ours = log_probabilities - log_probabilities.mean(1, keepdims=True)
+    theirs = logits - logits.mean(1, keepdims=True)
+    assert np.abs(ours - theirs).max() / np.abs(theirs).max() < 1e-4
+
+
+@pytest.mark.slow
+def test_caffe_weights_give_caffes_logits_and_come_back_to_the_bit(places, imported):
+    log_probabilities, images = evaluated(places, "caffe")
+    assert len(log_probabilities) == 661
+    assert_same_logits(log_probabilities[::20], caffe_logits(imported[0], images[::20]))
+    export(load_trained(str(places / "caffe")), "caffe", places / "back.caffemodel")
+    back = caffe_files.read_blobs((places / "back.caffemodel").read_bytes())
+    assert list(back) == list(imported[0])
+    for name, arrays in imported[0].items():
+        for ours, theirs in zip(back[name], arrays, strict=True):
+            np.testing.assert_array_equal(ours.view(np.uint32), theirs.view(np.uint32))
+    result = run(
+        "convert", "caffe", str(places / "back.caffemodel"), f"--workdir={places / 'again'}", f"--mean={CAFFE_MEAN}",
+        f"--image_size={SIZE}", f"--crop_size={CROP}",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert_same_parameters(places / "caffe", places / "again")
+
+
+@pytest.mark.slow
+def test_torchvision_weights_give_its_logits_and_come_back_to_the_bit(places, imported):
+    log_probabilities, images = evaluated(places, "torchvision")
+    assert_same_logits(log_probabilities[::20], torchvision_logits(imported[1], images[::20]))
+    for name in ("back.pth", "back.safetensors"):
+        result = run("convert", str(places / name), f"--workdir={places / 'torchvision'}", "--export=torchvision")
+        assert result.returncode == 0, result.stderr
+    from safetensors.torch import load_file
+
+    wanted = imported[1].state_dict()
+    for back in (torch.load(places / "back.pth", weights_only=True), load_file(places / "back.safetensors")):
+        assert set(back) == set(wanted)
+        assert all(torch.equal(back[name], wanted[name]) for name in wanted)
+
+
+def assert_same_parameters(one: Path, other: Path) -> None:
+    """Bit for bit, with what the images are prepared by."""
+    first, second = load_trained(str(one)), load_trained(str(other))
+    for name, part in first.params.items():
+        for kind, array in part.items():
+            np.testing.assert_array_equal(np.asarray(array), np.asarray(second.params[name][kind]))
+    np.testing.assert_array_equal(first.mean, second.mean)
+
+
+@pytest.mark.slow
+def test_safetensors_carry_a_whole_run(places, imported):
+    export(load_trained(str(places / "caffe")), "safetensors", places / "own.safetensors")
+    result = run("convert", "safetensors", str(places / "own.safetensors"), f"--workdir={places / 'own'}")
+    assert result.returncode == 0, result.stderr
+    assert_same_parameters(places / "caffe", places / "own")
+    first, second = (json.loads((places / name / "config.json").read_text()) for name in ("caffe", "own"))
+    assert second["config"] | {"data_dir": ""} == first["config"] | {"data_dir": ""}
+    assert second["dataset"]["classes"] == first["dataset"]["classes"]
+
+
+RUNNER = """
+import importlib.util, sys
+import jax, numpy as np
+assert importlib.util.find_spec("alexnet_jax") is None
+network = jax.export.deserialize(bytearray(open(sys.argv[1], "rb").read()))
+images = np.load(sys.argv[2], mmap_mode="r")
+parts = [np.asarray(network.call(images[i : i + 100])) for i in range(0, len(images), 100)]
+np.save(sys.argv[3], np.concatenate(parts))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["caffe", "torchvision"])
+def test_stablehlo_runs_without_this_package(places, imported, source, tmp_path):
+    """Six batches of 100 and one of 61 by one program, the same top 5 as the evaluation on all 661 test images."""
+    pytest.importorskip("flatbuffers", reason="flatbuffers is not installed (requirements-convert.txt)")
+    log_probabilities, _ = evaluated(places, source)
+    file, results = tmp_path / "net.stablehlo", tmp_path / "probabilities.npy"
+    export(load_trained(str(places / source)), "stablehlo", file)
+    store = places / f"groceries-{SIZE}{'-warp' if source == 'caffe' else ''}"
+    command = [sys.executable, "-I", "-c", RUNNER, str(file), str(store / "test_images.npy"), str(results)]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=300)
+    probabilities = np.load(results)
+    assert probabilities.shape == (661, CLASSES)
+    np.testing.assert_array_equal(top5(probabilities), top5(log_probabilities))
+
+
+def top5(scores: np.ndarray) -> np.ndarray:
+    return np.argsort(-scores, axis=1, kind="stable")[:, :5]
+
+
+@pytest.mark.slow
+def test_fine_tuning_with_a_new_head_and_frozen_layers(data_dir, places, imported):
+    """From the 14 classes of the imported network to the 14 of another set: conv and fc layers that fit are taken over."""
+    tuned = places / "tuned"
+    result = run(
+        "train", "--dataset=groceries", f"--data_dir={places}", "--resize=warp", f"--image_size={SIZE}", "--crop_size=67",
+        "--architecture=caffe", f"--init={places / 'caffe'}", f"--workdir={tuned}", "--freeze=conv1,conv2", "--steps=2",
+        "--batch_size=4", "--learning_rate=0.0001", "--schedule=constant", "--log_every=1", "--eval_every=100",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "conv1, conv2, conv3, conv4, conv5, fc7, fc8; begins anew: fc6" in result.stderr
+    before, after = load_trained(str(places / "caffe")), load_trained(str(tuned))
+    assert (after.step, after.config.mean) == (2, "own")
+    np.testing.assert_array_equal(before.mean, after.mean)
+    for name in ("conv1", "conv2"):
+        np.testing.assert_array_equal(np.asarray(before.params[name]["kernel"]), np.asarray(after.params[name]["kernel"]))
+    difference = np.abs(np.asarray(before.params["conv3"]["kernel"]) - np.asarray(after.params["conv3"]["kernel"])).max()
+    assert 0 < difference < 0.01
+    wrong = run(
+        "train", "--dataset=groceries", f"--data_dir={places}", f"--image_size={SIZE}", f"--crop_size={CROP}",
+        f"--init={places / 'caffe'}", "--architecture=torchvision", f"--workdir={places / 'wrong'}",
+    )  # fmt: skip
+    assert wrong.returncode == 1
+    assert "conv1" in wrong.stderr
+    assert "choose --architecture=caffe" in wrong.stderr
+    assert not (places / "wrong").exists()
