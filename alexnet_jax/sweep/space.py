@@ -1,0 +1,200 @@
+"""The space of a sweep: which flags of the trainer are tried at which values.
+
+A TOML file with a table for each flag:
+
+    [learning_rate]
+    log = [0.001, 0.03]        # log-uniform; `uniform` is linear
+    [patience]
+    int = [2, 6]               # both ends included
+    when = {schedule = "plateau"}   # only where the flag `schedule`, itself in the space, has this value
+    [schedule]
+    choice = ["plateau", "steps"]
+"""
+
+import itertools
+import json
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from alexnet_jax.config import Config, from_words
+from alexnet_jax.errors import UserError
+
+KINDS = ("log", "uniform", "int", "choice")
+# What every trial gets from the sweep, or what has to be the same for all.
+RESERVED = ("workdir", "distributed", "host_devices", "data_dir", "fold")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One flag: its values, and the values of other flags without which it is not tried."""
+
+    name: str
+    distribution: BaseDistribution
+    when: dict[str, Any]
+
+    def suggest(self, trial: optuna.Trial) -> Any:
+        """The sampler's choice; that of a trial which already has one stays."""
+        match self.distribution:
+            case CategoricalDistribution(choices=choices):
+                return trial.suggest_categorical(self.name, choices)
+            case IntDistribution(low=low, high=high):
+                return trial.suggest_int(self.name, low, high)
+            case FloatDistribution(low=low, high=high, log=log):
+                return trial.suggest_float(self.name, low, high, log=log)
+            case other:
+                raise TypeError(other)
+
+    def ends(self) -> Sequence[Any]:
+        """The choices, or both ends of the range."""
+        if isinstance(self.distribution, CategoricalDistribution):
+            return self.distribution.choices
+        return self.distribution.low, self.distribution.high  # pyright: ignore[reportAttributeAccessIssue]
+
+    def values(self) -> Sequence[Any]:
+        """Every value, for a grid. Raises UserError if there are infinitely many."""
+        if isinstance(self.distribution, FloatDistribution):
+            raise UserError(f"--sampler=grid: {self.name} is a range; list its values under 'choice'")
+        if isinstance(self.distribution, IntDistribution):
+            return range(self.distribution.low, self.distribution.high + 1)
+        return self.ends()
+
+    def active(self, chosen: dict[str, Any]) -> bool:
+        """Whether it is tried beside these values."""
+        return all(chosen.get(name) == value for name, value in self.when.items())
+
+
+@dataclass(frozen=True)
+class Space:
+    """The parameters, those that others depend on first."""
+
+    parameters: tuple[Parameter, ...]
+    text: str  # canonical, to tell one space from another
+
+    def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
+        """Flags for a trial, chosen by the study's sampler."""
+        chosen: dict[str, Any] = {}
+        for parameter in self.parameters:
+            if parameter.active(chosen):
+                chosen[parameter.name] = parameter.suggest(trial)
+        return chosen
+
+    def grid(self) -> list[dict[str, Any]]:
+        """Every combination once. Raises UserError if there are infinitely many."""
+        combinations = []
+        for values in itertools.product(*(parameter.values() for parameter in self.parameters)):
+            chosen: dict[str, Any] = {}
+            for parameter, value in zip(self.parameters, values, strict=True):
+                if parameter.active(chosen):
+                    chosen[parameter.name] = value
+            if chosen not in combinations:
+                combinations.append(chosen)
+        return combinations
+
+
+def as_flags(values: dict[str, Any]) -> list[str]:
+    """Values of Config's fields as words of a command line."""
+    words = []
+    for name, value in values.items():
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no{name}")
+        elif isinstance(value, tuple | list):
+            words.append(f"--{name}={','.join(value)}")
+        elif value is not None:
+            words.append(f"--{name}={value}")
+    return words
+
+
+def changed(config: Config) -> dict[str, Any]:
+    """The fields of a config that are not at their defaults."""
+    values = {field.name: getattr(config, field.name) for field in fields(Config)}
+    return {field.name: values[field.name] for field in fields(Config) if values[field.name] != field.default}
+
+
+def with_values(config: Config, values: dict[str, Any]) -> Config:
+    """A config with some flags changed. Raises UserError on a value that no run can have."""
+    return from_words(as_flags(changed(config) | values))
+
+
+def read_space(path: Path, config: Config) -> Space:
+    """The space in a file, tried on the flags that its trials share.
+
+    Raises:
+        UserError: an unknown flag, an empty range, a log range through zero, a value that no run can have; all name the
+            file and the entry.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--space={path} cannot be read: {error}") from error
+    if not content:
+        raise UserError(f"--space={path} is empty: it needs a table for each flag, such as [learning_rate]")
+    try:
+        parameters = {name: _parameter(name, entry) for name, entry in content.items()}
+        ordered = _ordered(parameters)
+        for parameter in ordered:
+            for value in parameter.ends():
+                with_values(config, _conditions(parameter, parameters) | {parameter.name: value})
+    except UserError as error:
+        raise UserError(f"--space={path}: {error}") from error
+    return Space(tuple(ordered), json.dumps(content, sort_keys=True))
+
+
+def _parameter(name: str, entry: Any) -> Parameter:
+    if name not in {field.name for field in fields(Config)}:
+        raise UserError(f"[{name}] is not a flag of the trainer")
+    if name in RESERVED:
+        raise UserError(f"[{name}] is the same for all trials")
+    kinds = [kind for kind in KINDS if isinstance(entry, dict) and kind in entry]
+    if len(kinds) != 1 or set(entry) - {*KINDS, "when"}:
+        raise UserError(f"[{name}] needs exactly one of {', '.join(KINDS)}, and may have 'when'")
+    kind, values = kinds[0], entry[kinds[0]]
+    if not isinstance(values, list) or not values:
+        raise UserError(f"[{name}] {kind} = {values} is empty or not a list")
+    return Parameter(name, _distribution(name, kind, values), entry.get("when", {}))
+
+
+def _distribution(name: str, kind: str, values: list[Any]) -> BaseDistribution:
+    if kind == "choice":
+        return CategoricalDistribution(values)
+    if len(values) != 2 or not all(type(value) in (int, float) for value in values):
+        raise UserError(f"[{name}] {kind} = {values} is not a range [low, high]")
+    low, high = values
+    if not low < high:
+        raise UserError(f"[{name}] {kind} = {values} is an empty range")
+    if kind == "log" and low <= 0:
+        raise UserError(f"[{name}] log = {values} goes through zero, where there is no logarithm")
+    if kind != "int":
+        return FloatDistribution(low, high, log=kind == "log")
+    if type(low) is not int or type(high) is not int:
+        raise UserError(f"[{name}] int = {values} has ends that are not integers")
+    return IntDistribution(low, high)
+
+
+def _ordered(parameters: dict[str, Parameter]) -> list[Parameter]:
+    """Conditions before what they decide on. Raises UserError on one that is not in the space, or on a circle."""
+    ordered: list[Parameter] = []
+    waiting = list(parameters.values())
+    while waiting:
+        ready = [parameter for parameter in waiting if all(any(p.name == name for p in ordered) for name in parameter.when)]
+        if not ready:
+            first = waiting[0]
+            raise UserError(
+                f"[{first.name}] when = {first.when}: its conditions are not in the space, or depend on each other"
+            )
+        ordered += ready
+        waiting = [parameter for parameter in waiting if parameter not in ready]
+    return ordered
+
+
+def _conditions(parameter: Parameter, parameters: dict[str, Parameter]) -> dict[str, Any]:
+    """The values under which a parameter is tried, those of its conditions' conditions included."""
+    found: dict[str, Any] = {}
+    for name, value in parameter.when.items():
+        found |= _conditions(parameters[name], parameters) | {name: value}
+    return found
