@@ -1,0 +1,66 @@
+"""What a claim is measured by, from the folder of a run and its evaluation."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from alexnet_jax.figures import conv1_kernel
+from alexnet_jax.metrics import read_rows
+from alexnet_jax.workdir import read_classes, read_config
+from experiments.claims.claim import Claim
+
+DEALS = 1000  # random ways of dealing the kernels to the towers
+
+
+def test_error(claim: Claim, arm: str, workdir: Path, score: dict[str, Any]) -> float:
+    """Top-1 error on the test split, in percent."""
+    return score["top1_error"]
+
+
+def epochs_to_error(claim: Claim, arm: str, workdir: Path, score: dict[str, Any]) -> float:
+    """Epochs until the training error of a row is at most the claim's threshold, in percent; else all of the run."""
+    return _epochs_until(workdir, "top1_error", claim.threshold)
+
+
+def epochs_to_loss(claim: Claim, arm: str, workdir: Path, score: dict[str, Any]) -> float:
+    """Epochs until the training loss of a row is at most the claim's threshold times ln(classes), which is the loss of a
+    guess; all of the run if it never is."""
+    return _epochs_until(workdir, "loss", claim.threshold * math.log(len(read_classes(str(workdir)))))
+
+
+def _epochs_until(workdir: Path, column: str, threshold: float) -> float:
+    rows = [row for row in read_rows(workdir) if row["split"] == "train"]
+    return next((row["epoch"] for row in rows if row[column] <= threshold), rows[-1]["epoch"])
+
+
+def tower_likeness(claim: Claim, arm: str, workdir: Path, score: dict[str, Any]) -> float:
+    """Minus the distance between the towers' mean colour selectivities of conv1's kernels; for the arm `random` minus the
+    mean of that distance when the kernels are dealt to the towers at random."""
+    kernel, _ = conv1_kernel(read_config(str(workdir)), "latest")
+    selectivity = colour_selectivity(kernel)
+    if arm == "random":
+        rng = np.random.default_rng(0)
+        dealt = [rng.permutation(selectivity.ravel()).reshape(selectivity.shape) for _ in range(DEALS)]
+        return -float(np.mean([_apart(one) for one in dealt]))
+    return -_apart(selectivity)
+
+
+def _apart(selectivity: Float[np.ndarray, "towers maps"]) -> float:
+    means = selectivity.mean(axis=1)
+    return float(means.max() - means.min())
+
+
+def colour_selectivity(kernel: Float[np.ndarray, "towers kh kw 3 maps"]) -> Float[np.ndarray, "towers maps"]:
+    """The share of a kernel's energy that is not grey, from 0 to 1: 0 where red, green and blue have the same weights."""
+    total = (kernel**2).sum(axis=(1, 2, 3))
+    grey = 3 * (kernel.mean(axis=3) ** 2).sum(axis=(1, 2))
+    return 1 - grey / np.maximum(total, 1e-30)
+
+
+MEASURES: dict[str, Callable[[Claim, str, Path, dict[str, Any]], float]] = {
+    measure.__name__: measure for measure in (test_error, epochs_to_error, epochs_to_loss, tower_likeness)
+}

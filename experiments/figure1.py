@@ -1,0 +1,93 @@
+"""Draws Figure 1 from the runs of the claim `relu`: training error over epochs, with ReLU and with tanh.
+
+    python -m experiments.claims --claim=relu --seeds=3
+    python -m experiments.figure1 [--out=runs/claims]
+
+Writes experiments/results/figure1: the curves of every seed as CSV, and the figure.
+"""
+
+import csv
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+from absl import flags
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from alexnet_jax import cli
+from alexnet_jax.errors import UserError
+from alexnet_jax.figures import COLOURS, save_figure
+from alexnet_jax.files import read_json, replacing
+from alexnet_jax.metrics import read_rows
+from experiments.claims.claim import FOLDER, read_claim
+
+FOLDER_OUT = FOLDER.parent / "results" / "figure1"
+STYLES = {"relu": (COLOURS["train"], "-"), "tanh": (COLOURS["validation"], "--")}  # solid and dashed as in the paper
+Curve = list[tuple[float, float]]  # of (epoch, training error in percent)
+
+
+def curves_of(out: Path) -> dict[str, list[Curve]]:
+    """The training error of each arm, seed by seed, from the folder of the claims' runs.
+
+    Raises:
+        UserError: there is no run of an arm.
+    """
+    found = {}
+    for name, arm in read_claim("relu").arms.items():
+        runs = sorted((out / arm.flagfile).glob("seed*"))
+        if not runs:
+            raise UserError(
+                f"--out={out} has no run of {arm.flagfile}: python -m experiments.claims --claim=relu makes them"
+            )
+        found[name] = [
+            [(row["epoch"], row["top1_error"]) for row in read_rows(run) if row["split"] == "train"] for run in runs
+        ]
+    return found
+
+
+def draw(curves: dict[str, Sequence[Curve]], threshold: float, ratio: float) -> Figure:
+    """Every seed as a thin line, the mean over the seeds as a thick one, and where the threshold is."""
+    figure, axis = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
+    for name, seeds in curves.items():
+        colour, style = STYLES[name]
+        for curve in seeds:
+            axis.plot(*zip(*curve, strict=True), color=colour, linewidth=0.6, alpha=0.4)
+        epochs = [epoch for epoch, _ in min(seeds, key=len)]
+        mean = [statistics.mean(error for _, error in points) for points in zip(*seeds, strict=False)]
+        axis.plot(epochs, mean, color=colour, linestyle=style, linewidth=2.2, label={"relu": "ReLU"}.get(name, name))
+    axis.axhline(threshold, color="0.4", linewidth=0.9, linestyle=":")
+    axis.annotate(
+        f"{threshold:g} % training error: tanh needs {ratio:.1f} times the epochs", (1, threshold), (-4, 4),
+        xycoords=("axes fraction", "data"), textcoords="offset points", ha="right", fontsize=9, color="0.25",
+    )  # fmt: skip
+    axis.set(xlabel="epoch", ylabel="training error (%)", xlim=(0, None), ylim=(0, None))
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False)
+    return figure
+
+
+def write_curves(curves: dict[str, Sequence[Curve]], path: Path) -> None:
+    """A row for each point: arm, seed, epoch, training error in percent."""
+    with replacing(path) as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(["arm", "seed", "epoch", "training_error"])
+        for arm, seeds in curves.items():
+            for seed, curve in enumerate(seeds):
+                rows.writerows((arm, seed, f"{epoch:.4g}", f"{error:.4g}") for epoch, error in curve)
+
+
+def main() -> None:
+    """The command line."""
+    curves = curves_of(Path(flags.FLAGS.out))
+    record = read_json(FOLDER.parent / "results" / "claims" / "relu.json")
+    FOLDER_OUT.mkdir(parents=True, exist_ok=True)
+    write_curves(curves, FOLDER_OUT / "curves.csv")
+    matplotlib.use("agg")
+    print(save_figure(draw(curves, read_claim("relu").threshold, record["effect"]), FOLDER_OUT, "figure1"))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("out", "runs/claims", "folder of the claims' runs")
+    cli.run(main)
