@@ -4,8 +4,8 @@
 
 Every run is started, and killed at a random moment by SIGKILL or SIGTERM, some of them while a checkpoint is being written,
 until it has come to its end. Even runs stay on one mesh, and must end with the same bits, every row of metrics.jsonl
-included. Odd runs change the mesh at every start. In all of them examples.jsonl must tell that no example was lost or seen
-twice. Prints one JSON object; progress on stderr.
+included. Odd runs change the mesh at every start, and must end within 1e-5 of every parameter and (relative) every loss.
+In all of them examples.jsonl must tell that no example was lost or seen twice. Prints one JSON object; progress on stderr.
 """
 
 import json
@@ -28,16 +28,19 @@ from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.errors import UserError
 from alexnet_jax.interrupt import RESUME_STATUS
 from alexnet_jax.metrics import read_rows
-from alexnet_jax.step import make_model
+from alexnet_jax.step import TrainState, make_model
 from alexnet_jax.topology import make_topology
 from alexnet_jax.workdir import provenance, read_config
 
 STEPS, EXAMPLES = 30, 675
+# The rate is so small that rounding, which differs between meshes, does not grow: at 0.001 uninterrupted runs on two meshes
+# are 7e-5 of a loss apart after 30 steps.
 SETTINGS = {
-    "dataset": "groceries", "image_size": 112, "crop_size": 63, "batch_size": 32, "bias_init": 0.1, "learning_rate": 0.001,
+    "dataset": "groceries", "image_size": 112, "crop_size": 63, "batch_size": 32, "bias_init": 0.1, "learning_rate": 0.0001,
     "schedule": "constant", "steps": STEPS, "log_every": 1, "checkpoint_every": 2, "eval_every": 7, "log_examples": True,
 }  # fmt: skip
 MESHES = {"1x1": 1, "1x2": 2, "2x1": 2, "2x2": 4}
+TOLERANCE = 1e-5
 STARTUP_SECONDS = 120
 
 
@@ -89,15 +92,15 @@ def torment(workdir: Path, data_dir: str, moving: bool, rng: random.Random, kill
             raise UserError(f"{workdir}: the trainer ended with status {status}: {workdir.with_suffix('.log')}")
 
 
-def state_of(workdir: Path) -> list[np.ndarray]:
-    """Every array of the last checkpoint."""
+def state_of(workdir: Path) -> TrainState:
+    """What the last checkpoint holds."""
     config = replace(read_config(str(workdir)), mesh="1x1")
     model = make_model(config, 14, make_topology("1x1", 2, config.batch_size))
     with Checkpoints(workdir, keep=1, writable=False) as checkpoints:
         restored = checkpoints.restore_latest(model)
     if restored is None or restored[1]["step"] != STEPS:
         raise UserError(f"{workdir} has no checkpoint of step {STEPS}")
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(restored[0])]
+    return restored[0]
 
 
 def rows_of(workdir: Path) -> list[dict[str, Any]]:
@@ -117,15 +120,28 @@ def examples_of(workdir: Path) -> list[dict[str, Any]]:
 
 
 def difference(workdir: Path, whole: Path) -> dict[str, Any]:
-    """How far a run is from the one that nobody killed, relative to the largest value of each array."""
-    pairs = list(zip(state_of(workdir), state_of(whole), strict=True))
-    relative = [float(np.abs(a - b).max() / max(np.abs(b).max(), 1e-30)) for a, b in pairs]
+    """How far a run is from the one that nobody killed."""
+    mine, other = state_of(workdir), state_of(whole)
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), mine, other)
+    apart = jax.tree.map(lambda a, b: float(abs(a - b).max()), mine.params, other.params)
     losses = [abs(a["loss"] - b["loss"]) / b["loss"] for a, b in zip(rows_of(workdir), rows_of(whole), strict=True)]
     return {
-        "same_bits": all(np.array_equal(a, b) for a, b in pairs), "same_rows": rows_of(workdir) == rows_of(whole),
-        "largest_relative_difference": max(relative), "largest_relative_difference_of_a_loss": max(losses),
+        "same_bits": all(jax.tree.leaves(same)), "same_rows": rows_of(workdir) == rows_of(whole),
+        "largest_difference_of_a_parameter": max(jax.tree.leaves(apart)),
+        "largest_relative_difference_of_a_loss": max(losses),
         "rows": len(rows_of(workdir)), "same_examples": examples_of(workdir) == examples_of(whole),
     }  # fmt: skip
+
+
+def equal(run: dict[str, Any]) -> bool:
+    """Whether a run has the uninterrupted one's bits."""
+    return run["same_bits"] and run["same_rows"]
+
+
+def near(run: dict[str, Any]) -> bool:
+    """Whether it has its numbers but for rounding."""
+    apart = (run["largest_difference_of_a_parameter"], run["largest_relative_difference_of_a_loss"])
+    return max(apart) < TOLERANCE
 
 
 def main() -> None:
@@ -143,7 +159,7 @@ def main() -> None:
         runs.append({"meshes": "changing" if len(runs) % 2 else "1x2", "starts": starts, **difference(workdir, whole)})
         print(f"{workdir.name}: {runs[-1]}", file=sys.stderr, flush=True)
         shutil.rmtree(workdir)
-    same = [run["same_examples"] and (run["meshes"] != "1x2" or (run["same_bits"] and run["same_rows"])) for run in runs]
+    same = [run["same_examples"] and (equal(run) if run["meshes"] == "1x2" else near(run)) for run in runs]
     counts = {
         "kills": len(kills), "sigkill": sum(kill["signal"] == "SIGKILL" for kill in kills),
         "in_a_save": sum(kill["in_save"] for kill in kills), "runs": len(runs), "runs_that_differ": same.count(False),

@@ -212,7 +212,7 @@ def test_a_disk_without_room_for_a_row_ends_with_one_line(data_dir, tmp_path, le
     assert done.returncode == 1
     (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
     assert "cannot be written: " in line
-    assert "Traceback" not in done.stderr.split("error: ")[-1]
+    assert "alexnet_jax/cli.py" not in done.stderr  # where a traceback of ours begins; Orbax's threads print theirs
 
 
 @pytest.mark.slow

@@ -20,8 +20,9 @@ PREFIX = Path(sys.prefix)
 
 
 def readme_blocks() -> list[str]:
-    """The bash blocks of the README, in order."""
-    return re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    """The bash blocks of the README and of the page on data, in order."""
+    pages = "".join((ROOT / page).read_text() for page in ("README.md", "alexnet_jax/data/README.md"))
+    return re.findall(r"```bash\n(.*?)```", pages, flags=re.DOTALL)
 
 
 def shell(script: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -49,6 +50,7 @@ def copy(tmp_path_factory) -> Path:
             shutil.copy2(ROOT / name, folder / name)
     for name, shorter in {
         "quickstart": "--epochs=1\n--log_every=5\n",
+        "sweeps/quickstart": "--trials=1\n--steps=2\n",
         "imagenet2012": "--steps=1\n--batch_size=4\n",
     }.items():
         flagfile = folder / "experiments" / f"{name}.cfg"
@@ -84,10 +86,11 @@ def test_the_readme_word_for_word(copy):
             scores = [json.loads(line) for line in lines if line.startswith("{")]
             assert [(score["views"], score["examples"]) for score in scores] == [(1, 661), (10, 661)]
             assert all((copy / line).exists() for line in lines if line.endswith(".png"))
-            assert sum(line.endswith(".png") for line in lines) == 2
+            assert sum(line.endswith(".png") for line in lines) == 8
     for workdir in ("seed1", "towers", "quickstart", "photos"):
         assert (copy / "runs" / workdir / "metrics.jsonl").exists()
     assert (copy / "runs" / "both.npz").exists()
+    assert (copy / "runs" / "sweep" / "trials.csv").read_text().count(",complete,") == 1
 
 
 def test_an_old_python_is_told_what_is_needed(tmp_path):
@@ -100,13 +103,19 @@ def test_an_old_python_is_told_what_is_needed(tmp_path):
     assert not (tmp_path / "venv").exists()
 
 
+def test_the_quickstart_takes_no_flags_and_says_so_at_once(tmp_path):
+    result = shell(f"{ROOT}/launch/quickstart --help", tmp_path)
+    assert (result.returncode, result.stderr) == (2, "error: --help: usage: ./launch/quickstart [workdir]\n")
+    assert not (tmp_path / ".venv").exists()
+
+
 def test_the_scripts_parse_and_can_be_run():
-    for script in (*sorted((ROOT / "launch").iterdir()), ROOT / ".ci" / "run"):
+    for script in (*sorted((ROOT / "launch").glob("[a-z]*")), ROOT / ".ci" / "run"):
         assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
         assert os.access(script, os.X_OK) or script.name == "environment"
 
 
-def test_every_module_is_in_the_readmes_tree():
-    readme = (ROOT / "README.md").read_text()
+def test_every_module_is_in_the_packages_readme():
+    readme = (ROOT / "alexnet_jax" / "README.md").read_text()
     for module in (ROOT / "alexnet_jax").glob("*.py"):
         assert module.name == "__init__.py" or module.name in readme, module.name
