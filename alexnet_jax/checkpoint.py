@@ -6,6 +6,7 @@ disk has changed is not trained on.
 """
 
 import contextlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,8 +58,10 @@ class Checkpoints:
             best_mode="min",
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
             create=writable,
-            cleanup_tmp_directories=writable,
         )
+        if writable and jax.process_index() == 0:  # not by Orbax, whose thread for it outlives a run that ends at once
+            for left_over in self.folder.glob("*.orbax-checkpoint-tmp"):
+                shutil.rmtree(left_over)
         self._handlers: dict[str, Any] = {
             "params": ocp.StandardCheckpointHandler(),
             "optimizer": ocp.StandardCheckpointHandler(),
@@ -94,8 +97,9 @@ class Checkpoints:
             error: top-1 validation error in percent at this step, if it was measured.
 
         Raises:
-            UserError: this checkpoint or the one before it could not be written.
+            UserError: this checkpoint or the one before it could not be written, or there is no room for it.
         """
+        self.check_room(model)
         specs, step = model.state_specs, progress["step"]
         sums = {name: self._checksum(model, name, getattr(state, name)) for name in ("params", "optimizer")}
         with self._on_disk():
@@ -112,6 +116,18 @@ class Checkpoints:
                 metrics=None if error is None else {METRIC: error},
             )
 
+    def check_room(self, model: Model) -> None:
+        """Before Orbax begins, whose threads tell of a full disk in hundreds of lines.
+
+        Raises:
+            UserError: the disk has no room for one more checkpoint; old ones are deleted after the new one is written.
+        """
+        shapes = jax.tree.leaves((model.shapes, _optimizer_shapes(model)))
+        wanted, disk = sum(x.size * x.dtype.itemsize for x in shapes), shutil.disk_usage(self.folder)
+        if disk.total and disk.free < wanted:  # a disk without a size does not say what is free
+            needs = f"a checkpoint takes {wanted / 1e6:,.1f} MB and the disk has {disk.free / 1e6:,.1f} MB left"
+            raise UserError(f"{self.folder} cannot be written: {needs}; {self._kept()}")
+
     @contextlib.contextmanager
     def _on_disk(self) -> Iterator[None]:
         """Turns what a full or read-only disk raises, in whichever thread, into one line."""
@@ -120,8 +136,10 @@ class Checkpoints:
         except UserError:
             raise
         except Exception as error:
-            kept = f"checkpoint {self.steps()[-1]} is kept" if self.steps() else "there is no checkpoint yet"
-            raise UserError(f"{self.folder} cannot be written: {_first_line(error)}; {kept}") from error
+            raise UserError(f"{self.folder} cannot be written: {_first_line(error)}; {self._kept()}") from error
+
+    def _kept(self) -> str:
+        return f"checkpoint {self.steps()[-1]} is kept" if self.steps() else "there is no checkpoint yet"
 
     def _checksum(self, model: Model, name: str, tree: Any) -> int:
         """Of the item `name` of a state on the model's mesh."""
@@ -187,8 +205,7 @@ class Checkpoints:
 
     def _read(self, model: Model, step: int) -> tuple[TrainState, dict[str, Any]]:
         """The state with the host's progress, its checksums included. Raises whatever Orbax does."""
-        specs = model.state_specs
-        optimizer = jax.eval_shape(model.transformation({}).init, model.shapes)
+        specs, optimizer = model.state_specs, _optimizer_shapes(model)
         progress = self._item(step, "progress", ocp.args.JsonRestore())
         counter = model.topology.put(np.int32(progress["step"]), specs.step)
         params = self._arrays(model, step, "params", model.shapes)
@@ -247,6 +264,10 @@ def chosen_step(checkpoints: Checkpoints, workdir: str, step: str) -> int:
     if not step.isdecimal() or int(step) not in steps:
         raise UserError(f"--step={step}: {workdir} has the checkpoints {', '.join(map(str, steps))}, 'latest' and 'best'")
     return int(step)
+
+
+def _optimizer_shapes(model: Model) -> Any:
+    return jax.eval_shape(model.transformation({}).init, model.shapes)
 
 
 def _path(path: tuple[Any, ...]) -> str:

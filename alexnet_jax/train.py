@@ -274,6 +274,8 @@ def train(config: Config) -> None:
         with Checkpoints(workdir, keep=config.keep, writable=True) as checkpoints:
             restored = checkpoints.restore_latest(model)
             progress = Progress() if restored is None else Progress.from_dict(restored[1])
+            if progress.step < calendar.total_steps:
+                checkpoints.check_room(model)
             state = _initial_state(model, taken) if restored is None else restored[0]
             silent = jax.process_index() > 0
             with Recorder(

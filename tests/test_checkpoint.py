@@ -1,6 +1,7 @@
 """Checkpoints: any mesh to any other, what is kept, what damage does, whose checkpoint it is."""
 
 import gc
+import shutil
 import time
 
 import jax
@@ -69,6 +70,29 @@ def test_the_latest_and_the_best_are_kept(tmp_path):
     with Checkpoints(tmp_path, keep=2, writable=False) as checkpoints:
         assert checkpoints.steps() == [2, 5, 6]
         assert checkpoints.best_step() == 2
+
+
+def test_what_an_interrupted_save_left_is_cleared_away_by_the_next_trainer_only(tmp_path):
+    left_over = tmp_path / "checkpoints" / "7.orbax-checkpoint-tmp" / "params"
+    left_over.mkdir(parents=True)
+    (left_over / "half").write_bytes(b"0" * 100)
+    for writable in (False, True):
+        with Checkpoints(tmp_path, keep=2, writable=writable) as checkpoints:
+            assert checkpoints.steps() == []
+            assert left_over.exists() != writable
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_a_checkpoint_needs_its_parameters_and_as_much_velocity(tmp_path, monkeypatch):
+    model = small_model()
+    needed = 2 * sum(x.nbytes for x in jax.tree.leaves(model.initial_state().params))
+    usage = shutil.disk_usage(tmp_path)
+    with Checkpoints(tmp_path, keep=2, writable=True) as checkpoints:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed))
+        checkpoints.check_room(model)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed - 1))
+        with pytest.raises(UserError, match=r"checkpoints cannot be written: a checkpoint takes .*there is no checkpoint"):
+            checkpoints.check_room(model)
 
 
 def test_no_checkpoint_was_validated(tmp_path):

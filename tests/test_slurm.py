@@ -181,7 +181,7 @@ def test_requeued_jobs_resume_on_two_nodes_and_then_on_one(slurm, data_dir, tmp_
     assert [(row["split"], row["step"], row["examples"]) for row in ours] == [
         (row["split"], row["step"], row["examples"]) for row in theirs
     ]
-    np.testing.assert_allclose([row["loss"] for row in ours], [row["loss"] for row in theirs], rtol=1e-5)
+    np.testing.assert_allclose([row["loss"] for row in ours], [row["loss"] for row in theirs], rtol=1e-4)
     for mine, other in zip(leaves_of(workdir, 60), leaves_of(whole, 60), strict=True):
         np.testing.assert_allclose(mine, other, rtol=0, atol=1e-3 * np.abs(other).max())
 
