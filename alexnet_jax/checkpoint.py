@@ -99,12 +99,13 @@ class Checkpoints:
         Raises:
             UserError: this checkpoint or the one before it could not be written, or there is no room for it.
         """
-        self.check_room(model)
+        with self._on_disk():
+            self._manager.wait_until_finished()  # Orbax would too; old checkpoints are deleted by then
+            self.check_room(model)
         specs, step = model.state_specs, progress["step"]
         sums = {name: self._checksum(model, name, getattr(state, name)) for name in ("params", "optimizer")}
         with self._on_disk():
             if step in self.steps():  # saved before its validation, which an interruption had put off
-                self._manager.wait_until_finished()
                 self._manager.delete(step)
             self._manager.save(
                 step,
