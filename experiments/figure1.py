@@ -59,8 +59,8 @@ def draw(curves: dict[str, Sequence[Curve]], threshold: float, ratio: float) -> 
         axis.plot(epochs, mean, color=colour, linestyle=style, linewidth=2.2, label={"relu": "ReLU"}.get(name, name))
     axis.axhline(threshold, color="0.4", linewidth=0.9, linestyle=":")
     axis.annotate(
-        f"{threshold:g} % training error: tanh needs {ratio:.1f} times the epochs", (1, threshold), (-4, 4),
-        xycoords=("axes fraction", "data"), textcoords="offset points", ha="right", fontsize=9, color="0.25",
+        f"dotted: {threshold:g} % training error, for which tanh needs {ratio:.1f} times the epochs", (0.99, 0.03),
+        xycoords="axes fraction", ha="right", fontsize=9, color="0.25",
     )  # fmt: skip
     axis.set(xlabel="epoch", ylabel="training error (%)", xlim=(0, None), ylim=(0, None))
     axis.spines[["top", "right"]].set_visible(False)

@@ -62,7 +62,7 @@ def draw(records: Sequence[dict[str, Any]]) -> Figure:
         axis.plot([statistics.mean(one) for one in values], color=COLOURS["validation"], linewidth=2.5)
         axis.set_xticks(range(len(arms)), [arm.replace("_", " ") for arm in arms])
         axis.set_xlim(-0.4, len(arms) - 0.6)
-        axis.set_title(f"{textwrap.fill(record['claim'], 38)}\n{record['verdict']}", fontsize=9)
+        axis.set_title(f"{textwrap.fill(record['claim'], 33)}\n{record['verdict']}", fontsize=9)
         axis.set_ylabel(textwrap.fill(record["unit"], 34), fontsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     return figure
