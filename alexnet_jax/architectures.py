@@ -107,6 +107,18 @@ def _non_overlapping_pool(paper: Architecture) -> Architecture:
     return _with_pooled(paper, "non_overlapping_pool", Relu(), ResponseNorm(), pool).changed("conv5", after=(Relu(), pool))
 
 
+def _narrow(paper: Architecture, name: str, divisor: int) -> Architecture:
+    """All widths divided by `divisor`. Layers of so fewer inputs start from a larger deviation, which keeps their outputs'."""
+    layers = []
+    for layer in paper.layers:
+        if not isinstance(layer, Classifier):
+            layer = replace(layer, width=layer.width // divisor)
+        if layer.init_std is not None and layer.name != "conv1":
+            layer = replace(layer, init_std=layer.init_std * divisor**0.5)
+        layers.append(layer)
+    return replace(paper, name=name, layers=tuple(layers))
+
+
 def _torchvision() -> Architecture:
     """The "one weird trick" net (arXiv 1404.5997) as torchvision has it: one tower, no LRN, dropout before fc6 and fc7."""
     pool = MaxPool(overhang=False)
@@ -177,6 +189,7 @@ def _architectures() -> dict[str, Architecture]:
         _non_overlapping_pool(paper),
         _init_001(paper),
         _without(paper, "conv4"),
+        _narrow(paper, "paper_eighth", 8),  # two towers that train in seconds: for tests and first steps
         _torchvision(),
         cifar,
         cifar_no_lrn,

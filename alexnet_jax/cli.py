@@ -1,50 +1,106 @@
-"""How every entry point starts and ends: absl flags in, one clear line and exit status 1 on bad input."""
+"""How every entry point starts and ends: absl flags in, one clear line and exit status 1 on bad input.
+
+An entry point is a `Command`. Its flags live in a `FlagValues` made for each call, so that a process can call it often:
+
+    COMMAND = cli.Command(__doc__, define_flags, main)
+    if __name__ == "__main__":
+        COMMAND.run()
+"""
 
 import errno
+import os
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
 
-from absl import app, flags, logging
+from absl import flags, logging
 
 from alexnet_jax.errors import UserError
 from alexnet_jax.interrupt import RESUME_STATUS, Interrupted
 
+EXTRA = "ALEXNET_FLAGS"  # environment variable with flags that come after a command's own, where it has them
 
-def run(main: Callable[[], None]) -> None:
-    """Parses the absl flags, calls `main`, and turns a `UserError` into one line on stderr and exit status 1.
 
-    `Interrupted` becomes a line and `RESUME_STATUS`; so does a full or read-only disk, with 1.
+@dataclass(frozen=True)
+class Command:
+    """One entry point.
 
-    A word on the command line that is not a flag is refused: it is nearly always a flag whose dashes were forgotten.
+    Args:
+        about: what `--help` says before the flags.
+        define: defines its flags.
+        main: gets the parsed flags, and the words if `takes_words`.
+        takes_words: whether words are allowed besides flags. A word is otherwise refused: it is nearly always a flag whose
+            dashes were forgotten.
     """
 
-    def without_words(words: list[str]) -> None:
-        if words:
-            raise UserError(f"{words[0]!r} is not a flag: flags are written --name=value")
-        main()
+    about: str | None
+    define: Callable[[flags.FlagValues], None]
+    main: Callable[..., None]
+    takes_words: bool = False
 
-    run_with_words(without_words)
+    def run(self) -> NoReturn:
+        """Runs the process's own command line and ends the process."""
+        logging.use_absl_handler()
+        logging.set_verbosity(logging.WARNING)  # libraries tell much at INFO
+        flags.FLAGS.mark_as_parsed()  # libraries have flags of their own, which keep their defaults
+        sys.exit(self(sys.argv[1:]))
 
+    def __call__(self, argv: Sequence[str]) -> int:
+        """Runs one command line.
 
-def run_with_words(main: Callable[[list[str]], None]) -> None:
-    """Like `run` for a command that takes words besides its flags, before or after them: `main` gets the words."""
-    flags.FLAGS.set_gnu_getopt(True)
-
-    def guarded(argv: list[str]) -> None:
-        if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.WARNING)  # libraries tell much at INFO
+        Returns:
+            The exit status: 0; 1 after a line on stderr about bad input, or about a disk that is full or read-only;
+            `RESUME_STATUS` when the run was interrupted and saved.
+        """
         try:
-            main(argv[1:])
+            options = flags.FlagValues()
+            self.define(options)
+            if {"--help", "-h", "-help"} & set(argv):
+                print((self.about or "").strip(), options.get_help(include_special_flags=False).strip("\n"), sep="\n\n")
+                return 0
+            self._run(options, argv)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
-            sys.exit(1)
+            return 1
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
                 raise
             print(f"error: {error.filename or 'the disk'} cannot be written: {error.strerror}", file=sys.stderr)
-            sys.exit(1)
+            return 1
         except Interrupted as stop:
             print(stop, file=sys.stderr)
-            sys.exit(RESUME_STATUS)
+            return RESUME_STATUS
+        return 0
 
-    app.run(guarded)
+    def _run(self, options: flags.FlagValues, argv: Sequence[str]) -> None:
+        words = parse(options, [*argv, *_extra(options)])
+        if self.takes_words:
+            self.main(options, words)
+        elif words:
+            raise UserError(f"{words[0]!r} is not a flag: flags are written --name=value")
+        else:
+            self.main(options)
+
+
+def parse(options: flags.FlagValues, argv: Sequence[str]) -> list[str]:
+    """Parses a command line into `options` and returns the words that are not flags, which may stand anywhere.
+
+    Raises:
+        UserError: an unknown flag, or a value that its flag cannot have.
+    """
+    options.set_gnu_getopt(True)
+    try:
+        return options(["command", *argv])[1:]
+    except flags.Error as error:
+        raise UserError(" ".join(str(error).split())) from error
+
+
+def _extra(options: flags.FlagValues) -> list[str]:
+    """The flags of $ALEXNET_FLAGS that this command has."""
+    words = shlex.split(os.environ.get(EXTRA, ""))
+    mine = [word for word in words if word.lstrip("-").partition("=")[0] in options]
+    if mine:
+        print(f"note: {EXTRA} adds {shlex.join(mine)}", file=sys.stderr)
+    return mine

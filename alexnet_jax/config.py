@@ -7,6 +7,7 @@ from typing import Any
 
 from absl import flags
 
+from alexnet_jax import cli
 from alexnet_jax.architectures import ARCHITECTURES, Architecture, with_overrides
 from alexnet_jax.errors import UserError
 from alexnet_jax.topology import Spmd
@@ -177,7 +178,7 @@ def parse_fold(fold: str) -> tuple[int, int] | None:
     return int(index), int(count)
 
 
-def define_flags(only: Sequence[str] | None = None, flag_values: flags.FlagValues = flags.FLAGS) -> None:
+def define_flags(options: flags.FlagValues, only: Sequence[str] | None = None) -> None:
     """One absl flag per field of `Config`, or for those in `only`."""
     for field in dataclasses.fields(Config):
         if only is not None and field.name not in only:
@@ -185,33 +186,31 @@ def define_flags(only: Sequence[str] | None = None, flag_values: flags.FlagValue
         default: Any = field.default
         help, choices = field.metadata["help"], field.metadata["choices"]
         if choices:
-            flags.DEFINE_enum(field.name, default, choices, help, flag_values)
+            flags.DEFINE_enum(field.name, default, choices, help, options)
         elif field.type is bool:
-            flags.DEFINE_boolean(field.name, default, help, flag_values)
+            flags.DEFINE_boolean(field.name, default, help, options)
         elif field.type is int:
-            flags.DEFINE_integer(field.name, default, help, flag_values=flag_values)
+            flags.DEFINE_integer(field.name, default, help, flag_values=options)
         elif field.type in (float, float | None):
-            flags.DEFINE_float(field.name, default, help, flag_values=flag_values)
+            flags.DEFINE_float(field.name, default, help, flag_values=options)
         elif field.type == tuple[str, ...]:
-            flags.DEFINE_list(field.name, list(default), help, flag_values)
+            flags.DEFINE_list(field.name, list(default), help, options)
         else:
-            flags.DEFINE_string(field.name, default, help, flag_values)
+            flags.DEFINE_string(field.name, default, help, options)
 
 
-def from_flags(flag_values: flags.FlagValues = flags.FLAGS) -> Config:
+def from_flags(options: flags.FlagValues) -> Config:
     """The Config of the parsed flags. Raises UserError on a value that no run can have."""
-    return from_dict({field.name: flag_values[field.name].value for field in dataclasses.fields(Config)})
+    return from_dict({field.name: options[field.name].value for field in dataclasses.fields(Config)})
 
 
 def from_words(words: Sequence[str]) -> Config:
     """The Config of a command line. Raises UserError on a word or a value that no run can have."""
-    parsed = flags.FlagValues()
-    define_flags(flag_values=parsed)
-    try:
-        parsed(["train", *words])
-    except flags.Error as error:
-        raise UserError(str(error).splitlines()[0]) from error
-    return from_flags(parsed)
+    options = flags.FlagValues()
+    define_flags(options)
+    if rest := cli.parse(options, words):
+        raise UserError(f"{rest[0]!r} is not a flag: flags are written --name=value")
+    return from_flags(options)
 
 
 def from_dict(values: Mapping[str, Any]) -> Config:

@@ -22,7 +22,8 @@ from rich.progress import track
 from alexnet_jax import cli, runtime
 from alexnet_jax.augment import views
 from alexnet_jax.checkpoint import Checkpoints, chosen_step
-from alexnet_jax.config import Config, check, define_flags
+from alexnet_jax.config import Config, check
+from alexnet_jax.config import define_flags as define_config_flags
 from alexnet_jax.data.dataset import Dataset, open_dataset
 from alexnet_jax.data.feed import Feed
 from alexnet_jax.data.loader import Subset, evaluation_order
@@ -162,9 +163,8 @@ def write_predictions(path: Path, log_probabilities: np.ndarray, split: Subset, 
         np.savez(file, probabilities=np.exp(log_probabilities), labels=split.labels, classes=np.array(classes))
 
 
-def main() -> None:
+def main(options: flags.FlagValues) -> None:
     """The command line."""
-    options = flags.FLAGS
     if not options.workdir:
         raise UserError("--workdir is missing: name the folder of a run; repeat it to average several")
     configs = [read_config(workdir) for workdir in options.workdir]
@@ -198,16 +198,24 @@ def main() -> None:
     print(json.dumps(summary | {"step": steps[0] if len(steps) == 1 else steps} | judged))
 
 
-def _define_flags() -> None:
-    flags.DEFINE_multi_string("workdir", [], "folder of a run; repeat it to average the softmax of several")
-    flags.DEFINE_string("step", "latest", "checkpoint: a step, 'latest' or 'best' (lowest validation error)")
-    flags.DEFINE_enum("split", "test", ("train", "validation", "test"), "examples to evaluate on")
-    flags.DEFINE_integer("views", 1, "1: the centre; 10: corners and centre, and their mirror images (Section 4.1)")
-    flags.register_validator("views", lambda count: count in (1, 10), "--views is 1 or 10")
-    flags.DEFINE_string("predictions", None, "write the probabilities of every example to this .npz")
-    define_flags(only=("batch_size", "data_dir", "precision", "mesh", "host_devices", "spmd"))
+def define_flags(options: flags.FlagValues) -> None:
+    """The flags of this command."""
+    flags.DEFINE_multi_string(
+        "workdir", [], "folder of a run; repeat it to average the softmax of several", flag_values=options
+    )
+    flags.DEFINE_string(
+        "step", "latest", "checkpoint: a step, 'latest' or 'best' (lowest validation error)", flag_values=options
+    )
+    flags.DEFINE_enum("split", "test", ("train", "validation", "test"), "examples to evaluate on", flag_values=options)
+    flags.DEFINE_integer(
+        "views", 1, "1: the centre; 10: corners and centre, and their mirror images (Section 4.1)", flag_values=options
+    )
+    flags.register_validator("views", lambda count: count in (1, 10), "--views is 1 or 10", flag_values=options)
+    flags.DEFINE_string("predictions", None, "write the probabilities of every example to this .npz", flag_values=options)
+    define_config_flags(options, only=("batch_size", "data_dir", "precision", "mesh", "host_devices", "spmd"))
 
+
+COMMAND = cli.Command(__doc__, define_flags, main)
 
 if __name__ == "__main__":
-    _define_flags()
-    cli.run(main)
+    COMMAND.run()

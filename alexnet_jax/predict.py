@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import track
 
 from alexnet_jax import cli, runtime
-from alexnet_jax.config import define_flags
+from alexnet_jax.config import define_flags as define_config_flags
 from alexnet_jax.data.decode import square_rgb
 from alexnet_jax.data.parallel import ordered_map
 from alexnet_jax.errors import UserError
@@ -144,9 +144,8 @@ def _print(path: Path, top5: list[dict[str, Any]], form: str) -> None:
     sys.stdout.flush()
 
 
-def _outputs() -> tuple[str, Path | None, Path | None]:
+def _outputs(options: flags.FlagValues) -> tuple[str, Path | None, Path | None]:
     """The layer of --features, its file, and the figure's. Raises UserError if one cannot be written."""
-    options = flags.FLAGS
     layer, _, file = (options.features or "").partition(":")
     features = Path(file or f"{layer}.npz") if layer else None
     figure = Path(options.figure) if options.figure else None
@@ -158,10 +157,9 @@ def _outputs() -> tuple[str, Path | None, Path | None]:
     return layer, features, figure
 
 
-def main(words: list[str]) -> None:
+def main(options: flags.FlagValues, words: list[str]) -> None:
     """The command line."""
-    options = flags.FLAGS
-    layer, collected_in, figure = _outputs()
+    layer, collected_in, figure = _outputs(options)
     paths = image_paths(words, options.list)
     runtime.start(options.host_devices)
     trained = load_trained(options.workdir, options.step, batch_size=options.batch_size, mesh=options.mesh)
@@ -187,13 +185,31 @@ def main(words: list[str]) -> None:
         raise UserError(f"{read.failures} of {len(paths)} images could not be read; they are named above")
 
 
+def define_flags(options: flags.FlagValues) -> None:
+    """The flags of this command."""
+    flags.DEFINE_string("workdir", None, "folder of a run", flag_values=options)
+    flags.DEFINE_string(
+        "step", "latest", "checkpoint: a step, 'latest' or 'best' (lowest validation error)", flag_values=options
+    )
+    flags.DEFINE_string("list", "", "file with one path of an image a line; - reads them from stdin", flag_values=options)
+    flags.DEFINE_enum(
+        "format",
+        "table",
+        ("table", "jsonl"),
+        "what is printed: five lines, or one JSON object, per image",
+        flag_values=options,
+    )
+    flags.DEFINE_string(
+        "features", None, "LAYER:F.npz, such as fc7:F.npz: write the layer's activations of every image", flag_values=options
+    )
+    flags.DEFINE_string(
+        "figure", None, f"draw the first {DRAWN} images with their classes into this .png or .svg", flag_values=options
+    )
+    flags.DEFINE_integer("batch_size", 64, "images looked at together", lower_bound=1, flag_values=options)
+    define_config_flags(options, only=("mesh", "host_devices"))
+
+
+COMMAND = cli.Command(__doc__, define_flags, main, takes_words=True)
+
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "folder of a run")
-    flags.DEFINE_string("step", "latest", "checkpoint: a step, 'latest' or 'best' (lowest validation error)")
-    flags.DEFINE_string("list", "", "file with one path of an image a line; - reads them from stdin")
-    flags.DEFINE_enum("format", "table", ("table", "jsonl"), "what is printed: five lines, or one JSON object, per image")
-    flags.DEFINE_string("features", None, "LAYER:F.npz, such as fc7:F.npz: write the layer's activations of every image")
-    flags.DEFINE_string("figure", None, f"draw the first {DRAWN} images with their classes into this .png or .svg")
-    flags.DEFINE_integer("batch_size", 64, "images looked at together", lower_bound=1)
-    define_flags(only=("mesh", "host_devices"))
-    cli.run_with_words(main)
+    COMMAND.run()

@@ -131,24 +131,33 @@ def _report(path: Path, what: str, store: Store) -> Path:
     return path
 
 
-def define_flags() -> None:
+def define_flags(options: flags.FlagValues) -> None:
     """The flags of this command; other entry points that import `prepare` have their own."""
     flags.DEFINE_string(
         "dataset", "groceries", "'groceries' (embedded photographs), 'folder:PATH' (split/class/file or class/file), or the "
-        "name of a TFDS set"
-    )  # fmt: skip
-    flags.DEFINE_string("data_dir", "data", "folder of the prepared sets")
-    flags.DEFINE_string("tfds_dir", None, "folder of the TFDS sets; default: TFDS's own")
-    flags.DEFINE_integer("image_size", 256, "side in pixels of the prepared images (Section 2: 256)")
-    flags.DEFINE_enum("resize", "centre", tuple(RESIZES), "keep the centre square (Section 2), or warp all of it (Caffe)")
-    flags.DEFINE_enum("on_error", "fail", ON_ERROR, "at an undecodable image: stop, or leave it out and list it")
-    flags.DEFINE_integer("split_seed", 0, "of the random split of a folder without splits", lower_bound=0)
-    flags.DEFINE_boolean("verify", False, "read all of the prepared set and hold it against its hash")
+        "name of a TFDS set", flag_values=options)  # fmt: skip
+    flags.DEFINE_string("data_dir", "data", "folder of the prepared sets", flag_values=options)
+    flags.DEFINE_string("tfds_dir", None, "folder of the TFDS sets; default: TFDS's own", flag_values=options)
+    flags.DEFINE_integer("image_size", 256, "side in pixels of the prepared images (Section 2: 256)", flag_values=options)
+    flags.DEFINE_enum(
+        "resize",
+        "centre",
+        tuple(RESIZES),
+        "keep the centre square (Section 2), or warp all of it (Caffe)",
+        flag_values=options,
+    )
+    flags.DEFINE_enum(
+        "on_error", "fail", ON_ERROR, "at an undecodable image: stop, or leave it out and list it", flag_values=options
+    )
+    flags.DEFINE_integer(
+        "split_seed", 0, "of the random split of a folder without splits", lower_bound=0, flag_values=options
+    )
+    flags.DEFINE_boolean("verify", False, "read all of the prepared set and hold it against its hash", flag_values=options)
 
 
-def main() -> None:
+def main(options: flags.FlagValues) -> None:
     """Reads the flags and prepares."""
-    values = flags.FLAGS
+    values = options
     path = prepare(
         values.dataset,
         values.data_dir,
@@ -163,6 +172,7 @@ def main() -> None:
         print(f"{path}: every image and label is as it was prepared", file=sys.stderr)
 
 
+COMMAND = cli.Command(__doc__, define_flags, main)
+
 if __name__ == "__main__":
-    define_flags()
-    cli.run(main)
+    COMMAND.run()

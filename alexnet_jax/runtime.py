@@ -1,6 +1,7 @@
 """What every entry point sets up before JAX starts: forced devices and the cache of compiled programs."""
 
 import hashlib
+import importlib.metadata
 import os
 import platform
 from pathlib import Path
@@ -54,14 +55,15 @@ def _join() -> None:
         ) from error
 
 
-def cache_folder() -> Path:
-    """One for each kind of processor, for code compiled on one may not run on another that shares the home folder."""
+def cache_folder(name: str = "xla") -> Path:
+    """One for each kind of processor, for code compiled on one may not run on another that shares the home folder, and for
+    each jaxlib."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     features = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
     kind = hashlib.sha256("\n".join(features or [platform.machine(), platform.processor()]).encode()).hexdigest()
-    return home / "alexnet_jax" / f"xla-{kind[:12]}"
+    return home / "alexnet_jax" / f"{name}-{importlib.metadata.version('jaxlib')}-{kind[:12]}"
 
 
 def _can_write(folder: Path) -> bool:

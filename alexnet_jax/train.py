@@ -301,15 +301,16 @@ def _initial_state(model: Model, taken: list[str]) -> TrainState:
     return transfer(model, state, taken) if taken else state
 
 
-def main() -> None:
+def main(options: flags.FlagValues) -> None:
     """The command line."""
-    config = from_flags()
-    if config.init and not flags.FLAGS["mean"].present:
+    config = from_flags(options)
+    if config.init and not options["mean"].present:
         config = replace(config, mean="own")
     runtime.start(config.host_devices, config.distributed)
     train(config)
 
 
+COMMAND = cli.Command(__doc__, define_flags, main)
+
 if __name__ == "__main__":
-    define_flags()
-    cli.run(main)
+    COMMAND.run()

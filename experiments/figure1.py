@@ -78,9 +78,9 @@ def write_curves(curves: dict[str, Sequence[Curve]], path: Path) -> None:
                 rows.writerows((arm, seed, f"{epoch:.4g}", f"{error:.4g}") for epoch, error in curve)
 
 
-def main() -> None:
+def main(options: flags.FlagValues) -> None:
     """The command line."""
-    curves = curves_of(Path(flags.FLAGS.out))
+    curves = curves_of(Path(options.out))
     record = read_json(FOLDER.parent / "results" / "claims" / "relu.json")
     FOLDER_OUT.mkdir(parents=True, exist_ok=True)
     write_curves(curves, FOLDER_OUT / "curves.csv")
@@ -88,6 +88,12 @@ def main() -> None:
     print(save_figure(draw(curves, read_claim("relu").threshold, record["effect"]), FOLDER_OUT, "figure1"))
 
 
+def define_flags(options: flags.FlagValues) -> None:
+    """The flags of this command."""
+    flags.DEFINE_string("out", "runs/claims", "folder of the claims' runs", flag_values=options)
+
+
+COMMAND = cli.Command(__doc__, define_flags, main)
+
 if __name__ == "__main__":
-    flags.DEFINE_string("out", "runs/claims", "folder of the claims' runs")
-    cli.run(main)
+    COMMAND.run()

@@ -26,9 +26,8 @@ def training_losses(workdir: str) -> dict[int, float]:
     return {row["step"]: row["loss"] for row in rows if row["split"] == "train"}
 
 
-def main() -> None:
+def main(options: flags.FlagValues) -> None:
     """The command line."""
-    options = flags.FLAGS
     for name in PRECISIONS:
         if not options[name].value or read_config(options[name].value).precision != name:
             raise UserError(f"--{name}={options[name].value} is not the folder of a run with --precision={name}")
@@ -50,8 +49,14 @@ def main() -> None:
     print(json.dumps({"largest_difference": largest, "last_difference": differences[-1], **curves}))
 
 
-if __name__ == "__main__":
+def define_flags(options: flags.FlagValues) -> None:
+    """The flags of this command."""
     for name in PRECISIONS:
-        flags.DEFINE_string(name, "", f"folder of the run with --precision={name}")
-    flags.DEFINE_string("figure", "precision.png", "draw the curves into this .png or .svg")
-    cli.run(main)
+        flags.DEFINE_string(name, "", f"folder of the run with --precision={name}", flag_values=options)
+    flags.DEFINE_string("figure", "precision.png", "draw the curves into this .png or .svg", flag_values=options)
+
+
+COMMAND = cli.Command(__doc__, define_flags, main)
+
+if __name__ == "__main__":
+    COMMAND.run()

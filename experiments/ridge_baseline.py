@@ -13,7 +13,7 @@ import numpy as np
 from absl import flags
 
 from alexnet_jax import cli
-from alexnet_jax.config import define_flags
+from alexnet_jax.config import define_flags as define_config_flags
 from alexnet_jax.data.loader import fold_split, whole
 from alexnet_jax.data.store import Split, open_store, store_path
 
@@ -39,9 +39,8 @@ def top1_error(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.
     return 100 * float((np.argmax(test[0] @ weights, axis=1) != test[1]).mean())
 
 
-def main() -> None:
+def main(options: flags.FlagValues) -> None:
     """The command line."""
-    options = flags.FLAGS
     store = open_store(store_path(Path(options.data_dir), options.dataset, options.image_size))
     pooled = whole(*(store.splits[name] for name in ("train", "validation") if name in store.splits))
     x, labels = np.concatenate([features(part) for part in pooled.parts]), pooled.labels
@@ -61,6 +60,12 @@ def main() -> None:
     print(json.dumps(result))
 
 
+def define_flags(options: flags.FlagValues) -> None:
+    """The flags of this command."""
+    define_config_flags(options, only=("data_dir", "dataset", "image_size"))
+
+
+COMMAND = cli.Command(__doc__, define_flags, main)
+
 if __name__ == "__main__":
-    define_flags(only=("data_dir", "dataset", "image_size"))
-    cli.run(main)
+    COMMAND.run()

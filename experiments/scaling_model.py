@@ -195,9 +195,9 @@ def draw(rows: list[dict[str, Any]], path: Path, batch: int) -> None:
     plt.close(figure)
 
 
-def main() -> None:
+def main(options: flags.FlagValues) -> None:
     """The command line."""
-    options, machine = flags.FLAGS, Machine()
+    machine = Machine()
     runtime.start(options.host_devices)
     net = network(Config(crop_size=227))
     weak = predictions(machine, net, options.batch_size, weak=True)
@@ -214,9 +214,15 @@ def main() -> None:
     print(json.dumps(result, indent=1))
 
 
+def define_flags(options: flags.FlagValues) -> None:
+    """The flags of this command."""
+    flags.DEFINE_integer("batch_size", 128, "images on each device in the weak scaling", lower_bound=1, flag_values=options)
+    flags.DEFINE_integer("host_devices", 0, "force this many CPU devices, for --traffic", lower_bound=0, flag_values=options)
+    flags.DEFINE_boolean("traffic", False, "count the exchanged values in the compiled step", flag_values=options)
+    flags.DEFINE_string("figure", None, "draw the weak scaling into this .png or .svg", flag_values=options)
+
+
+COMMAND = cli.Command(__doc__, define_flags, main)
+
 if __name__ == "__main__":
-    flags.DEFINE_integer("batch_size", 128, "images on each device in the weak scaling", lower_bound=1)
-    flags.DEFINE_integer("host_devices", 0, "force this many CPU devices, for --traffic", lower_bound=0)
-    flags.DEFINE_boolean("traffic", False, "count the exchanged values in the compiled step")
-    flags.DEFINE_string("figure", None, "draw the weak scaling into this .png or .svg")
-    cli.run(main)
+    COMMAND.run()

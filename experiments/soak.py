@@ -144,9 +144,8 @@ def near(run: dict[str, Any]) -> bool:
     return max(apart) < TOLERANCE
 
 
-def main() -> None:
+def main(options: flags.FlagValues) -> None:
     """The command line."""
-    options = flags.FLAGS
     runtime.start()
     out, rng, kills, runs = Path(options.out), random.Random(options.seed), [], []
     out.mkdir(parents=True, exist_ok=True)
@@ -167,9 +166,15 @@ def main() -> None:
     print(json.dumps({**counts, "each_run": runs, "each_kill": kills, "seed": options.seed, **provenance()}))
 
 
+def define_flags(options: flags.FlagValues) -> None:
+    """The flags of this command."""
+    flags.DEFINE_string("out", "soak", "folder of the runs; must be new", flag_values=options)
+    flags.DEFINE_string("data_dir", "data", "folder of the prepared sets", flag_values=options)
+    flags.DEFINE_integer("kills", 50, "stop after the run in which so many were reached", lower_bound=1, flag_values=options)
+    flags.DEFINE_integer("seed", 0, "of the moments, signals and meshes", flag_values=options)
+
+
+COMMAND = cli.Command(__doc__, define_flags, main)
+
 if __name__ == "__main__":
-    flags.DEFINE_string("out", "soak", "folder of the runs; must be new")
-    flags.DEFINE_string("data_dir", "data", "folder of the prepared sets")
-    flags.DEFINE_integer("kills", 50, "stop after the run in which so many were reached", lower_bound=1)
-    flags.DEFINE_integer("seed", 0, "of the moments, signals and meshes")
-    cli.run(main)
+    COMMAND.run()

@@ -1,23 +1,27 @@
-"""Eight forced CPU devices for every test, and a compilation cache that the tests' own processes share."""
+"""Eight forced CPU devices for every test, and a cache of compiled programs that is kept between runs of the suite."""
 
 import os
-import tempfile
 from pathlib import Path
 
 import jax
 import pytest
 
+from alexnet_jax.runtime import cache_folder
+
 DEVICES = 8
-CACHE = {"JAX_COMPILATION_CACHE_DIR": "", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5"}
+# With a bound JAX guards the cache by a lock, which several workers and the processes that they start need.
+CACHE = {
+    "jax_compilation_cache_dir": str(cache_folder("tests")),
+    "jax_compilation_cache_max_size": 4 << 30,
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+}
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Before any test module asks for a device."""
-    folder = tempfile.TemporaryDirectory(prefix="xla-cache-")
-    config.add_cleanup(folder.cleanup)
-    os.environ.update(CACHE | {"JAX_COMPILATION_CACHE_DIR": folder.name})
-    jax.config.update("jax_compilation_cache_dir", folder.name)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    for name, value in CACHE.items():
+        os.environ[name.upper()] = str(value)  # for the processes that tests start
+        jax.config.update(name, value)
     jax.config.update("jax_num_cpu_devices", DEVICES)
 
 

@@ -4,28 +4,19 @@ import dataclasses
 import json
 
 import pytest
-from absl import flags
 from networks import SIZE, run, small_config, tiny_config, tiny_flags
 
-from alexnet_jax.config import Config, changed_flags, check, define_flags, from_dict, from_flags
+from alexnet_jax.config import Config, changed_flags, check, from_dict, from_words
 from alexnet_jax.errors import UserError
 from alexnet_jax.train import train
 
 
-def parse(*arguments: str) -> Config:
-    """A command line, with flags of its own."""
-    values = flags.FlagValues()
-    define_flags(flag_values=values)
-    values(["program", *arguments])
-    return from_flags(values)
-
-
 def test_every_field_is_a_flag_of_its_own_type():
-    assert parse() == Config()
-    config = parse(
+    assert from_words([]) == Config()
+    config = from_words([
         "--workdir=W", "--architecture=caffe", "--dropout=0.25", "--nomirror", "--batch_size=64", "--epochs=1.5",
         "--layer_rates=conv1:0.1@20,fc8:10", "--drop_epochs=3,4.5", "--fold=1/5",
-    )  # fmt: skip
+    ])  # fmt: skip
     assert (config.workdir, config.architecture, config.dropout, config.mirror) == ("W", "caffe", 0.25, False)
     assert (config.batch_size, config.epochs, config.drop_epochs) == (64, 1.5, ("3", "4.5"))
     assert config.layer_rates == ("conv1:0.1@20", "fc8:10")

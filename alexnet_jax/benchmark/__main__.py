@@ -17,15 +17,16 @@ from alexnet_jax import cli, runtime
 from alexnet_jax.benchmark import inputs, steps
 from alexnet_jax.benchmark.ours import Ours
 from alexnet_jax.benchmark.results import draw
-from alexnet_jax.config import define_flags, from_flags
+from alexnet_jax.config import define_flags as define_config_flags
+from alexnet_jax.config import from_flags
 from alexnet_jax.errors import UserError
 
 DEFAULT_STEPS = 5
 
 
-def main() -> None:
+def main(options: flags.FlagValues) -> None:
     """The command line."""
-    options, config = flags.FLAGS, from_flags()
+    config = from_flags(options)
     if options.input and options.against:
         raise UserError("--input and --against are two measurements: ask for one of them")
     if options.figure and (Path(options.figure).suffix not in (".png", ".svg") or not Path(options.figure).parent.is_dir()):
@@ -50,16 +51,20 @@ def main() -> None:
     print(json.dumps(result))
 
 
-def _define_flags() -> None:
-    define_flags()
-    flags.DEFINE_boolean("input", False, "measure the input pipeline instead of the network")
-    flags.DEFINE_enum("against", None, ("pytorch",), "measure the same networks in PyTorch in turn")
-    flags.DEFINE_boolean("layers", True, "measure each layer and direction alone too")
-    flags.DEFINE_integer("rounds", 5, "times that each contender is measured, in turn", lower_bound=1)
-    flags.DEFINE_float("seconds", 1.0, "--input: that each contender is measured in a round", lower_bound=0.0)
-    flags.DEFINE_string("figure", None, "draw the bars into this .png or .svg")
+def define_flags(options: flags.FlagValues) -> None:
+    """The flags of this command."""
+    define_config_flags(options)
+    flags.DEFINE_boolean("input", False, "measure the input pipeline instead of the network", flag_values=options)
+    flags.DEFINE_enum("against", None, ("pytorch",), "measure the same networks in PyTorch in turn", flag_values=options)
+    flags.DEFINE_boolean("layers", True, "measure each layer and direction alone too", flag_values=options)
+    flags.DEFINE_integer("rounds", 5, "times that each contender is measured, in turn", lower_bound=1, flag_values=options)
+    flags.DEFINE_float(
+        "seconds", 1.0, "--input: that each contender is measured in a round", lower_bound=0.0, flag_values=options
+    )
+    flags.DEFINE_string("figure", None, "draw the bars into this .png or .svg", flag_values=options)
 
+
+COMMAND = cli.Command(__doc__, define_flags, main)
 
 if __name__ == "__main__":
-    _define_flags()
-    cli.run(main)
+    COMMAND.run()

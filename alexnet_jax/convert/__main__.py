@@ -17,7 +17,8 @@ from jaxtyping import Float32
 from alexnet_jax import cli, runtime
 from alexnet_jax.architectures import ARCHITECTURES, Architecture
 from alexnet_jax.checkpoint import Checkpoints
-from alexnet_jax.config import Config, check, define_flags, from_dict
+from alexnet_jax.config import Config, check, from_dict
+from alexnet_jax.config import define_flags as define_config_flags
 from alexnet_jax.convert import caffe, pytorch, stablehlo
 from alexnet_jax.convert.layouts import Blobs, check_blobs, flip_colours, to_blobs, to_params
 from alexnet_jax.data.store import open_store, store_path
@@ -201,9 +202,8 @@ def export(trained: Trained, form: str, path: Path) -> None:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def import_weights(source: str, path: Path) -> Imported:
+def import_weights(options: flags.FlagValues, source: str, path: Path) -> Imported:
     """What the flags and a file say. Raises UserError as the readers do."""
-    options = flags.FLAGS
     if source == "safetensors":
         own = read_own(path)
         check_params(own, path)
@@ -230,9 +230,8 @@ def _check_words(words: Sequence[str], form: str | None) -> tuple[str, Path]:
     return words[0], Path(words[1])
 
 
-def main(words: list[str]) -> None:
+def main(options: flags.FlagValues, words: list[str]) -> None:
     """The command line."""
-    options = flags.FLAGS
     source, path = _check_words(words, options.export)
     if not options.workdir:
         raise UserError("--workdir is missing: name the folder of a run")
@@ -244,7 +243,7 @@ def main(words: list[str]) -> None:
         export(trained, options.export, path)
         print(f"{path}: {trained.title}, {path.stat().st_size:,} bytes")
         return
-    imported = import_weights(source, path)
+    imported = import_weights(options, source, path)
     write_run(imported, options.workdir, f"imported from {path.name}")
     config = imported.config
     print(
@@ -253,13 +252,24 @@ def main(words: list[str]) -> None:
     )
 
 
-if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "folder of a run: a new one for weights that come in")
-    flags.DEFINE_string("step", "latest", "checkpoint to export: a step, 'latest' or 'best' (lowest validation error)")
-    flags.DEFINE_enum("export", None, EXPORTS, "write the network in this format")
+def define_flags(options: flags.FlagValues) -> None:
+    """The flags of this command."""
+    flags.DEFINE_string("workdir", None, "folder of a run: a new one for weights that come in", flag_values=options)
     flags.DEFINE_string(
-        "mean", "", "what was subtracted: R,G,B, a .binaryproto or a .npy; default: the source's ImageNet mean"
+        "step", "latest", "checkpoint to export: a step, 'latest' or 'best' (lowest validation error)", flag_values=options
     )
-    flags.DEFINE_string("classes", "", "file with one class name a line")
-    define_flags(only=("architecture", "dataset", "data_dir", "image_size", "crop_size", "resize"))
-    cli.run_with_words(main)
+    flags.DEFINE_enum("export", None, EXPORTS, "write the network in this format", flag_values=options)
+    flags.DEFINE_string(
+        "mean",
+        "",
+        "what was subtracted: R,G,B, a .binaryproto or a .npy; default: the source's ImageNet mean",
+        flag_values=options,
+    )
+    flags.DEFINE_string("classes", "", "file with one class name a line", flag_values=options)
+    define_config_flags(options, only=("architecture", "dataset", "data_dir", "image_size", "crop_size", "resize"))
+
+
+COMMAND = cli.Command(__doc__, define_flags, main, takes_words=True)
+
+if __name__ == "__main__":
+    COMMAND.run()

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 
 from alexnet_jax import cli, runtime
 from alexnet_jax.analysis import by_lot, confusion, guessed, judge, last_hidden, neighbours, open_data, right_and_wrong
-from alexnet_jax.config import Config, define_flags
+from alexnet_jax.config import Config
+from alexnet_jax.config import define_flags as define_config_flags
 from alexnet_jax.data.dataset import Dataset
 from alexnet_jax.errors import UserError
 from alexnet_jax.figures import (
@@ -102,9 +103,9 @@ def of_images(
         yield f"activations_{activations.layer}", draw_activations(list(images), activations(images), towers, title)
 
 
-def draw(workdir: str, wanted: Sequence[str], rows: Rows) -> Iterator[Named]:
+def draw(options: flags.FlagValues, workdir: str, wanted: Sequence[str], rows: Rows) -> Iterator[Named]:
     """The figures of one run."""
-    options, config = flags.FLAGS, read_config(workdir)
+    config = read_config(workdir)
     title = f"{config.architecture} on {config.dataset}, seed {config.seed}"
     trained = None
     if set(wanted) - set(OF_RECORD):
@@ -122,9 +123,8 @@ def draw(workdir: str, wanted: Sequence[str], rows: Rows) -> Iterator[Named]:
         yield from of_images(trained, dataset, options.split, wanted, activations, options.lot)
 
 
-def main() -> None:
+def main(options: flags.FlagValues) -> None:
     """The command line."""
-    options = flags.FLAGS
     if not options.workdir:
         raise UserError("--workdir is missing: name the folder of a run; repeat it to compare several")
     if unknown := sorted(set(options.only) - set(ALL)):
@@ -139,7 +139,7 @@ def main() -> None:
     try:
         for config, mine in zip(configs, rows, strict=True):
             folder = Path(config.workdir) / "figures"
-            for name, figure in draw(config.workdir, options.only, mine):
+            for name, figure in draw(options, config.workdir, options.only, mine):
                 print(save_figure(figure, folder, name), flush=True)
         if "training_error" in options.only:
             folder = Path(options.workdir[0]) / "figures"
@@ -149,16 +149,35 @@ def main() -> None:
         raise UserError(f"--workdir={folder.parent}: {folder} cannot be written: {error.strerror or error}") from error
 
 
-if __name__ == "__main__":
-    flags.DEFINE_multi_string("workdir", [], "folder of a run; the figures go to its folder figures/; repeat it to compare")
-    flags.DEFINE_string("step", "latest", "checkpoint: a step, 'latest' or 'best' (lowest validation error)")
-    flags.DEFINE_list(
-        "only", list(ALL), f"figures to draw, comma-separated; {', '.join(OF_RECORD)} and kernels need no images"
+def define_flags(options: flags.FlagValues) -> None:
+    """The flags of this command."""
+    flags.DEFINE_multi_string(
+        "workdir", [], "folder of a run; the figures go to its folder figures/; repeat it to compare", flag_values=options
     )
-    flags.DEFINE_string("layer", "conv1", "layer whose activations are drawn")
-    flags.DEFINE_enum("split", "test", ("train", "validation", "test"), "images that the network is shown")
-    flags.DEFINE_string("data_dir", None, "folder of the prepared sets, if it is not where the run had it")
-    flags.DEFINE_integer("lot", 0, "number by which images are drawn by lot: another one shows others", lower_bound=0)
-    flags.DEFINE_integer("batch_size", 64, "images looked at together", lower_bound=1)
-    define_flags(only=("host_devices",))
-    cli.run(main)
+    flags.DEFINE_string(
+        "step", "latest", "checkpoint: a step, 'latest' or 'best' (lowest validation error)", flag_values=options
+    )
+    flags.DEFINE_list(
+        "only",
+        list(ALL),
+        f"figures to draw, comma-separated; {', '.join(OF_RECORD)} and kernels need no images",
+        flag_values=options,
+    )
+    flags.DEFINE_string("layer", "conv1", "layer whose activations are drawn", flag_values=options)
+    flags.DEFINE_enum(
+        "split", "test", ("train", "validation", "test"), "images that the network is shown", flag_values=options
+    )
+    flags.DEFINE_string(
+        "data_dir", None, "folder of the prepared sets, if it is not where the run had it", flag_values=options
+    )
+    flags.DEFINE_integer(
+        "lot", 0, "number by which images are drawn by lot: another one shows others", lower_bound=0, flag_values=options
+    )
+    flags.DEFINE_integer("batch_size", 64, "images looked at together", lower_bound=1, flag_values=options)
+    define_config_flags(options, only=("host_devices",))
+
+
+COMMAND = cli.Command(__doc__, define_flags, main)
+
+if __name__ == "__main__":
+    COMMAND.run()

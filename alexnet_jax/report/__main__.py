@@ -9,16 +9,15 @@ import matplotlib
 from absl import flags
 
 from alexnet_jax import cli, runtime
-from alexnet_jax.config import define_flags
+from alexnet_jax.config import define_flags as define_config_flags
 from alexnet_jax.errors import UserError
 from alexnet_jax.files import replacing
 from alexnet_jax.report.gather import gather
 from alexnet_jax.report.page import render
 
 
-def main() -> None:
+def main(options: flags.FlagValues) -> None:
     """The command line."""
-    options = flags.FLAGS
     if not options.workdir:
         raise UserError("--workdir is missing: name the folder of a run; repeat it to see several side by side")
     out = Path(options.out) if options.out else Path(options.workdir[0]) / "report.html"
@@ -40,13 +39,27 @@ def main() -> None:
     print(out)
 
 
+def define_flags(options: flags.FlagValues) -> None:
+    """The flags of this command."""
+    flags.DEFINE_multi_string("workdir", [], "folder of a run; repeat it to see several side by side", flag_values=options)
+    flags.DEFINE_string("out", "", "file of the page, in place of report.html in the first --workdir", flag_values=options)
+    flags.DEFINE_string(
+        "step", "latest", "checkpoint: a step, 'latest' or 'best' (lowest validation error)", flag_values=options
+    )
+    flags.DEFINE_enum(
+        "split", "test", ("train", "validation", "test"), "images that the networks are shown", flag_values=options
+    )
+    flags.DEFINE_string(
+        "data_dir", None, "folder of the prepared sets, if it is not where the runs had it", flag_values=options
+    )
+    flags.DEFINE_integer(
+        "lot", 0, "number by which images are drawn by lot: another one shows others", lower_bound=0, flag_values=options
+    )
+    flags.DEFINE_integer("batch_size", 64, "images looked at together", lower_bound=1, flag_values=options)
+    define_config_flags(options, only=("host_devices",))
+
+
+COMMAND = cli.Command(__doc__, define_flags, main)
+
 if __name__ == "__main__":
-    flags.DEFINE_multi_string("workdir", [], "folder of a run; repeat it to see several side by side")
-    flags.DEFINE_string("out", "", "file of the page, in place of report.html in the first --workdir")
-    flags.DEFINE_string("step", "latest", "checkpoint: a step, 'latest' or 'best' (lowest validation error)")
-    flags.DEFINE_enum("split", "test", ("train", "validation", "test"), "images that the networks are shown")
-    flags.DEFINE_string("data_dir", None, "folder of the prepared sets, if it is not where the runs had it")
-    flags.DEFINE_integer("lot", 0, "number by which images are drawn by lot: another one shows others", lower_bound=0)
-    flags.DEFINE_integer("batch_size", 64, "images looked at together", lower_bound=1)
-    define_flags(only=("host_devices",))
-    cli.run(main)
+    COMMAND.run()

