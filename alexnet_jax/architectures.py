@@ -27,7 +27,7 @@ def _paper() -> Architecture:
     return Architecture(
         name="paper",
         layers=(
-            Convolution(name="conv1", width=96, kernel=11, stride=4, overhang=True, reads="image", after=pooled),
+            Convolution(name="conv1", width=96, kernel=11, stride=4, ceil_mode=True, reads="image", after=pooled),
             Convolution(name="conv2", width=256, kernel=5, padding=2, bias=1.0, after=pooled),
             Convolution(name="conv3", width=384, kernel=3, padding=1, reads="all", init_std=0.03),
             Convolution(name="conv4", width=384, kernel=3, padding=1, init_std=0.03, bias=1.0),
@@ -53,7 +53,7 @@ def _caffe(paper: Architecture) -> Architecture:
     Its groups are not towers to its LRN, which reaches over their edge.
     """
     pooled = (Relu(), ResponseNorm(across="all_maps", k=1.0), MaxPool())
-    table = paper.changed("conv1", after=pooled, overhang=False)
+    table = paper.changed("conv1", after=pooled, ceil_mode=False)
     table = table.changed("conv2", after=pooled, bias=0.1)
     table = table.changed("conv3", init_std=0.01)
     for name in ("conv4", "conv5"):
@@ -103,12 +103,12 @@ def _without(paper: Architecture, layer: str) -> Architecture:
 def _non_overlapping_pool(paper: Architecture) -> Architecture:
     """2x2 windows at stride 2 instead of 3x3 (Section 3.4). On the paper's sizes, 55, 27 and 13 px, windows that reach
     over the edge would give one row more, so they are dropped and every layer keeps its shape."""
-    pool = MaxPool(size=2, overhang=False)
+    pool = MaxPool(size=2, ceil_mode=False)
     return _with_pooled(paper, "non_overlapping_pool", Relu(), ResponseNorm(), pool).changed("conv5", after=(Relu(), pool))
 
 
 def _narrow(paper: Architecture, name: str, divisor: int) -> Architecture:
-    """All widths divided by `divisor`. Layers of so fewer inputs start from a larger deviation, which keeps their outputs'."""
+    """All widths divided by `divisor`. Initial deviations grow with its root, which keeps the size of the activations."""
     layers = []
     for layer in paper.layers:
         if not isinstance(layer, Classifier):
@@ -121,7 +121,7 @@ def _narrow(paper: Architecture, name: str, divisor: int) -> Architecture:
 
 def _torchvision() -> Architecture:
     """The "one weird trick" net (arXiv 1404.5997) as torchvision has it: one tower, no LRN, dropout before fc6 and fc7."""
-    pool = MaxPool(overhang=False)
+    pool = MaxPool(ceil_mode=False)
     return Architecture(
         name="torchvision",
         towers=1,

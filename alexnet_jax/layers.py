@@ -4,6 +4,7 @@ A table is read by `alexnet_jax.network.Network`, which runs it on the towers th
 all towers, as in Section 3.5 of the paper ("the second layer ... filters it with 256 kernels").
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -42,13 +43,13 @@ class ResponseNorm:
 class MaxPool:
     """Max-pooling, overlapping by default (Section 3.4).
 
-    `overhang`: the last window may hang over the right and bottom edge, as in cuda-convnet and Caffe; otherwise it is
-    dropped, as in PyTorch.
+    `ceil_mode`: the last window may reach over the right and bottom edge, as in cuda-convnet and Caffe. Without it that
+    window is dropped, as in PyTorch.
     """
 
     size: int = 3
     stride: int = 2
-    overhang: bool = True
+    ceil_mode: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,7 @@ class Convolution:
     kernel: int
     stride: int = 1
     padding: int = 0
-    overhang: bool = False
+    ceil_mode: bool = False
     shared: bool = True
     reads: Reads = "own"
     init_std: float | None = 0.01
@@ -131,43 +132,95 @@ class Architecture:
         return replace(self, layers=tuple(changed if old.name == layer_name else old for old in self.layers))
 
 
-def sliding_windows(size: int, window: int, stride: int, overhang: bool) -> tuple[int, int]:
-    """How many windows fit along a side of `size`, and how far the last one reaches over the edge (0 without `overhang`)."""
-    steps = -(-(size - window) // stride) if overhang else (size - window) // stride
+def sliding_windows(size: int, window: int, stride: int, ceil_mode: bool) -> tuple[int, int]:
+    """How many windows fit along a side of `size`, and how many pixels the last one reaches over the edge."""
+    steps = -(-(size - window) // stride) if ceil_mode else (size - window) // stride
     return steps + 1, max(0, steps * stride + window - size)
 
 
 def convolution_padding(layer: Convolution, size: int) -> tuple[int, int]:
     """Zeros (before, after) along one side of `size` pixels: a 224 px input of the paper's conv1 gets (0, 3)."""
-    reach = sliding_windows(size + 2 * layer.padding, layer.kernel, layer.stride, layer.overhang)[1]
+    reach = sliding_windows(size + 2 * layer.padding, layer.kernel, layer.stride, layer.ceil_mode)[1]
     return layer.padding, layer.padding + reach
 
 
-def windows_along(layer: Convolution, size: int) -> int:
-    """How many windows of a convolution lie along a side of `size` pixels."""
-    return sliding_windows(size + 2 * layer.padding, layer.kernel, layer.stride, layer.overhang)[0]
+@dataclass(frozen=True, kw_only=True)
+class LayerShapes:
+    """One layer of a table at a given input size. Everything is per tower unless it says otherwise."""
+
+    layer: Layer
+    towers: int
+    in_side: int  # pixels along a side of what the layer reads; 1 after a dense layer
+    in_maps: int  # those of all towers where it reads all
+    conv_side: int  # pixels along a side of the convolution's own output; 1 for a dense layer
+    out_side: int  # after the operations that follow
+    out_maps: int
+    kernel: tuple[int, ...]
+    bias: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """Of the layer."""
+        return self.layer.name
+
+    @property
+    def parameters(self) -> int:
+        """Weights and biases, all towers together."""
+        biases = 1 if isinstance(self.layer, Classifier) else self.towers
+        return self.towers * math.prod(self.kernel) + biases * math.prod(self.bias)
+
+    @property
+    def multiply_adds(self) -> int:
+        """For one image, forward, all towers together."""
+        shared = isinstance(self.layer, Convolution) and self.layer.shared
+        return self.towers * math.prod(self.kernel) * (self.conv_side**2 if shared else 1)
+
+    @property
+    def gathered(self) -> int:
+        """Values of one image that a tower gets from each other one before this layer."""
+        if isinstance(self.layer, Classifier) or self.layer.reads != "all":
+            return 0
+        return self.in_side**2 * self.in_maps // self.towers
 
 
-def output_sizes(architecture: Architecture, crop_size: int) -> dict[str, int]:
-    """Side in pixels of each convolution's output after the operations that follow it, by layer name.
+def trace(table: Architecture, crop_size: int, classes: int = 1000) -> tuple[LayerShapes, ...]:
+    """The shapes of every layer of a table, in order.
 
     Raises:
         UserError: `crop_size` is too small for the layers.
     """
-    sizes: dict[str, int] = {}
-    size = crop_size
-    for layer in architecture.layers:
-        if not isinstance(layer, Convolution):
-            continue
-        windows: list[tuple[int, int, bool]] = [(layer.kernel, layer.stride, layer.overhang)]
-        windows += [(op.size, op.stride, op.overhang) for op in layer.after if isinstance(op, MaxPool)]
-        for index, (window, stride, overhang) in enumerate(windows):
-            padded = size + 2 * layer.padding * (index == 0)
-            if padded < window:
-                raise UserError(
-                    f"--crop_size={crop_size} is too small for --architecture={architecture.name}: "
-                    f"{layer.name} gets {size} px for a window of {window}; use a larger crop"
-                )
-            size = sliding_windows(padded, window, stride, overhang)[0]
-        sizes[layer.name] = size
-    return sizes
+    traced: list[LayerShapes] = []
+    side, maps = crop_size, 3
+    for layer in table.layers:
+        reads_all = not isinstance(layer, Classifier) and layer.reads == "all"
+        in_maps, conv_side, out_side = maps * table.towers if reads_all else maps, 1, 1
+        if isinstance(layer, Convolution):
+            conv_side, out_side = _sides(table, layer, side, crop_size)
+            out_maps = layer.width // table.towers
+            kernel, bias = (layer.kernel, layer.kernel, in_maps, out_maps), (out_maps,)
+            if not layer.shared:
+                kernel = (conv_side, conv_side, math.prod(kernel[:-1]), out_maps)
+                bias = (conv_side, conv_side, out_maps)
+        else:
+            out_maps = classes if isinstance(layer, Classifier) else layer.width // table.towers
+            kernel, bias = (side * side * in_maps, out_maps), (out_maps,)
+        shapes = {"in_side": side, "in_maps": in_maps, "conv_side": conv_side, "out_side": out_side, "out_maps": out_maps}
+        traced.append(LayerShapes(layer=layer, towers=table.towers, kernel=kernel, bias=bias, **shapes))
+        side, maps = out_side, out_maps
+    return tuple(traced)
+
+
+def _sides(table: Architecture, layer: Convolution, side: int, crop_size: int) -> tuple[int, int]:
+    """Pixels along a side after the convolution, and after the pooling that follows it."""
+    windows = [(layer.kernel, layer.stride, layer.ceil_mode)]
+    windows += [(op.size, op.stride, op.ceil_mode) for op in layer.after if isinstance(op, MaxPool)]
+    sides, padding = [side], 2 * layer.padding
+    for window, stride, ceil_mode in windows:
+        if sides[-1] + padding < window:
+            raise UserError(
+                f"--crop_size={crop_size} is too small for --architecture={table.name}: "
+                f"{layer.name} gets {sides[-1]} px for a window of {window}; use a larger crop"
+            )
+        sides.append(sliding_windows(sides[-1] + padding, window, stride, ceil_mode)[0])
+        padding = 0
+    return sides[1], sides[-1]

@@ -14,21 +14,21 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Key
 
-from alexnet_jax import ops
+from alexnet_jax import gradients, ops
 from alexnet_jax.layers import (
     Architecture,
     Classifier,
     Convolution,
     Dense,
     Dropout,
+    LayerShapes,
     MaxPool,
     Operation,
     Relu,
     ResponseNorm,
     Tanh,
     convolution_padding,
-    output_sizes,
-    windows_along,
+    trace,
 )
 from alexnet_jax.topology import Axis
 
@@ -50,19 +50,12 @@ class Weights(nnx.Module):
     outputs), and has a bias for each position too.
     """
 
-    def __init__(
-        self,
-        spec: Convolution | Dense | Classifier,
-        towers: int,
-        shape: tuple[int, ...],
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, shapes: LayerShapes, rngs: nnx.Rngs):
+        spec, towers = shapes.layer, shapes.towers
         local = isinstance(spec, Convolution) and not spec.shared
-        fan_in = shape[-2] if local else math.prod(shape[:-1])
-        bias_shape = shape[:2] + shape[-1:] if local else shape[-1:]
-        if not isinstance(spec, Classifier):
-            bias_shape = (towers, *bias_shape)
-        self.kernel = nnx.Param(_initial(spec.init_std, fan_in, (towers, *shape), rngs.params()))
+        fan_in = shapes.kernel[-2] if local else math.prod(shapes.kernel[:-1])
+        bias_shape = shapes.bias if isinstance(spec, Classifier) else (towers, *shapes.bias)
+        self.kernel = nnx.Param(_initial(spec.init_std, fan_in, (towers, *shapes.kernel), rngs.params()))
         if spec.init_std is None:
             self.bias = nnx.Param(_initial(None, fan_in, bias_shape, rngs.params()))
         else:
@@ -98,24 +91,8 @@ class Network(nnx.Module):
         """
         self.architecture = architecture
         self.dtype = dtype
-        sizes = output_sizes(architecture, crop_size)
-        towers, layers, maps, side = architecture.towers, {}, 3, crop_size
-        for spec in architecture.layers:
-            inputs = maps * towers if not isinstance(spec, Classifier) and spec.reads == "all" else maps
-            if isinstance(spec, Convolution):
-                maps = spec.width // towers
-                shape = (spec.kernel, spec.kernel, inputs, maps)
-                if not spec.shared:
-                    positions = (windows_along(spec, side),) * 2
-                    shape = (*positions, math.prod(shape[:-1]), maps)
-                side = sizes[spec.name]
-            elif isinstance(spec, Dense):
-                maps = spec.width // towers
-                shape, side = (side * side * inputs, maps), 1
-            else:
-                shape = (side * side * inputs, classes)
-            layers[spec.name] = Weights(spec, towers, shape, rngs)
-        self.layers = nnx.Dict(layers)
+        shapes = trace(architecture, crop_size, classes)
+        self.layers = nnx.Dict({layer.name: Weights(layer, rngs) for layer in shapes})
 
     def __call__(
         self,
@@ -179,7 +156,7 @@ def _flat(x: Towers) -> Float[Array, "towers batch units"]:
 
 def _apply(spec: Convolution | Dense, x: Towers, kernels: Float[Array, "towers ..."], biases: Array) -> Towers:
     if isinstance(spec, Dense):
-        return tuple(ops.dense(_flat(x), kernels) + biases[:, None])
+        return tuple(gradients.dense(_flat(x), kernels) + biases[:, None])
     return tuple(convolve(spec, x_t, kernels[t]) + biases[t] for t, x_t in enumerate(x))
 
 
@@ -187,7 +164,7 @@ def convolve(spec: Convolution, x: Float[Array, "batch height width maps"], kern
     """One tower's convolution, without its bias."""
     height, width = (convolution_padding(spec, size) for size in x.shape[1:3])
     if spec.shared:
-        return ops.convolution(x, kernel, spec.stride, (height, width))
+        return gradients.convolution(x, kernel, spec.stride, (height, width))
     return ops.local_convolution(x, kernel, spec.kernel, spec.stride, (height, width))
 
 
@@ -195,17 +172,17 @@ def _operate(operation: Operation, x: Towers, number: int, tower: Axis, dropout_
     """One operation on every tower held. `number` is the layer's, which gives its dropout a stream of its own."""
     match operation:
         case Relu():
-            return tuple(map(ops.relu, x))
+            return tuple(map(gradients.relu, x))
         case Tanh():
             return tuple(map(jnp.tanh, x))
         case ResponseNorm(across="all_maps"):
             maps, first = x[0].shape[-1], tower.index() * len(x)
-            normed = ops.response_norm(tower.gather(jnp.concatenate(x, axis=-1)), operation)
+            normed = gradients.response_norm(tower.gather(jnp.concatenate(x, axis=-1)), operation)
             return tuple(lax.dynamic_slice_in_dim(normed, (first + t) * maps, maps, -1) for t in range(len(x)))
         case ResponseNorm():
-            return tuple(ops.response_norm(x_t, operation) for x_t in x)
+            return tuple(gradients.response_norm(x_t, operation) for x_t in x)
         case MaxPool():
-            return tuple(ops.max_pool(x_t, operation) for x_t in x)
+            return tuple(gradients.max_pool(x_t, operation) for x_t in x)
         case Dropout():
             if dropout_keys is None:
                 return x

@@ -23,7 +23,7 @@ from alexnet_jax import cli, runtime
 from alexnet_jax.benchmark.ours import CLASSES, noise_batch, training_flops
 from alexnet_jax.config import Config
 from alexnet_jax.figures import write_figure
-from alexnet_jax.layers import output_sizes
+from alexnet_jax.layers import trace
 from alexnet_jax.step import Knobs, Model, Pixels, make_model, make_train_step
 from alexnet_jax.topology import make_topology
 
@@ -64,14 +64,8 @@ class Network:
 def network(config: Config) -> Network:
     """The numbers of the config's architecture."""
     model = make_model(config, CLASSES, make_topology("1x1", config.table().towers, config.batch_size))
-    table, sizes = config.table(), output_sizes(config.table(), config.crop)
-    gathered, maps = 0, (0, 0)  # the other tower's values, and what the layer before leaves: width and side
-    for layer in table.layers:
-        width = getattr(layer, "width", CLASSES)
-        if getattr(layer, "reads", None) == "all":
-            gathered += maps[0] // table.towers * maps[1] ** 2
-        maps = (width, sizes.get(layer.name, 1))
-    total = sum(x.size for weights in model.shapes.values() for x in weights.values())
+    layers = trace(config.table(), config.crop, CLASSES)
+    gathered, total = (sum(getattr(layer, name) for layer in layers) for name in ("gathered", "parameters"))
     return Network(training_flops(model), total, CLASSES, gathered, CLASSES)
 
 

@@ -11,7 +11,7 @@ from alexnet_jax.runtime import cache_folder
 DEVICES = 8
 # With a bound JAX guards the cache by a lock, which several workers and the processes that they start need.
 CACHE = {
-    "jax_compilation_cache_dir": str(cache_folder("tests")),
+    "jax_compilation_cache_dir": os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(cache_folder("tests")),
     "jax_compilation_cache_max_size": 4 << 30,
     "jax_persistent_cache_min_compile_time_secs": 0.0,
 }

@@ -6,7 +6,7 @@ import pytest
 
 from alexnet_jax.architectures import ARCHITECTURES, with_overrides
 from alexnet_jax.errors import UserError
-from alexnet_jax.layers import Convolution, Dropout, convolution_padding, output_sizes
+from alexnet_jax.layers import Convolution, Dropout, convolution_padding, trace
 from alexnet_jax.network import split
 
 PARAMETERS = {
@@ -58,7 +58,8 @@ def test_sizes_after_each_convolution(name, crop_size):
     sizes = {"conv1": 27, "conv2": 13, "conv3": 13, "conv4": 13, "conv5": 6}
     if name == "no_conv4":
         del sizes["conv4"]
-    assert output_sizes(ARCHITECTURES[name], crop_size) == sizes
+    found = {one.name: one.out_side for one in trace(ARCHITECTURES[name], crop_size) if isinstance(one.layer, Convolution)}
+    assert found == sizes
 
 
 def test_conv1_of_224_hangs_three_pixels_over():
@@ -79,8 +80,8 @@ def test_too_small_a_crop_names_the_layer():
     with pytest.raises(
         UserError, match=r"--crop_size=20 is too small for --architecture=paper: conv2 gets 2 px for a window of 3"
     ):
-        output_sizes(ARCHITECTURES["paper"], 20)
-    assert output_sizes(ARCHITECTURES["paper"], 63)["conv5"] == 1
+        trace(ARCHITECTURES["paper"], 20)
+    assert trace(ARCHITECTURES["paper"], 63)[4].out_side == 1
 
 
 def test_overrides_leave_zero_biases_and_take_dropout_out():

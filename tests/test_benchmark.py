@@ -7,10 +7,10 @@ import pytest
 from networks import CROP, SIZE, run, tiny_flags
 from PIL import Image
 
-from alexnet_jax.benchmark.layers import forward_macs, places
 from alexnet_jax.benchmark.ours import training_flops
 from alexnet_jax.benchmark.worker import Failed, Worker
 from alexnet_jax.config import Config
+from alexnet_jax.layers import trace
 from alexnet_jax.step import make_model
 from alexnet_jax.topology import make_topology
 
@@ -62,7 +62,7 @@ def paper_model(**fields):
 
 def test_the_operations_of_the_paper_are_counted():
     """724 million multiplications (Section 3.5's layers); 4.136 GFLOP per training image, no gradient for the pixels."""
-    macs = forward_macs(paper_model(crop_size=227))
+    macs = {one.name: one.multiply_adds for one in trace(Config().table(), 227)}
     assert macs["conv1"] == 55 * 55 * 11 * 11 * 3 * 96
     assert macs["conv2"] == 27 * 27 * 5 * 5 * 48 * 256
     assert macs["conv3"] == 13 * 13 * 9 * 256 * 384
@@ -71,7 +71,7 @@ def test_the_operations_of_the_paper_are_counted():
 
 
 def test_the_sides_are_those_of_the_network():
-    sides = {place.layer.name: place[1:] for place in places(Config().table(), 227)}
+    sides = {one.name: (one.in_side, one.conv_side) for one in trace(Config().table(), 227)}
     assert sides["conv1"] == (227, 55)
     assert sides["conv2"] == (27, 27)
     assert sides["conv5"] == (13, 13)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from alexnet_jax import ops
+from alexnet_jax import gradients, ops
 from alexnet_jax.layers import MaxPool, ResponseNorm
 
 
@@ -44,7 +44,7 @@ def max_pool_loop(x, pool):
     height, width = x.shape[1:3]
 
     def count(size):
-        return 1 + (-(-(size - pool.size) // pool.stride) if pool.overhang else (size - pool.size) // pool.stride)
+        return 1 + (-(-(size - pool.size) // pool.stride) if pool.ceil_mode else (size - pool.size) // pool.stride)
 
     y = np.zeros((x.shape[0], count(height), count(width), x.shape[3]), x.dtype)
     weights = draw(*y.shape, seed=9)
@@ -64,25 +64,25 @@ def test_response_norm_values_and_gradient(norm):
     x, g = 10 * draw(2, 3, 4, 7), draw(2, 3, 4, 7, seed=1)
     x[0, 0] = 0
     x, g = jnp.asarray(x), jnp.asarray(g)
-    np.testing.assert_allclose(ops.response_norm(x, norm), response_norm_loop(np.asarray(x), norm), rtol=1e-5)
+    np.testing.assert_allclose(gradients.response_norm(x, norm), response_norm_loop(np.asarray(x), norm), rtol=1e-5)
 
     def plain(x):  # an independent route: autodiff of reduce_window
         total = lax.reduce_window(x * x, 0.0, lax.add, (1, 1, 1, norm.size), (1, 1, 1, 1), "SAME")
         return x / (norm.k + norm.alpha * total) ** norm.beta
 
-    ours = jax.vjp(lambda x: ops.response_norm(x, norm), x)[1](g)[0]
+    ours = jax.vjp(lambda x: gradients.response_norm(x, norm), x)[1](g)[0]
     np.testing.assert_allclose(ours, jax.vjp(plain, x)[1](g)[0], rtol=1e-4, atol=1e-6)
 
 
 def test_response_norm_in_the_same_map():
     norm = ResponseNorm(across="space", alpha=0.1, k=1.0)
     x = draw(2, 6, 7, 3)
-    np.testing.assert_allclose(ops.response_norm(jnp.asarray(x), norm), same_map_norm_loop(x, norm), rtol=1e-5)
+    np.testing.assert_allclose(gradients.response_norm(jnp.asarray(x), norm), same_map_norm_loop(x, norm), rtol=1e-5)
 
 
 def test_response_norm_computes_in_float32_under_bfloat16():
     x = jnp.asarray(50 * draw(2, 3, 3, 9), jnp.bfloat16)
-    ours = ops.response_norm(x, ResponseNorm())
+    ours = gradients.response_norm(x, ResponseNorm())
     assert ours.dtype == jnp.bfloat16
     exact = response_norm_loop(np.asarray(x, np.float32), ResponseNorm())
     np.testing.assert_array_equal(ours, jnp.asarray(exact).astype(jnp.bfloat16))
@@ -90,32 +90,32 @@ def test_response_norm_computes_in_float32_under_bfloat16():
 
 def test_response_norm_refuses_an_even_window():
     with pytest.raises(ValueError, match="odd window"):
-        ops.response_norm(jnp.ones((1, 1, 1, 4)), ResponseNorm(size=4))
+        gradients.response_norm(jnp.ones((1, 1, 1, 4)), ResponseNorm(size=4))
 
 
 @pytest.mark.parametrize("size", [(7, 7), (6, 9), (3, 3)])
 @pytest.mark.parametrize(
-    "pool", [MaxPool(), MaxPool(overhang=False), MaxPool(size=2, overhang=False), MaxPool(size=2), MaxPool(stride=1),
-             MaxPool(size=2, stride=3, overhang=False), MaxPool(size=3, stride=3)], ids=str
+    "pool", [MaxPool(), MaxPool(ceil_mode=False), MaxPool(size=2, ceil_mode=False), MaxPool(size=2), MaxPool(stride=1),
+             MaxPool(size=2, stride=3, ceil_mode=False), MaxPool(size=3, stride=3)], ids=str
 )  # fmt: skip
 def test_max_pool_on_ties(size, pool):
     x = draw(2, *size, 5, ties=True)
     y, weights, gradient = max_pool_loop(x, pool)
-    np.testing.assert_array_equal(ops.max_pool(jnp.asarray(x), pool), y)
-    ours = jax.vjp(lambda x: ops.max_pool(x, pool), jnp.asarray(x))[1](weights)[0]
+    np.testing.assert_array_equal(gradients.max_pool(jnp.asarray(x), pool), y)
+    ours = jax.vjp(lambda x: gradients.max_pool(x, pool), jnp.asarray(x))[1](weights)[0]
     np.testing.assert_allclose(ours, gradient, rtol=1e-6, atol=1e-6)
 
 
 def test_max_pool_passes_nan_on():
     x = draw(1, 5, 5, 1)
     x[0, 2, 2, 0] = np.nan
-    assert np.isnan(ops.max_pool(jnp.asarray(x), MaxPool())).all()
+    assert np.isnan(gradients.max_pool(jnp.asarray(x), MaxPool())).all()
 
 
 def test_relu_gradient_is_zero_at_zero():
     x = jnp.array([-1.0, 0.0, 2.0])
-    np.testing.assert_array_equal(ops.relu(x), [0, 0, 2])
-    np.testing.assert_array_equal(jax.grad(lambda x: ops.relu(x).sum())(x), [0, 0, 1])
+    np.testing.assert_array_equal(gradients.relu(x), [0, 0, 2])
+    np.testing.assert_array_equal(jax.grad(lambda x: gradients.relu(x).sum())(x), [0, 0, 1])
 
 
 def test_small_convolution():
@@ -126,14 +126,14 @@ def test_small_convolution():
         for j in range(3):
             patch = padded[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 2]
             expected[:, i, j] = np.einsum("bhwc,hwco->bo", patch, kernel)
-    ours = ops.convolution(jnp.asarray(x), jnp.asarray(kernel), 2, ((1, 0), (0, 2)))
+    ours = gradients.convolution(jnp.asarray(x), jnp.asarray(kernel), 2, ((1, 0), (0, 2)))
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("towers", [1, 2])
 def test_dense_is_one_product_per_tower_with_its_gradients(towers):
     x, kernel, g = draw(towers, 5, 7), draw(towers, 7, 3, seed=1), draw(towers, 5, 3, seed=2)
-    y, pull = jax.vjp(ops.dense, jnp.asarray(x), jnp.asarray(kernel))
+    y, pull = jax.vjp(gradients.dense, jnp.asarray(x), jnp.asarray(kernel))
     dx, dkernel = pull(jnp.asarray(g))
     for t in range(towers):
         for ours, expected in ((y, x[t] @ kernel[t]), (dx, g[t] @ kernel[t].T), (dkernel, x[t].T @ g[t])):
@@ -180,7 +180,7 @@ def test_a_convolution_has_the_gradients_of_the_plain_one(side, kernel, stride, 
         return lax.conv_general_dilated(x, w, (stride, stride), (padding, padding), dimension_numbers=names)
 
     expected, pull = jax.vjp(plain, x, w)
-    got, ours = jax.vjp(lambda x, w: ops.convolution(x, w, stride, (padding, padding)), x, w)
+    got, ours = jax.vjp(lambda x, w: gradients.convolution(x, w, stride, (padding, padding)), x, w)
     g = jnp.asarray(rng.normal(size=expected.shape), jnp.float32)
     np.testing.assert_array_equal(got, expected)
     for mine, reference in zip(jax.jit(ours)(g), pull(g), strict=True):

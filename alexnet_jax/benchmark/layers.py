@@ -1,6 +1,5 @@
 """Each layer alone, forward and both gradients, against this machine's own matrix product."""
 
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -9,18 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from alexnet_jax import ops
-from alexnet_jax.layers import Architecture, Convolution, Layer, MaxPool, convolution_padding, sliding_windows
+from alexnet_jax import gradients
+from alexnet_jax.layers import Convolution, trace
 from alexnet_jax.network import convolve
 from alexnet_jax.step import Model
-
-
-class Place(NamedTuple):
-    """A layer and the sides in pixels of what it reads and of what its products make; 1 for a dense one."""
-
-    layer: Layer
-    input_side: int
-    output_side: int
 
 
 class LayerRate(NamedTuple):
@@ -32,54 +23,24 @@ class LayerRate(NamedTuple):
     flops_per_second: float
 
 
-def places(architecture: Architecture, crop_size: int) -> Iterator[Place]:
-    """The layers in order."""
-    side = crop_size
-    for layer in architecture.layers:
-        if not isinstance(layer, Convolution):
-            yield Place(layer, side, 1)
-            side = 1
-            continue
-        padding = sum(convolution_padding(layer, side))
-        out = (side + padding - layer.kernel) // layer.stride + 1
-        yield Place(layer, side, out)
-        side = out
-        for pool in layer.after:
-            if isinstance(pool, MaxPool):
-                side, _ = sliding_windows(side, pool.size, pool.stride, pool.overhang)
-
-
-def forward_macs(model: Model) -> dict[str, int]:
-    """Multiplications per image of each layer, all towers together."""
-    kernels = {name: math.prod(weights["kernel"].shape) for name, weights in model.shapes.items()}
-    table = model.config.table()
-    positions = {  # a locally connected kernel has those itself
-        layer.name: 1 if isinstance(layer, Convolution) and not layer.shared else side**2
-        for layer, _, side in places(table, model.config.crop)
-    }
-    return {name: positions[name] * kernels[name] for name in positions}
-
-
 def measure_layers(model: Model, repeats: int) -> Iterator[LayerRate]:
     """Every layer and direction in turn, the median of `repeats` calls, on the first device."""
     batch, dtype = model.config.batch_size, jnp.dtype(model.config.precision)
-    macs = forward_macs(model)
-    for number, (layer, side, _) in enumerate(places(model.config.table(), model.config.crop)):
-        shape = model.shapes[layer.name]["kernel"].shape
-        kernel = _noise(0, shape, dtype)
+    for number, shapes in enumerate(trace(model.config.table(), model.config.crop, model.classes)):
+        layer, towers, side = shapes.layer, shapes.towers, shapes.in_side
+        kernel = _noise(0, (towers, *shapes.kernel), dtype)
         if isinstance(layer, Convolution):
-            maps = shape[-2] if layer.shared else shape[-2] // layer.kernel**2
-            x: Any = tuple(_noise(1 + t, (batch, side, side, maps), dtype) for t in range(shape[0]))
+            x: Any = tuple(_noise(1 + t, (batch, side, side, shapes.in_maps), dtype) for t in range(towers))
 
             def apply(x, kernel, layer=layer):
                 return tuple(convolve(layer, x_t, kernel[t]) for t, x_t in enumerate(x))
         else:
-            x, apply = _noise(1, (shape[0], batch, shape[1]), dtype), ops.dense
+            x, apply = _noise(1, (towers, batch, shapes.kernel[0]), dtype), gradients.dense
         for direction, function, arguments in _directions(apply, x, kernel):
             if direction == "input gradient" and number == 0:  # images have none
                 continue
             seconds = _seconds(function, arguments, repeats)
-            yield LayerRate(layer.name, direction, seconds, 2 * batch * macs[layer.name] / seconds)
+            yield LayerRate(layer.name, direction, seconds, 2 * batch * shapes.multiply_adds / seconds)
 
 
 def _directions(apply: Callable[..., Any], x: Any, kernel: Any) -> Iterator[tuple[str, Callable[..., Any], tuple[Any, ...]]]:

@@ -10,10 +10,10 @@ from jax.sharding import PartitionSpec as P
 
 from alexnet_jax import runtime
 from alexnet_jax.augment import COLOUR_NOISE
-from alexnet_jax.benchmark.layers import forward_macs
 from alexnet_jax.config import Config
 from alexnet_jax.data.loader import Batch
 from alexnet_jax.evaluate import Evaluator, make_viewer
+from alexnet_jax.layers import trace
 from alexnet_jax.network import merge
 from alexnet_jax.step import Knobs, Model, Pixels, make_model, make_train_step
 from alexnet_jax.topology import make_topology
@@ -102,6 +102,5 @@ def _prediction(model: Model, mode: Mode) -> Callable[[], Any]:
 
 def training_flops(model: Model) -> int:
     """Floating point operations of a training step per image: two per multiplication, no input gradient for conv1."""
-    macs = forward_macs(model)
-    first = next(iter(macs))
-    return 2 * (3 * sum(macs.values()) - macs[first])
+    first, *others = (layer.multiply_adds for layer in trace(model.config.table(), model.config.crop, model.classes))
+    return 2 * (2 * first + 3 * sum(others))

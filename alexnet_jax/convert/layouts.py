@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from alexnet_jax.errors import UserError
-from alexnet_jax.layers import Architecture, Classifier, Convolution, Dense, output_sizes
+from alexnet_jax.layers import Architecture, Classifier, Convolution, Dense, trace
 from alexnet_jax.network import Params
 
 
@@ -47,17 +47,15 @@ def check_expressible(table: Architecture) -> None:
 def blob_shapes(table: Architecture, classes: int, crop_size: int) -> dict[str, tuple[int, ...]]:
     """The shape of every layer's weight in the layout of Caffe and PyTorch. Raises UserError as `check_expressible`."""
     check_expressible(table)
-    sizes = output_sizes(table, crop_size)
-    shapes, maps, side = {}, 3, 1
-    for layer in table.layers:
-        if isinstance(layer, Convolution):
-            shapes[layer.name] = (layer.width, maps // groups(table, layer), layer.kernel, layer.kernel)
-            maps, side = layer.width, sizes[layer.name]
-        elif isinstance(layer, Dense):
-            shapes[layer.name] = (layer.width, maps * side * side)
-            maps, side = layer.width, 1
-        else:
-            shapes[layer.name] = (classes, maps * side * side)
+    shapes = {}
+    for one in trace(table, crop_size, classes):
+        match one.layer:
+            case Convolution(width=width, kernel=size):
+                shapes[one.name] = (width, one.in_maps, size, size)
+            case Dense(width=width):
+                shapes[one.name] = (width, one.kernel[0])
+            case Classifier():
+                shapes[one.name] = (classes, one.towers * one.kernel[0])
     return shapes
 
 
@@ -91,13 +89,14 @@ def check_blobs(blobs: Mapping[str, Blobs], table: Architecture, crop_size: int,
 
 def to_params(blobs: Mapping[str, Blobs], table: Architecture, crop_size: int) -> Params:
     """Parameters from weights that `check_blobs` has passed: float32, conv1's channels in the order they have there."""
-    params, sides = {}, _input_sides(table, crop_size)
-    for layer in table.layers:
+    params = {}
+    for one in trace(table, crop_size):
+        layer = one.layer
         weight, bias = (np.asarray(array, np.float32) for array in blobs[layer.name])
         if isinstance(layer, Convolution):
             kernel = np.stack(np.split(weight.transpose(2, 3, 1, 0), table.towers, axis=-1))
         elif isinstance(layer, Dense):
-            kernel = np.stack(np.split(_rows_first(weight, sides[layer.name]).T, table.towers, axis=-1))
+            kernel = np.stack(np.split(_rows_first(weight, one.in_side).T, table.towers, axis=-1))
         else:  # cut along its inputs: every tower adds its part of the logits
             kernel = np.stack(np.split(weight.T, table.towers, axis=0))
         shared = isinstance(layer, Classifier)
@@ -109,13 +108,14 @@ def to_params(blobs: Mapping[str, Blobs], table: Architecture, crop_size: int) -
 def to_blobs(params: Params, table: Architecture, crop_size: int) -> dict[str, Blobs]:
     """The reverse of `to_params`, to the bit. Raises UserError as `check_expressible`."""
     check_expressible(table)
-    blobs, sides = {}, _input_sides(table, crop_size)
-    for layer in table.layers:
+    blobs = {}
+    for one in trace(table, crop_size):
+        layer = one.layer
         kernel, bias = (np.asarray(params[layer.name][part], np.float32) for part in ("kernel", "bias"))
         if isinstance(layer, Convolution):
             weight = np.concatenate(list(kernel), axis=-1).transpose(3, 2, 0, 1)
         elif isinstance(layer, Dense):
-            weight = _maps_first(np.concatenate(list(kernel), axis=-1).T, sides[layer.name])
+            weight = _maps_first(np.concatenate(list(kernel), axis=-1).T, one.in_side)
         else:
             weight = np.concatenate(list(kernel), axis=0).T
         blobs[layer.name] = Blobs(np.ascontiguousarray(weight), bias.reshape(-1))
@@ -128,17 +128,6 @@ def flip_colours(blobs: Mapping[str, Blobs]) -> dict[str, Blobs]:
     weight = blobs[first].weight
     flipped = weight[:, ::-1] if weight.ndim == 4 else weight  # a wrong shape is `check_blobs`' to tell
     return dict(blobs) | {first: blobs[first]._replace(weight=flipped)}
-
-
-def _input_sides(table: Architecture, crop_size: int) -> dict[str, int]:
-    """Side in pixels of what each dense layer reads."""
-    sides, side, sizes = {}, 1, output_sizes(table, crop_size)
-    for layer in table.layers:
-        if isinstance(layer, Convolution):
-            side = sizes[layer.name]
-        else:
-            sides[layer.name], side = side, 1
-    return sides
 
 
 def _rows_first(weight: Float32[np.ndarray, "outputs inputs"], side: int) -> Float32[np.ndarray, "outputs inputs"]:
