@@ -62,10 +62,10 @@ def open_data(trained: Trained, data_dir: str | None) -> Dataset:
 
 def judge(trained: Trained, split: Subset) -> Judged:
     """Puts a whole split through the network."""
-    topology = trained.model.topology
+    mesh = trained.model.mesh
     member = make_viewer(trained.model, trained.mean), trained.params
     quiet = not sys.stderr.isatty()
-    score, logs = Evaluator(topology, trained.config.batch_size)([member], Feed(topology, split), keep=True, quiet=quiet)
+    score, logs = Evaluator(mesh, trained.config.batch_size)([member], Feed(mesh, split), keep=True, quiet=quiet)
     return Judged(split, score, np.exp(np.asarray(logs)))
 
 

@@ -29,7 +29,7 @@ METRIC = "validation_top1_error"
 def _abstract(model: Model, tree: Any, specs: Any) -> Any:
     """Shapes with the shardings to restore to."""
     return jax.tree.map(
-        lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=model.topology.sharding(spec)), tree, specs
+        lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=model.mesh.sharding(spec)), tree, specs
     )
 
 
@@ -110,8 +110,8 @@ class Checkpoints:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    params=ocp.args.StandardSave(model.topology.whole(state.params, specs.params)),
-                    optimizer=ocp.args.StandardSave(model.topology.whole(state.optimizer, specs.optimizer)),
+                    params=ocp.args.StandardSave(model.mesh.from_compiled(state.params, specs.params)),
+                    optimizer=ocp.args.StandardSave(model.mesh.from_compiled(state.optimizer, specs.optimizer)),
                     progress=ocp.args.JsonSave({**progress, "checksums": sums}),
                 ),
                 metrics=None if error is None else {METRIC: error},
@@ -146,8 +146,8 @@ class Checkpoints:
         """Of the item `name` of a state on the model's mesh."""
         key = (id(model), name)
         if key not in self._checksums:
-            self._checksums[key] = model, make_checksum(model.topology, getattr(model.state_specs, name))
-        return int(model.topology.fetch(self._checksums[key][1](tree), P()))
+            self._checksums[key] = model, make_checksum(model.mesh, getattr(model.state_specs, name))
+        return int(model.mesh.fetch(self._checksums[key][1](tree), P()))
 
     def _changed(self, model: Model, progress: dict[str, Any], **items: Any) -> str:
         """Which item of a state on the model's mesh is not what was saved; '' if all are."""
@@ -208,7 +208,7 @@ class Checkpoints:
         """The state with the host's progress, its checksums included. Raises whatever Orbax does."""
         specs, optimizer = model.state_specs, _optimizer_shapes(model)
         progress = self._item(step, "progress", ocp.args.JsonRestore())
-        counter = model.topology.put(np.int32(progress["step"]), specs.step)
+        counter = model.mesh.put(np.int32(progress["step"]), specs.step)
         params = self._arrays(model, step, "params", model.shapes)
         return TrainState(counter, params, self._arrays(model, step, "optimizer", optimizer)), progress
 
@@ -219,7 +219,7 @@ class Checkpoints:
     def _arrays(self, model: Model, step: int, name: str, shapes: Any) -> Any:
         specs = getattr(model.state_specs, name)
         restored = self._item(step, name, ocp.args.StandardRestore(_abstract(model, shapes, specs)))
-        return model.topology.spread(restored, specs)
+        return model.mesh.to_compiled(restored, specs)
 
     def _check_shapes(self, model: Model, step: int) -> None:
         """Raises UserError if the stored parameters have other names or shapes. What cannot be read is left to `_read`."""

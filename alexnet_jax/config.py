@@ -10,7 +10,7 @@ from absl import flags
 from alexnet_jax import cli
 from alexnet_jax.architectures import ARCHITECTURES, Architecture, with_overrides
 from alexnet_jax.errors import UserError
-from alexnet_jax.topology import Spmd
+from alexnet_jax.mesh import Spmd
 
 SCHEDULES = ("plateau", "steps", "staged", "constant")
 

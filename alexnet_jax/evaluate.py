@@ -30,9 +30,9 @@ from alexnet_jax.data.loader import Subset, evaluation_order
 from alexnet_jax.errors import UserError
 from alexnet_jax.files import replacing
 from alexnet_jax.interrupt import Interrupted
+from alexnet_jax.mesh import TowerMesh, make_mesh
 from alexnet_jax.network import Params
 from alexnet_jax.step import Model, make_model, make_view_step, rank
-from alexnet_jax.topology import Topology, make_topology
 from alexnet_jax.workdir import read_config
 
 
@@ -61,14 +61,14 @@ Member = tuple[Viewer, Params]  # parameters in the form that the compiled funct
 
 def make_viewer(model: Model, mean: Float32[np.ndarray, "size size 3"]) -> Viewer:
     """Make it once per model: every call compiles anew."""
-    return Viewer(make_view_step(model), model.topology.put(mean, P()), model.config.image_size, model.config.crop)
+    return Viewer(make_view_step(model), model.mesh.put(mean, P()), model.config.image_size, model.config.crop)
 
 
 class Evaluator:
     """Evaluates networks on a split. Compiles once; keep it for the next validation."""
 
-    def __init__(self, topology: Topology, batch_size: int):
-        self._topology = topology
+    def __init__(self, mesh: TowerMesh, batch_size: int):
+        self._mesh = mesh
         self._batch_size = batch_size
 
         def average(total, one):
@@ -77,8 +77,8 @@ class Evaluator:
         def judge(log_probabilities, labels):
             return -jnp.take_along_axis(log_probabilities, labels[:, None], 1)[:, 0], rank(log_probabilities, labels)
 
-        self._average = topology.compile(average, (P("data"), P("data")), P("data"), donate=(0,))
-        self._judge = topology.compile(judge, (P("data"), P("data")), (P("data"), P("data")))
+        self._average = mesh.compile(average, (P("data"), P("data")), P("data"), donate=(0,))
+        self._judge = mesh.compile(judge, (P("data"), P("data")), (P("data"), P("data")))
 
     def __call__(
         self,
@@ -115,7 +115,7 @@ class Evaluator:
             losses.append(results[0][:real])
             ranks.append(results[1][:real])
             if keep:
-                kept.append(self._topology.fetch(total, P("data"))[:real])
+                kept.append(self._mesh.fetch(total, P("data"))[:real])
         score = _score(np.concatenate(losses), np.concatenate(ranks))
         if score.examples != len(split):
             raise RuntimeError(f"judged {score.examples} examples of {len(split)}")
@@ -125,7 +125,7 @@ class Evaluator:
         """One batch on the devices: (losses, ranks) as NumPy arrays, and log probabilities left there."""
         images, labels = batch
         total = self.log_probabilities(members, images, view_count)
-        return self._topology.fetch(self._judge(total, labels), P("data")), total
+        return self._mesh.fetch(self._judge(total, labels), P("data")), total
 
     def log_probabilities(self, members: Sequence[Member], images: Any, view_count: int) -> Any:
         """log of the mean softmax over members and views, of one batch on the devices; left there."""
@@ -134,7 +134,7 @@ class Evaluator:
         for viewer, params in members:
             for view in views(view_count, viewer.image_size, viewer.crop_size):
                 place = (np.int32(view.top), np.int32(view.left), np.bool_(view.mirrored), weight)
-                one = viewer.view_step(params, images, viewer.mean, *self._topology.put(place, P()))
+                one = viewer.view_step(params, images, viewer.mean, *self._mesh.put(place, P()))
                 total = one if total is None else self._average(total, one)
         return total
 
@@ -148,9 +148,9 @@ def _score(losses: Float32[np.ndarray, "examples"], ranks: Int[np.ndarray, "exam
     )
 
 
-def load_member(config: Config, step: str, topology: Topology, dataset: Dataset) -> tuple[Member, int]:
+def load_member(config: Config, step: str, mesh: TowerMesh, dataset: Dataset) -> tuple[Member, int]:
     """A trained network on a mesh, and the step of its checkpoint. Raises UserError if it cannot be restored."""
-    model = make_model(config, len(dataset.classes), topology)
+    model = make_model(config, len(dataset.classes), mesh)
     with Checkpoints(Path(config.workdir), keep=config.keep, writable=False) as checkpoints:
         chosen = chosen_step(checkpoints, config.workdir, step)
         params = checkpoints.restore_params(model, chosen)
@@ -182,14 +182,14 @@ def main(options: flags.FlagValues) -> None:
         raise UserError(f"--predictions={options.predictions}: there is no such folder")
     runtime.start(options.host_devices)
     towers = min(config.table().towers for config in configs)
-    topology = make_topology(options.mesh, towers, first.batch_size, options.spmd)
+    mesh = make_mesh(options.mesh, towers, first.batch_size, options.spmd)
     datasets = [open_dataset(config) for config in configs]
     split = datasets[0].split(options.split)
-    loaded = [load_member(config, options.step, topology, data) for config, data in zip(configs, datasets, strict=True)]
-    evaluator = Evaluator(topology, first.batch_size)
+    loaded = [load_member(config, options.step, mesh, data) for config, data in zip(configs, datasets, strict=True)]
+    evaluator = Evaluator(mesh, first.batch_size)
     members = [member for member, _ in loaded]
     quiet = not sys.stderr.isatty()
-    score, kept = evaluator(members, Feed(topology, split), options.views, keep=bool(options.predictions), quiet=quiet)
+    score, kept = evaluator(members, Feed(mesh, split), options.views, keep=bool(options.predictions), quiet=quiet)
     if kept is not None:
         write_predictions(Path(options.predictions), kept, split, datasets[0].classes)
     steps = [step for _, step in loaded]

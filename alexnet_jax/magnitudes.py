@@ -25,7 +25,7 @@ class MagnitudeMeter:
     def __init__(self, model: Model):
         """`model`: whose states it will be shown."""
         self._model = model
-        tower = model.topology.tower
+        tower = model.mesh.tower
 
         def mean(x: Float[Array, "..."], spec: P) -> Float[Array, ""]:
             # The last axis first: one float32 sum over millions of small numbers would lose some of them.
@@ -36,14 +36,14 @@ class MagnitudeMeter:
             velocity = optax.tree.get(state.optimizer, "trace")
             return tuple(jax.tree.map(mean, tree, model.specs) for tree in (state.params, velocity))
 
-        self._means = model.topology.compile(means, (model.state_specs,), (P(), P()))
+        self._means = model.mesh.compile(means, (model.state_specs,), (P(), P()))
 
     def __call__(self, state: TrainState, rates: Rates) -> Magnitudes:
         """Of a state after a step that was made at these rates.
 
         The update is the velocity, into which the rate has gone; with --norate_in_velocity it is the rate times that.
         """
-        weights, velocity = self._model.topology.fetch(self._means(state), P())
+        weights, velocity = self._model.mesh.fetch(self._means(state), P())
         inside = self._model.config.rate_in_velocity
         found: dict[str, dict[str, float]] = {}
         for layer, values in weights.items():

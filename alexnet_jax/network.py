@@ -30,7 +30,7 @@ from alexnet_jax.layers import (
     convolution_padding,
     trace,
 )
-from alexnet_jax.topology import Axis
+from alexnet_jax.mesh import Axis
 
 Params = dict[str, dict[str, Any]]  # {"conv1": {"kernel": ..., "bias": ...}, ...}
 Towers = tuple[Array, ...]

@@ -1,6 +1,6 @@
 """The per-device programs: one training step, and the probabilities of one view in evaluation.
 
-State in, state out. They are written once against the mesh's axes and compiled by `Topology.compile`.
+State in, state out. They are written once against the mesh's axes and compiled by `TowerMesh.compile`.
 """
 
 from collections.abc import Callable
@@ -18,9 +18,9 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from alexnet_jax.augment import colour_noise, crops, random_crops
 from alexnet_jax.config import Config
 from alexnet_jax.data.loader import Batch
+from alexnet_jax.mesh import TowerMesh
 from alexnet_jax.network import Params, initial_params, merge, param_specs, split
 from alexnet_jax.optimizer import Rates, momentum_2012
-from alexnet_jax.topology import Topology
 
 
 class TrainState(NamedTuple):
@@ -59,7 +59,7 @@ class Model:
 
     config: Config
     classes: int
-    topology: Topology
+    mesh: TowerMesh
     graph: nnx.GraphDef
     shapes: Params  # of all towers' parameters
 
@@ -91,18 +91,18 @@ class Model:
             params = initial_params(self.config.table(), classes=self.classes, crop_size=self.config.crop, key=key)
             return TrainState(jnp.zeros((), jnp.int32), params, self.transformation({}).init(params))
 
-        shardings = jax.tree.map(self.topology.sharding, self.state_specs, is_leaf=lambda node: isinstance(node, P))
+        shardings = jax.tree.map(self.mesh.sharding, self.state_specs, is_leaf=lambda node: isinstance(node, P))
         # The seed's key is drawn apart from the steps' keys, which are fold_in(key(seed), step).
         key = jax.random.fold_in(jax.random.key(self.config.seed), jnp.uint32(2**32 - 1))
         state = jax.jit(make, out_shardings=shardings)(key)
-        return self.topology.spread(state, self.state_specs)
+        return self.mesh.to_compiled(state, self.state_specs)
 
 
-def make_model(config: Config, classes: int, topology: Topology) -> Model:
+def make_model(config: Config, classes: int, mesh: TowerMesh) -> Model:
     """The network of a config as shapes; nothing is allocated. Raises UserError if the crop is too small."""
     dtype = jnp.dtype(config.precision)
     graph, shapes = split(config.table(), classes=classes, crop_size=config.crop, dtype=dtype)
-    return Model(config, classes, topology, graph, shapes)
+    return Model(config, classes, mesh, graph, shapes)
 
 
 def cross_entropy(logits: Float[Array, "batch classes"], labels: Int[Array, "batch"]) -> Float[Array, "batch"]:
@@ -132,8 +132,8 @@ def example_keys(seed: int, step: Int[Array, ""], first: int | Int[Array, ""], c
 
 def make_train_step(model: Model) -> Callable[[TrainState, Batch, Knobs, Pixels], tuple[TrainState, Metrics]]:
     """The compiled training step `(state, batch, knobs, pixels) -> (state, metrics)`; the state is donated."""
-    config, topology = model.config, model.topology
-    data, tower = topology.data, topology.tower
+    config, mesh = model.config, model.mesh
+    data, tower = mesh.data, mesh.tower
     scale = config.table().pixel_scale
 
     def loss(params, images, labels, keys, noise, pixels):
@@ -167,7 +167,7 @@ def make_train_step(model: Model) -> Callable[[TrainState, Batch, Knobs, Pixels]
         return TrainState(state.step + 1, params, optimizer), metrics  # pyright: ignore[reportArgumentType]
 
     in_specs = (model.state_specs, P("data"), P(), P())
-    return topology.compile(step, in_specs, (model.state_specs, P()), donate=(0,))
+    return mesh.compile(step, in_specs, (model.state_specs, P()), donate=(0,))
 
 
 def make_view_step(model: Model) -> Callable[..., Float[Array, "batch classes"]]:
@@ -176,7 +176,7 @@ def make_view_step(model: Model) -> Callable[..., Float[Array, "batch classes"]]
 
     One program serves every view, so ten views cost ten calls and the memory of one.
     """
-    config, tower = model.config, model.topology.tower
+    config, tower = model.config, model.mesh.tower
     scale = config.table().pixel_scale
 
     def view(params, images, mean, top, left, mirrored: Bool[Array, ""], weight: Float[Array, ""]):
@@ -185,13 +185,13 @@ def make_view_step(model: Model) -> Callable[..., Float[Array, "batch classes"]]
         return jax.nn.log_softmax(merge(model.graph, params)(pixels, tower=tower)) + weight
 
     in_specs = (model.specs, P("data"), P(), P(), P(), P(), P())
-    return model.topology.compile(view, in_specs, P("data"))
+    return model.mesh.compile(view, in_specs, P("data"))
 
 
 def make_feature_step(model: Model, layer: str) -> Callable[..., Float[Array, "batch ..."]]:
     """The compiled `(params, images, mean, top, left) -> activations` of a hidden layer after its operations, the towers'
     maps joined in order: (batch, 4096) of fc7, (batch, 13, 13, 384) of conv3."""
-    config, tower = model.config, model.topology.tower
+    config, tower = model.config, model.mesh.tower
     scale = config.table().pixel_scale
 
     def features(params, images, mean, top, left):
@@ -201,19 +201,19 @@ def make_feature_step(model: Model, layer: str) -> Callable[..., Float[Array, "b
         return tower.gather(jnp.concatenate(towers, axis=-1))
 
     in_specs = (model.specs, P("data"), P(), P(), P())
-    return model.topology.compile(features, in_specs, P("data"))
+    return model.mesh.compile(features, in_specs, P("data"))
 
 
 def make_nonfinite_count(model: Model) -> Callable[[Params], Int[Array, ""]]:
     """The compiled count of parameters that are NaN or infinite: a state with any is not worth keeping."""
 
     def count(params):
-        return model.topology.tower.sum(sum((~jnp.isfinite(x)).sum() for x in jax.tree.leaves(params)))
+        return model.mesh.tower.sum(sum((~jnp.isfinite(x)).sum() for x in jax.tree.leaves(params)))
 
-    return model.topology.compile(count, (model.specs,), P())
+    return model.mesh.compile(count, (model.specs,), P())
 
 
-def make_checksum(topology: Topology, specs: Any) -> Callable[[Any], UInt32[Array, ""]]:
+def make_checksum(mesh: TowerMesh, specs: Any) -> Callable[[Any], UInt32[Array, ""]]:
     """The compiled checksum of a tree of float32 arrays, the same number on every mesh.
 
     It is the sum of all bit patterns modulo 2**32, each times an odd number that tells its place, so that no change of one
@@ -223,9 +223,9 @@ def make_checksum(topology: Topology, specs: Any) -> Callable[[Any], UInt32[Arra
     def leaf_sum(x: Float[Array, "..."], spec: P) -> UInt32[Array, ""]:
         bits = lax.bitcast_convert_type(x, jnp.uint32).reshape(-1)
         sharded = "tower" in spec
-        first = jnp.uint32(topology.tower.index() * bits.size if sharded else 0)
+        first = jnp.uint32(mesh.tower.index() * bits.size if sharded else 0)
         total = (bits * (2 * (first + jnp.arange(bits.size, dtype=jnp.uint32)) + 1)).sum(dtype=jnp.uint32)
-        return topology.tower.sum(total) if sharded else total
+        return mesh.tower.sum(total) if sharded else total
 
     def checksum(tree: Any) -> UInt32[Array, ""]:
         sums = jax.tree.leaves(jax.tree.map(leaf_sum, tree, specs))
@@ -234,4 +234,4 @@ def make_checksum(topology: Topology, specs: Any) -> Callable[[Any], UInt32[Arra
             total = total * jnp.uint32(16777619) + one
         return total
 
-    return topology.compile(checksum, (specs,), P())
+    return mesh.compile(checksum, (specs,), P())

@@ -28,10 +28,10 @@ from alexnet_jax.errors import UserError
 from alexnet_jax.evaluate import Evaluator, make_viewer
 from alexnet_jax.interrupt import RESUME_STATUS, Interrupted, Interruption
 from alexnet_jax.magnitudes import MagnitudeMeter
+from alexnet_jax.mesh import make_mesh
 from alexnet_jax.metrics import Recorder, Row, Stopwatch, Window
 from alexnet_jax.optimizer import Schedule
 from alexnet_jax.step import Knobs, Metrics, Model, Pixels, TrainState, make_model, make_nonfinite_count, make_train_step
-from alexnet_jax.topology import make_topology
 from alexnet_jax.transfer import transfer, transferred_layers
 from alexnet_jax.workdir import locked, open_for_training
 
@@ -66,15 +66,15 @@ class Trainer:
         self._checkpoints, self._recorder, self._interruption = checkpoints, recorder, interruption
         self._schedule = Schedule(config, tuple(model.shapes), calendar.examples, calendar.total_steps)
         self._train_step = make_train_step(model)
-        self._evaluator = Evaluator(model.topology, config.batch_size)
+        self._evaluator = Evaluator(model.mesh, config.batch_size)
         self._viewer = make_viewer(model, dataset.mean)
         used = ("train", "validation") if calendar.validates else ("train",)
-        self._feeds = {name: Feed(model.topology, dataset.splits[name], config.data_on_device) for name in used}
+        self._feeds = {name: Feed(model.mesh, dataset.splits[name], config.data_on_device) for name in used}
         self._count_nonfinite = make_nonfinite_count(model)
         self._magnitudes = MagnitudeMeter(model)
         self._watch, self._steps_timed, self._speed = Stopwatch(), 0, 0.0
         self._pending: _Started | None = None
-        self._vote = model.topology.vote() if jax.process_count() > 1 else None
+        self._vote = model.mesh.vote() if jax.process_count() > 1 else None
         self._stopping = False
         self._label_entropy = _entropy(dataset.splits["train"].labels)
         self._warned_dead = False
@@ -88,7 +88,7 @@ class Trainer:
         """
         if progress.validation_due:
             self._pause(state, progress)
-        put, calendar = self._model.topology.put, self._calendar
+        put, calendar = self._model.mesh.put, self._calendar
         order = Order(self._model.config.seed, len(self._feeds["train"].split), self._model.config.batch_size)
         numbers, shown = itertools.tee(map(order.step, range(progress.step, calendar.total_steps)))
         batches = self._feeds["train"].batches(numbers)
@@ -142,9 +142,9 @@ class Trainer:
             return
         started, self._pending = self._pending, None
         step = started.step
-        if started.vote is not None and int(self._model.topology.fetch(started.vote, P())):
+        if started.vote is not None and int(self._model.mesh.fetch(started.vote, P())):
             self._stopping = True
-        metrics = self._model.topology.fetch(started.metrics, P())
+        metrics = self._model.mesh.fetch(started.metrics, P())
         loss, top1, top5 = (float(value) for value in (metrics.loss, metrics.top1, metrics.top5))
         if not math.isfinite(loss):
             raise self._diverged(step, f"the loss is {loss}")
@@ -216,7 +216,7 @@ class Trainer:
         return score.top1_error
 
     def _save(self, state: TrainState, progress: Progress, error: float | None) -> None:
-        if self._model.topology.fetch(self._count_nonfinite(state.params), P()):
+        if self._model.mesh.fetch(self._count_nonfinite(state.params), P()):
             raise self._diverged(progress.step, "a parameter is not finite")
         self._checkpoints.save(self._model, state, progress.as_dict(), error)
 
@@ -259,14 +259,14 @@ def train(config: Config) -> None:
         UserError: bad input, before anything is compiled or overwritten; or the run diverged, or the disk is full.
         Interrupted: SIGTERM or SIGINT; what was done is saved.
     """
-    topology = make_topology(config.mesh, config.table().towers, config.batch_size, config.spmd)
-    if config.batch_size // config.accumulate % topology.data_size:
+    mesh = make_mesh(config.mesh, config.table().towers, config.batch_size, config.spmd)
+    if config.batch_size // config.accumulate % mesh.data_size:
         raise UserError(
             f"--accumulate={config.accumulate} parts of --batch_size={config.batch_size} cannot be shared evenly by the "
-            f"{topology.data_size} rows of the mesh"
+            f"{mesh.data_size} rows of the mesh"
         )
     dataset = _opened(config)
-    model = make_model(config, len(dataset.classes), topology)
+    model = make_model(config, len(dataset.classes), mesh)
     calendar = Calendar(config, len(dataset.splits["train"]), "validation" in dataset.splits)
     taken = transferred_layers(model) if config.init else []
     with Interruption() as interruption, locked(config.workdir):
@@ -288,7 +288,7 @@ def train(config: Config) -> None:
             ) as recorder:
                 recorder.say(
                     f"{config.architecture} on {config.dataset}: step {progress.step} of {calendar.total_steps}, "
-                    f"mesh {topology.data_size}x{topology.tower_size} (data x tower), {config.spmd}, {config.precision}"
+                    f"mesh {mesh.data_size}x{mesh.tower_size} (data x tower), {config.spmd}, {config.precision}"
                 )
                 if config.init and restored is None:
                     anew = ", ".join(layer for layer in model.shapes if layer not in taken) or "nothing"

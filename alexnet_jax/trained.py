@@ -15,9 +15,9 @@ from alexnet_jax.data.dataset import open_dataset
 from alexnet_jax.errors import UserError
 from alexnet_jax.evaluate import Evaluator, Member, make_viewer
 from alexnet_jax.layers import Classifier
+from alexnet_jax.mesh import make_mesh
 from alexnet_jax.network import Params
 from alexnet_jax.step import Model, make_feature_step, make_model
-from alexnet_jax.topology import make_topology
 from alexnet_jax.workdir import read_classes, read_config, read_mean
 
 
@@ -61,7 +61,7 @@ def load_trained(workdir: str, step: str = "latest", *, batch_size: int = 64, me
     mean = read_mean(config)
     if mean is None:  # of a run that an earlier version trained
         mean = open_dataset(config).mean
-    model = make_model(config, len(classes), make_topology(mesh, config.table().towers, batch_size, config.spmd))
+    model = make_model(config, len(classes), make_mesh(mesh, config.table().towers, batch_size, config.spmd))
     with Checkpoints(Path(workdir), keep=config.keep, writable=False) as checkpoints:
         chosen = chosen_step(checkpoints, workdir, step)
         params = checkpoints.restore_params(model, chosen)
@@ -74,15 +74,15 @@ class Classification:
     def __init__(self, trained: Trained, view_count: int = 1):
         """`view_count`: 1 (centre) or 10."""
         self._trained, self._view_count = trained, view_count
-        self._evaluator = Evaluator(trained.model.topology, trained.config.batch_size)
+        self._evaluator = Evaluator(trained.model.mesh, trained.config.batch_size)
         self._member: Member = (make_viewer(trained.model, trained.mean), trained.params)
 
     def __call__(self, images: UInt8[np.ndarray, "count size size 3"]) -> Float32[np.ndarray, "count classes"]:
         """Of up to `batch_size` images."""
-        topology = self._trained.model.topology
-        batch = topology.put(_filled(images, self._trained.config.batch_size), P("data"))
+        mesh = self._trained.model.mesh
+        batch = mesh.put(_filled(images, self._trained.config.batch_size), P("data"))
         total = self._evaluator.log_probabilities([self._member], batch, self._view_count)
-        return np.exp(topology.fetch(total, P("data"))[: len(images)])
+        return np.exp(mesh.fetch(total, P("data"))[: len(images)])
 
 
 class Features:
@@ -97,14 +97,14 @@ class Features:
         self.layer = layer
         self._trained, self._step = trained, make_feature_step(trained.model, layer)
         (centre,) = views(1, trained.config.image_size, trained.config.crop)
-        topology = trained.model.topology
-        self._constants = topology.put((trained.mean, np.int32(centre.top), np.int32(centre.left)), P())
+        mesh = trained.model.mesh
+        self._constants = mesh.put((trained.mean, np.int32(centre.top), np.int32(centre.left)), P())
 
     def __call__(self, images: UInt8[np.ndarray, "count size size 3"]) -> Float32[np.ndarray, "count ..."]:
         """Of up to `batch_size` images: (count, units) of a dense layer, (count, height, width, maps) of a convolution."""
-        topology = self._trained.model.topology
-        batch = topology.put(_filled(images, self._trained.config.batch_size), P("data"))
-        found = topology.fetch(self._step(self._trained.params, batch, *self._constants), P("data"))
+        mesh = self._trained.model.mesh
+        batch = mesh.put(_filled(images, self._trained.config.batch_size), P("data"))
+        found = mesh.fetch(self._step(self._trained.params, batch, *self._constants), P("data"))
         return np.asarray(found[: len(images)], np.float32)
 
 

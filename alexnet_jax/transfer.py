@@ -50,4 +50,4 @@ def transfer(model: Model, state: TrainState, layers: list[str]) -> TrainState:
 
 def _source(model: Model) -> Model:
     config = replace(read_config(model.config.init), spmd=model.config.spmd)
-    return make_model(config, len(read_classes(model.config.init)), model.topology)
+    return make_model(config, len(read_classes(model.config.init)), model.mesh)

@@ -24,8 +24,8 @@ from alexnet_jax.benchmark.ours import CLASSES, noise_batch, training_flops
 from alexnet_jax.config import Config
 from alexnet_jax.figures import write_figure
 from alexnet_jax.layers import trace
+from alexnet_jax.mesh import make_mesh
 from alexnet_jax.step import Knobs, Model, Pixels, make_model, make_train_step
-from alexnet_jax.topology import make_topology
 
 DEVICES = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 COLLECTIVE = r" = (.*?) (all-gather|all-reduce|reduce-scatter)(?:-start)?\("  # in a line of HLO: shapes, kind
@@ -63,7 +63,7 @@ class Network:
 
 def network(config: Config) -> Network:
     """The numbers of the config's architecture."""
-    model = make_model(config, CLASSES, make_topology("1x1", config.table().towers, config.batch_size))
+    model = make_model(config, CLASSES, make_mesh("1x1", config.table().towers, config.batch_size))
     layers = trace(config.table(), config.crop, CLASSES)
     gathered, total = (sum(getattr(layer, name) for layer in layers) for name in ("gathered", "parameters"))
     return Network(training_flops(model), total, CLASSES, gathered, CLASSES)
@@ -122,35 +122,35 @@ def predictions(machine: Machine, net: Network, batch: int, weak: bool) -> list[
 
 def traffic(config: Config, net: Network) -> dict[str, Any]:
     """Values that leave or reach a device in one compiled training step of `config`, counted and by the model."""
-    topology = make_topology(config.mesh, config.table().towers, config.batch_size)
-    model = make_model(config, CLASSES, topology)
+    mesh = make_mesh(config.mesh, config.table().towers, config.batch_size)
+    model = make_model(config, CLASSES, mesh)
     text = make_train_step(model).lower(*_abstract_arguments(model)).compile().as_text()
     counted = {"all-gather": 0, "all-reduce": 0, "reduce-scatter": 0}
     for shapes, kind in re.findall(COLLECTIVE, text):
         counted[kind] += sum(
             math.prod(map(int, dims.split(","))) if dims else 1 for dims in re.findall(r"\[([\d,]*)\]", shapes)
         )
-    towers, share = topology.tower_size, config.batch_size // topology.data_size
-    reduced = (net.params - net.shared_params) // towers + net.shared_params if topology.data_size > 1 else 0
+    towers, share = mesh.tower_size, config.batch_size // mesh.data_size
+    reduced = (net.params - net.shared_params) // towers + net.shared_params if mesh.data_size > 1 else 0
     split = towers > 1
     return {
         "mesh": config.mesh,
         "counted": counted,
         "model": {
             "all-gather": split * share * net.gathered * towers,  # what a device holds after it
-            "all-reduce": split * share * net.summed + reduced + 3 * (topology.data_size > 1),  # and the three metrics
+            "all-reduce": split * share * net.summed + reduced + 3 * (mesh.data_size > 1),  # and the three metrics
             "reduce-scatter": split * share * net.gathered,
         },
     }
 
 
 def _abstract_arguments(model: Model) -> tuple[Any, ...]:
-    config, topology = model.config, model.topology
+    config, mesh = model.config, model.mesh
 
     def on_mesh(tree: Any, specs: Any) -> Any:
         return jax.tree.map(
             lambda spec, part: jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=topology.sharding(spec)), part
+                lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=mesh.sharding(spec)), part
             ),
             specs, tree, is_leaf=lambda node: isinstance(node, P),
         )  # fmt: skip

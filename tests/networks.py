@@ -14,8 +14,8 @@ import numpy as np
 from alexnet_jax.config import Config
 from alexnet_jax.data.loader import Batch
 from alexnet_jax.data.sources import Example, Listed, Source
+from alexnet_jax.mesh import make_mesh
 from alexnet_jax.step import Model, make_model
-from alexnet_jax.topology import make_topology
 
 ROOT = Path(__file__).parents[1]
 CROP, SIZE, CLASSES = 63, 66, 14
@@ -36,7 +36,7 @@ def small_config(**fields) -> Config:
 def small_model(spmd: str = "shard_map", mesh: str = "1x1", **fields) -> Model:
     """The model of a small config on a mesh."""
     config = small_config(spmd=spmd, mesh=mesh, **fields)
-    topology = make_topology(mesh, config.table().towers, config.batch_size, spmd)
+    topology = make_mesh(mesh, config.table().towers, config.batch_size, spmd)
     return make_model(config, CLASSES, topology)
 
 

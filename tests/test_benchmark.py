@@ -11,8 +11,8 @@ from alexnet_jax.benchmark.ours import training_flops
 from alexnet_jax.benchmark.worker import Failed, Worker
 from alexnet_jax.config import Config
 from alexnet_jax.layers import trace
+from alexnet_jax.mesh import make_mesh
 from alexnet_jax.step import make_model
-from alexnet_jax.topology import make_topology
 
 
 @pytest.mark.slow
@@ -57,7 +57,7 @@ def test_bad_input_is_one_line(flags, said):
 
 def paper_model(**fields):
     config = Config(mesh="1x1", **fields)
-    return make_model(config, 1000, make_topology("1x1", config.table().towers, config.batch_size))
+    return make_model(config, 1000, make_mesh("1x1", config.table().towers, config.batch_size))
 
 
 def test_the_operations_of_the_paper_are_counted():

@@ -28,7 +28,7 @@ def collected():
 def whole_state(model, state: TrainState) -> list[np.ndarray]:
     """Every array, whichever way it lies."""
     specs = model.state_specs
-    return jax.tree.leaves(TrainState(*(model.topology.fetch(part, spec) for part, spec in zip(state, specs, strict=True))))
+    return jax.tree.leaves(TrainState(*(model.mesh.fetch(part, spec) for part, spec in zip(state, specs, strict=True))))
 
 
 def save(workdir, model, steps, errors=(), keep=2):

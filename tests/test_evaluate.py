@@ -33,7 +33,7 @@ def sharp_params(model, split: Subset):
     pixels = jnp.asarray(split.parts[0].images[:, centre : centre + CROP, centre : centre + CROP] - np.float32(127))
     params["fc8"]["kernel"] *= 300
     params["fc8"]["bias"] = -merge(plain.graph, params)(pixels).mean(0)
-    return model.topology.put(jax.device_get(params), model.specs)
+    return model.mesh.put(jax.device_get(params), model.specs)
 
 
 def reference(model, params, split, view_count):
@@ -60,8 +60,8 @@ def reference(model, params, split, view_count):
 def test_centre_and_ten_views_against_numpy(view_count):
     model, split = small_model(), noise_split(13)
     params = sharp_params(model, split)
-    member, feed = (make_viewer(model, small_mean()), params), Feed(model.topology, split)
-    score, kept = Evaluator(model.topology, 8)([member], feed, view_count, keep=True)
+    member, feed = (make_viewer(model, small_mean()), params), Feed(model.mesh, split)
+    score, kept = Evaluator(model.mesh, 8)([member], feed, view_count, keep=True)
     probabilities, loss, top1, top5 = reference(model, params, split, view_count)
     assert len(np.unique(probabilities.argmax(1))) > 1
     np.testing.assert_allclose(np.exp(kept), probabilities, rtol=1e-3, atol=1e-6)
@@ -78,7 +78,7 @@ def test_661_images_count_661_on_every_mesh_and_batch_size():
         model = small_model(spmd, mesh, batch_size=batch_size)
         member = make_viewer(model, small_mean()), sharp_params(model, split)
         on_device = "yes" if mesh in ("1x2", "2x2") else "no"
-        scores.append(Evaluator(model.topology, batch_size)([member], Feed(model.topology, split, on_device))[0])
+        scores.append(Evaluator(model.mesh, batch_size)([member], Feed(model.mesh, split, on_device))[0])
     for score in scores:
         assert score.examples == 661
         assert (score.top1_error, score.top5_error) == (scores[0].top1_error, scores[0].top5_error)

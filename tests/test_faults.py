@@ -170,9 +170,9 @@ def test_a_value_that_changed_on_the_disk_is_not_trained_on(tmp_path, caplog, it
 def test_the_checksum_is_that_of_the_whole_arrays_on_every_mesh(spmd, mesh):
     model = small_model(spmd, mesh)
     params = model.initial_state().params
-    found = model.topology.fetch(make_checksum(model.topology, model.specs)(params), jax.sharding.PartitionSpec())
+    found = model.mesh.fetch(make_checksum(model.mesh, model.specs)(params), jax.sharding.PartitionSpec())
     total = 0
-    for leaf in jax.tree.leaves(model.topology.fetch(params, model.specs)):
+    for leaf in jax.tree.leaves(model.mesh.fetch(params, model.specs)):
         bits = leaf.reshape(-1).view(np.uint32).astype(np.uint64)
         weighted = bits * (2 * np.arange(bits.size, dtype=np.uint64) + 1) % 2**32
         total = (total * 16777619 + int(weighted.sum())) % 2**32

@@ -18,7 +18,7 @@ from alexnet_jax.data.loader import Order, Subset, fold_split, whole
 from alexnet_jax.data.parallel import ordered_map, run_ahead
 from alexnet_jax.data.store import Split
 from alexnet_jax.errors import UserError
-from alexnet_jax.topology import make_topology
+from alexnet_jax.mesh import make_mesh
 
 ROOT = Path(__file__).parents[1]
 
@@ -37,7 +37,7 @@ def numbers(images):
 @pytest.mark.parametrize("on_device", ["yes", "no"])
 @pytest.mark.parametrize(("spmd", "mesh"), LAYOUTS)
 def test_batches_follow_the_order_from_any_step_on_every_mesh(spmd, mesh, on_device):
-    topology, split = make_topology(mesh, 2, 32, spmd), numbered(300)
+    topology, split = make_mesh(mesh, 2, 32, spmd), numbered(300)
     order, feed = Order(seed=1, examples=300, batch_size=32), Feed(topology, split, on_device)
     assert feed.on_device == (on_device == "yes")
     for step, batch in enumerate(feed.batches(map(order.step, range(7, 12))), start=7):
@@ -54,7 +54,7 @@ def test_a_fold_of_two_parts_is_fed_like_any_other_split(on_device):
     split = numbered(103).parts[0]
     pooled = whole(Split(split.images[:70], split.labels[:70]), Split(split.images[70:], split.labels[70:]))
     train, _ = fold_split(pooled, 1, 5)
-    topology, wanted = make_topology("2x1", 2, 8), np.array([0, 80, 3, 3, 41, 79, 60, 1])
+    topology, wanted = make_mesh("2x1", 2, 8), np.array([0, 80, 3, 3, 41, 79, 60, 1])
     (batch,) = Feed(topology, train, on_device).batches([wanted])
     np.testing.assert_array_equal(np.asarray(batch.labels), train.labels[wanted])
     np.testing.assert_array_equal(numbers(np.asarray(batch.images)), train.labels[wanted])
@@ -62,7 +62,7 @@ def test_a_fold_of_two_parts_is_fed_like_any_other_split(on_device):
 
 def test_a_resident_set_is_transferred_once():
     """Afterwards only the numbers of the examples cross: 32 x 4 bytes, where the images have 32 x 12."""
-    topology, order = make_topology("1x1", 1, 32), Order(seed=1, examples=300, batch_size=32)
+    topology, order = make_mesh("1x1", 1, 32), Order(seed=1, examples=300, batch_size=32)
     feed = Feed(topology, numbered(300), "yes")
     put, sizes = topology._place, []
 
@@ -79,7 +79,7 @@ def test_a_resident_set_is_transferred_once():
 def test_memory_is_used_again_but_not_while_a_batch_lives():
     """Rows of a multiple of 64 bytes, which the CPU device does not copy."""
     images = np.random.default_rng(0).integers(0, 256, (300, 16, 16, 3), dtype=np.uint8)
-    split, topology = whole(Split(images, np.arange(300, dtype=np.int32))), make_topology("1x1", 2, 32)
+    split, topology = whole(Split(images, np.arange(300, dtype=np.int32))), make_mesh("1x1", 2, 32)
     order, held, places = Order(seed=1, examples=300, batch_size=32), {}, set()
     for step, batch in enumerate(Feed(topology, split).batches(map(order.step, range(60)))):
         places.add(batch.images.addressable_data(0).unsafe_buffer_pointer())
@@ -91,7 +91,7 @@ def test_memory_is_used_again_but_not_while_a_batch_lives():
 
 
 def test_auto_leaves_images_in_host_memory_where_the_device_is_the_host():
-    topology = make_topology("1x1", 1, 32)
+    topology = make_mesh("1x1", 1, 32)
     assert jax.devices()[0].platform == "cpu"
     assert not Feed(topology, numbered(10), "auto").on_device
 
@@ -100,7 +100,7 @@ def test_auto_leaves_images_in_host_memory_where_the_device_is_the_host():
 def test_auto_keeps_what_takes_up_to_half_of_the_free_device_memory(monkeypatch, limit, fits):
     stats = {"bytes_limit": limit + 1000, "bytes_in_use": 1000}
     monkeypatch.setattr(type(jax.devices()[0]), "memory_stats", lambda self: stats)
-    topology = make_topology("1x1", 1, 32)
+    topology = make_mesh("1x1", 1, 32)
     assert Feed(topology, numbered(300), "auto").on_device == fits
     stats["bytes_limit"] = 1000
     with pytest.raises(UserError, match="--data_on_device=yes"):
@@ -108,7 +108,7 @@ def test_auto_keeps_what_takes_up_to_half_of_the_free_device_memory(monkeypatch,
 
 
 def test_what_runs_ahead_stops_its_thread_and_passes_its_error_on():
-    topology, split, order = make_topology("1x1", 1, 32), numbered(300), Order(seed=1, examples=300, batch_size=32)
+    topology, split, order = make_mesh("1x1", 1, 32), numbered(300), Order(seed=1, examples=300, batch_size=32)
     batches = Feed(topology, split).batches(map(order.step, range(1000)))
     next(batches)
     batches.close()
@@ -158,10 +158,10 @@ import numpy as np
 from test_feed import numbered
 from alexnet_jax.data.feed import Feed
 from alexnet_jax.data.loader import Order
-from alexnet_jax.topology import make_topology
+from alexnet_jax.mesh import make_mesh
 
 split, read = numbered(64), []
-feed = Feed(make_topology("{mesh}", 2, 16), split)
+feed = Feed(make_mesh("{mesh}", 2, 16), split)
 plain = type(split).read_into
 def noting(self, examples, batch):
     read.extend(examples.tolist())
@@ -213,7 +213,7 @@ import numpy as np
 from alexnet_jax.data.feed import Feed
 from alexnet_jax.data.loader import Order, whole
 from alexnet_jax.data.store import Split
-from alexnet_jax.topology import make_topology
+from alexnet_jax.mesh import make_mesh
 
 path, count = Path(sys.argv[1]), int(sys.argv[2])
 images = np.lib.format.open_memmap(path, "w+", np.uint8, (count, 64, 64, 3))
@@ -222,7 +222,7 @@ images.flush()
 del images
 split = whole(Split(np.load(path, mmap_mode="r"), np.zeros(count, np.int32)))
 order = Order(0, count, 64)
-for batch in Feed(make_topology("1x1", 2, 64), split).batches(map(order.step, range(count // 64))):
+for batch in Feed(make_mesh("1x1", 2, 64), split).batches(map(order.step, range(count // 64))):
     assert batch.images.shape == (64, 64, 64, 3)
 (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")]
 print(int(line.split()[1]) // 1024)

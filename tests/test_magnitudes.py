@@ -53,7 +53,7 @@ def test_a_validation_records_what_the_checkpoints_hold(data_dir, tmp_path):
 @pytest.mark.parametrize(("spmd", "mesh"), [("shard_map", "2x2"), ("pmap", "1x2")])
 def test_they_are_global_wherever_the_towers_lie_and_leave_the_state_alone(spmd, mesh):
     model = small_model(spmd, mesh)
-    put, fetch = model.topology.put, model.topology.fetch
+    put, fetch = model.mesh.put, model.mesh.fetch
     state = model.initial_state()
     initial = fetch(state, model.state_specs).params
     knobs = put(Knobs(constant_rates(model), np.float32(0.1)), P())

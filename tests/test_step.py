@@ -17,7 +17,7 @@ from alexnet_jax.step import Knobs, Model, Pixels, make_nonfinite_count, make_tr
 
 def train(model: Model, steps: int) -> list[float]:
     """Losses of a few steps from fresh parameters."""
-    put, fetch = model.topology.put, model.topology.fetch
+    put, fetch = model.mesh.put, model.mesh.fetch
     step, state = make_train_step(model), model.initial_state()
     knobs = put(Knobs(constant_rates(model), np.float32(0.1)), P())
     pixels = put(Pixels(small_mean(), np.diag([30.0, 20.0, 10.0]).astype(np.float32)), P())

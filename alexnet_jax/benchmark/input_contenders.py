@@ -76,7 +76,7 @@ def copies(split: Subset, batch_size: int) -> Iterator[Contender]:
 
 def loader(model: Model, split: Subset, data_on_device: str) -> Contender:
     """Store and loader in the order of training, onto the devices."""
-    feed = Feed(model.topology, split, data_on_device)
+    feed = Feed(model.mesh, split, data_on_device)
     order = Order(model.config.seed, len(split), model.config.batch_size)
 
     def batches() -> Stream:
@@ -192,8 +192,8 @@ def torch_pipeline(jpegs: Jpegs, batch_size: int) -> Contender | None:
 def training(model: Model, dataset: Dataset) -> Iterator[Contender]:
     """The training step on the loader's batches, and the same step on one batch that stays on the device."""
     split, config = dataset.splits["train"], model.config
-    order, feed = Order(config.seed, len(split), config.batch_size), Feed(model.topology, split, config.data_on_device)
-    step, put = make_train_step(model), model.topology.put
+    order, feed = Order(config.seed, len(split), config.batch_size), Feed(model.mesh, split, config.data_on_device)
+    step, put = make_train_step(model), model.mesh.put
     rate = np.float32(config.learning_rate)
     rates = {layer: {"kernel": rate, "bias": rate} for layer in model.shapes}
     knobs = put(Knobs(rates, np.float32(COLOUR_NOISE)), P())  # pyright: ignore[reportArgumentType]

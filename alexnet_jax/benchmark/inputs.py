@@ -12,8 +12,8 @@ from alexnet_jax.benchmark.input_contenders import Contender, contenders, measur
 from alexnet_jax.benchmark.results import Rates, ratio, row
 from alexnet_jax.config import Config
 from alexnet_jax.data.dataset import open_dataset
+from alexnet_jax.mesh import make_mesh
 from alexnet_jax.step import make_model
-from alexnet_jax.topology import make_topology
 from alexnet_jax.workdir import provenance
 
 OURS = ("store and loader, data_on_device=no", "store and loader, data_on_device=yes")
@@ -26,7 +26,7 @@ def measure_input(config: Config, rounds: int, seconds: float, steps: int) -> di
         UserError: the data set is not prepared, or the mesh does not fit.
     """
     dataset = open_dataset(config)
-    model = make_model(config, len(dataset.classes), make_topology(config.mesh, config.table().towers, config.batch_size))
+    model = make_model(config, len(dataset.classes), make_mesh(config.mesh, config.table().towers, config.batch_size))
     rates: Rates = {}
     with contenders(model, dataset) as found:
         quiet = not sys.stderr.isatty()

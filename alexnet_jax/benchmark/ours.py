@@ -14,9 +14,9 @@ from alexnet_jax.config import Config
 from alexnet_jax.data.loader import Batch
 from alexnet_jax.evaluate import Evaluator, make_viewer
 from alexnet_jax.layers import trace
+from alexnet_jax.mesh import make_mesh
 from alexnet_jax.network import merge
 from alexnet_jax.step import Knobs, Model, Pixels, make_model, make_train_step
-from alexnet_jax.topology import make_topology
 
 Mode = Literal["train", "forward", "evaluate", "ten views"]
 MODES: tuple[Mode, ...] = ("train", "forward", "evaluate", "ten views")
@@ -55,8 +55,8 @@ class Ours:
         """See `Contender`."""
         runtime.start(self.config.host_devices)
         config = self.config
-        topology = make_topology(config.mesh, config.table().towers, config.batch_size, config.spmd)
-        model = make_model(config, CLASSES, topology)
+        mesh = make_mesh(config.mesh, config.table().towers, config.batch_size, config.spmd)
+        model = make_model(config, CLASSES, mesh)
         return _training(model) if self.mode == "train" else _prediction(model, self.mode)
 
     def device_memory(self) -> int | None:
@@ -66,7 +66,7 @@ class Ours:
 
 
 def _training(model: Model) -> Callable[[], Any]:
-    config, put = model.config, model.topology.put
+    config, put = model.config, model.mesh.put
     step, state = make_train_step(model), model.initial_state()
     rate = np.float32(1e-4)
     rates = {layer: {"kernel": rate, "bias": rate} for layer in model.shapes}
@@ -84,18 +84,18 @@ def _training(model: Model) -> Callable[[], Any]:
 
 
 def _prediction(model: Model, mode: Mode) -> Callable[[], Any]:
-    config, topology = model.config, model.topology
+    config, mesh = model.config, model.mesh
     params = model.initial_state().params
-    batch = topology.put(noise_batch(config), P("data"))
+    batch = mesh.put(noise_batch(config), P("data"))
     if mode == "forward":
         crops = np.random.default_rng(0).normal(0, 60, (config.batch_size, config.crop, config.crop, 3))
-        inputs = topology.put(crops.astype(np.float32), P("data"))
-        network = topology.compile(
-            lambda params, x: merge(model.graph, params)(x, tower=topology.tower), (model.specs, P("data")), P("data")
+        inputs = mesh.put(crops.astype(np.float32), P("data"))
+        network = mesh.compile(
+            lambda params, x: merge(model.graph, params)(x, tower=mesh.tower), (model.specs, P("data")), P("data")
         )
         return lambda: jax.block_until_ready(network(params, inputs))
     viewer = make_viewer(model, np.full((config.image_size, config.image_size, 3), 127, np.float32))
-    evaluator = Evaluator(topology, config.batch_size)
+    evaluator = Evaluator(mesh, config.batch_size)
     views = 10 if mode == "ten views" else 1
     return lambda: evaluator.judge_batch([(viewer, params)], batch, views)
 

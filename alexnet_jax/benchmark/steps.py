@@ -19,8 +19,8 @@ from alexnet_jax.benchmark.results import Rates, ratio, row
 from alexnet_jax.benchmark.worker import Contender, Failed, Worker
 from alexnet_jax.config import Config
 from alexnet_jax.errors import UserError
+from alexnet_jax.mesh import make_mesh
 from alexnet_jax.step import make_model
-from alexnet_jax.topology import make_topology
 from alexnet_jax.workdir import provenance
 
 PRODUCT_SIDE = {"cpu": 4096}  # of the square matrices whose product is the machine's own rate
@@ -55,7 +55,7 @@ def measure_steps(config: Config, *, against: bool, layers: bool, rounds: int, s
     Raises:
         UserError: the mesh does not fit, PyTorch is missing, or no form of it runs.
     """
-    model = make_model(config, CLASSES, make_topology(config.mesh, config.table().towers, config.batch_size, config.spmd))
+    model = make_model(config, CLASSES, make_mesh(config.mesh, config.table().towers, config.batch_size, config.spmd))
     modes = MODES[:2] if against else MODES
     rows, ratios, tried = {}, {}, {}
     with _progress(len(modes) * (rounds + 9 * against)) as note:

@@ -24,9 +24,9 @@ from alexnet_jax.convert.layouts import Blobs, check_blobs, flip_colours, to_blo
 from alexnet_jax.data.store import open_store, store_path
 from alexnet_jax.errors import UserError
 from alexnet_jax.files import replacing
+from alexnet_jax.mesh import make_mesh
 from alexnet_jax.network import Params
 from alexnet_jax.step import TrainState, make_model
-from alexnet_jax.topology import make_topology
 from alexnet_jax.train import Progress
 from alexnet_jax.trained import Trained, load_trained
 from alexnet_jax.workdir import locked, open_for_training, read_config
@@ -142,7 +142,7 @@ def read_own(path: Path) -> Imported:
 
 def check_params(imported: Imported, path: Path) -> None:
     """Raises UserError if parameters are missing, too many, of another shape, or not finite."""
-    model = make_model(imported.config, len(imported.classes), make_topology("1x1", 1, 1))
+    model = make_model(imported.config, len(imported.classes), make_mesh("1x1", 1, 1))
     found = {(layer, name): array for layer, part in imported.params.items() for name, array in part.items()}
     wanted = {(layer, name): shape for layer, part in model.shapes.items() for name, shape in part.items()}
     for layer, name in sorted(found.keys() | wanted.keys()):
@@ -163,8 +163,8 @@ def write_run(imported: Imported, workdir: str, fingerprint: str) -> None:
     if workdir and (Path(workdir) / "config.json").exists():
         raise UserError(f"--workdir={workdir} holds a run already: name a new folder")
     config = replace(imported.config, workdir=workdir)
-    model = make_model(config, len(imported.classes), make_topology("1x1", 1, 1))
-    params = model.topology.put(imported.params, model.specs)
+    model = make_model(config, len(imported.classes), make_mesh("1x1", 1, 1))
+    params = model.mesh.put(imported.params, model.specs)
     state = TrainState(np.int32(0), params, model.transformation({}).init(params))  # pyright: ignore[reportArgumentType]
     with locked(workdir):
         folder = open_for_training(config, fingerprint, imported.classes, imported.mean)

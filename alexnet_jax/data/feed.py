@@ -14,7 +14,7 @@ from jaxtyping import Int64, UInt8
 from alexnet_jax.data.loader import Batch, Subset
 from alexnet_jax.data.parallel import run_ahead
 from alexnet_jax.errors import UserError
-from alexnet_jax.topology import Topology
+from alexnet_jax.mesh import TowerMesh
 
 _AHEAD = 2
 _READERS = 4  # two are enough for a copy from memory; a disk wants more requests at a time
@@ -25,7 +25,7 @@ _SHARE_OF_MEMORY = 0.5
 class Feed:
     """The examples of a split as batches, P('data') on the mesh."""
 
-    def __init__(self, topology: Topology, split: Subset, data_on_device: str = "no"):
+    def __init__(self, mesh: TowerMesh, split: Subset, data_on_device: str = "no"):
         """Puts the split on every device where that is wanted: 'yes', 'no', or 'auto', where it fits in their own memory.
 
         A CPU's own memory is the host's, where the images already are: 'auto' leaves them.
@@ -33,18 +33,18 @@ class Feed:
         Raises:
             UserError: 'yes', and they do not fit.
         """
-        self.split, self._topology = split, topology
+        self.split, self._mesh = split, mesh
         self._resident: Batch | None = None
-        if _stays(topology, split, data_on_device):
+        if _stays(mesh, split, data_on_device):
             # Unless it is a fold, the memory map itself: nothing is copied on the host.
             plain = len(split.parts) == 1 and len(split) == len(split.parts[0])
             whole = Batch(split.parts[0].images, split.parts[0].labels) if plain else split.read(np.arange(len(split)))
-            self._resident = topology.put(whole, P())
+            self._resident = mesh.put(whole, P())
 
             def gather(resident: Batch, numbers: jax.Array) -> Batch:
                 return jax.tree.map(lambda x: jnp.take(x, numbers, axis=0, mode="clip"), resident)
 
-            self._gather = topology.compile(gather, (P(), P("data")), P("data"))
+            self._gather = mesh.compile(gather, (P(), P("data")), P("data"))
 
     @property
     def on_device(self) -> bool:
@@ -58,21 +58,21 @@ class Feed:
         """
         if self._resident is not None:
             for numbers in order:
-                yield self._gather(self._resident, self._topology.put(numbers.astype(np.int32), P("data")))
+                yield self._gather(self._resident, self._mesh.put(numbers.astype(np.int32), P("data")))
             return
         with ThreadPoolExecutor(_READERS, thread_name_prefix="reader") as pool:
             buffers = _Buffers()
             yield from run_ahead((self._load(numbers, pool, buffers) for numbers in order), _AHEAD)
 
     def _load(self, numbers: Int64[np.ndarray, "batch"], pool: ThreadPoolExecutor, buffers: "_Buffers") -> Batch:
-        first, end = self._topology.rows_here(len(numbers))
+        first, end = self._mesh.rows_here(len(numbers))
         mine = numbers[first:end]
         images = buffers.take((len(mine), *self.split.parts[0].images.shape[1:]))
         batch = Batch(images, np.empty(len(mine), np.int32))
         cuts = np.linspace(0, len(mine), min(_READERS, len(mine)) + 1).astype(int).tolist()
         pieces = [slice(start, stop) for start, stop in itertools.pairwise(cuts)]
         list(pool.map(lambda p: self.split.read_into(mine[p], Batch(batch.images[p], batch.labels[p])), pieces))
-        return self._topology.put_rows(batch, first, len(numbers))
+        return self._mesh.put_rows(batch, first, len(numbers))
 
 
 class _Buffers:
@@ -102,13 +102,11 @@ class _Buffers:
         return memory[start : start + size].reshape(shape)
 
 
-def _stays(topology: Topology, split: Subset, data_on_device: str) -> bool:
+def _stays(mesh: TowerMesh, split: Subset, data_on_device: str) -> bool:
     if data_on_device == "no":
         return False
     needed = len(split) * int(np.prod(split.parts[0].images.shape[1:]))
-    memories = [
-        device.memory_stats() for device in topology.mesh.devices.flat if device.process_index == jax.process_index()
-    ]
+    memories = [device.memory_stats() for device in mesh.grid.devices.flat if device.process_index == jax.process_index()]
     known = [stats for stats in memories if stats and "bytes_limit" in stats]
     free = min((stats["bytes_limit"] - stats.get("bytes_in_use", 0) for stats in known), default=None)
     if data_on_device == "auto":

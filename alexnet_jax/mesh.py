@@ -1,6 +1,7 @@
 """Where everything lives: the (data, tower) mesh, the sharding of every array, and the collectives between devices.
 
-The per-device step is written once against two `Axis` objects and runs unchanged under `jax.shard_map` and `jax.pmap`. A
+The per-device step is written once against two `Axis` objects and runs unchanged under `jax.shard_map` and `jax.pmap`
+(`alexnet_jax.pmap`). A
 device in row d and column t of the mesh holds the d-th share of every batch and the t-th share of the towers, whose
 parameters lead with a tower axis.
 """
@@ -18,6 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
+from alexnet_jax import pmap
 from alexnet_jax.errors import UserError
 
 Spmd = Literal["shard_map", "pmap"]
@@ -79,64 +81,51 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Topology:
-    """The mesh with the way to run on it. Make one with `make_topology`."""
+class TowerMesh:
+    """The mesh with the way to run on it. Make one with `make_mesh`."""
 
-    mesh: Mesh  # axes 'data' and 'tower'
+    grid: Mesh  # axes 'data' and 'tower'
     spmd: Spmd
 
     @property
     def data_size(self) -> int:
         """Number of shares that a batch is cut into."""
-        return self.mesh.shape["data"]
+        return self.grid.shape["data"]
 
     @property
     def tower_size(self) -> int:
         """Number of shares that the towers are cut into: 1, or one tower per device."""
-        return self.mesh.shape["tower"]
+        return self.grid.shape["tower"]
 
     @property
     def data(self) -> Axis:
         """The direction over which gradients are averaged."""
-        columns = tuple(map(tuple, self._device_numbers().T.tolist()))
-        return self._axis("data", columns)
+        return self._axis("data")
 
     @property
     def tower(self) -> Axis:
         """The direction of the cross-talk."""
-        rows = tuple(map(tuple, self._device_numbers().tolist()))
-        return self._axis("tower", rows)
+        return self._axis("tower")
 
-    def _axis(self, name: str, groups: tuple[tuple[int, ...], ...]) -> Axis:
-        if self.spmd == "shard_map":
-            return Axis(self.mesh.shape[name], name)
-        return Axis(self.mesh.shape[name], "device", groups)
-
-    def _device_numbers(self) -> np.ndarray:
-        return np.arange(self.mesh.size).reshape(self.data_size, self.tower_size)
-
-    @property
-    def _flat(self) -> NamedSharding:
-        """pmap's own sharding: a leading axis with one entry per device."""
-        flat = Mesh(self.mesh.devices.reshape(-1), ("device",), axis_types=(AxisType.Auto,))
-        return NamedSharding(flat, P("device"))
+    def _axis(self, name: str) -> Axis:
+        size = self.grid.shape[name]
+        return Axis(size, name) if self.spmd == "shard_map" else Axis(size, pmap.AXIS, pmap.groups(self.grid, name))
 
     def sharding(self, spec: P) -> NamedSharding:
         """The sharding of a whole array."""
-        return NamedSharding(self.mesh, spec)
+        return NamedSharding(self.grid, spec)
 
     def compile(
         self, function: Callable[..., PyTree], in_specs: PyTree, out_specs: PyTree, donate: tuple[int, ...] = ()
     ) -> Callable[..., PyTree]:
-        """Runs the per-device `function` on every device at once. Arguments come from `put` or `spread` with `in_specs`.
+        """Runs the per-device `function` on every device at once. Arguments come from `put` or `to_compiled`.
 
         Replication types are off (`check_vma`): the function averages gradients over 'data' itself, which is what pmap
         needs too, and `Axis.sum_of_partials` has the right transpose for both. The tests on meshes guard the results.
         """
         if self.spmd == "pmap":
-            devices = list(self.mesh.devices.flat)
-            return jax.pmap(function, axis_name="device", devices=devices, donate_argnums=donate)
-        mapped = jax.shard_map(function, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+            return pmap.compile(self.grid, function, donate)
+        mapped = jax.shard_map(function, mesh=self.grid, in_specs=in_specs, out_specs=out_specs, check_vma=False)
         # Named outright: left to itself XLA may describe a result otherwise than the argument it becomes, and compile again.
         results = jax.tree.map(self.sharding, out_specs, is_leaf=lambda node: isinstance(node, P))
         return jax.jit(mapped, out_shardings=results, donate_argnums=donate)
@@ -168,45 +157,23 @@ class Topology:
         with jax.transfer_guard_host_to_device("allow"):  # this is the one door, so it is meant
             if self.spmd == "shard_map":
                 return jax.make_array_from_callback(shape, sharding, rows)
-            shares = sharding.devices_indices_map(shape)
-            ordered = [shares[device] for device in self.mesh.devices.flat]
-            stacked = (self.mesh.size, *sharding.shard_shape(shape))
+            return pmap.place(self.grid, sharding, shape, rows)
 
-            def share(index: Any) -> np.ndarray:
-                return rows(ordered[index[0].start or 0])[None]
-
-            return jax.make_array_from_callback(stacked, self._flat, share)
-
-    def spread(self, tree: PyTree, specs: PyTree) -> PyTree:
+    def to_compiled(self, tree: PyTree, specs: PyTree) -> PyTree:
         """Whole arrays, sharded by `specs`, into the form that a compiled function takes; buffers stay where they are."""
         if self.spmd == "shard_map":
             return tree
+        return _map_with_specs(lambda x, _: pmap.to_pmap(self.grid, x), tree, specs)
 
-        def stack(x: jax.Array, spec: P) -> jax.Array:
-            shares = {shard.device: shard.data[None] for shard in x.addressable_shards}
-            shape = (self.mesh.size, *x.sharding.shard_shape(x.shape))
-            mine = [shares[device] for device in self.mesh.devices.flat if device in shares]
-            return jax.make_array_from_single_device_arrays(shape, self._flat, mine)
-
-        return _map_with_specs(stack, tree, specs)
-
-    def whole(self, tree: PyTree, specs: PyTree) -> PyTree:
-        """The reverse of `spread`: whole arrays, sharded by `specs`."""
+    def from_compiled(self, tree: PyTree, specs: PyTree) -> PyTree:
+        """The reverse of `to_compiled`: whole arrays, sharded by `specs`."""
         if self.spmd == "shard_map":
             return tree
-
-        def join(x: jax.Array, spec: P) -> jax.Array:
-            shape = list(x.shape[1:])
-            for axis, name in enumerate(spec):
-                shape[axis] *= self.mesh.shape[name] if name else 1
-            shares = [shard.data.reshape(x.shape[1:]) for shard in x.addressable_shards]
-            return jax.make_array_from_single_device_arrays(tuple(shape), self.sharding(spec), shares)
-
-        return _map_with_specs(join, tree, specs)
+        return _map_with_specs(lambda x, spec: pmap.from_pmap(self.grid, x, spec), tree, specs)
 
     def fetch(self, tree: PyTree, specs: PyTree) -> PyTree:
         """Results of a compiled function as NumPy arrays, waiting for them. All processes have to ask, and get all."""
-        whole = self.whole(tree, specs)
+        whole = self.from_compiled(tree, specs)
         return jax.tree.map(_gathered, whole) if jax.process_count() > 1 else jax.device_get(whole)
 
     def vote(self) -> Callable[[bool], jax.Array]:
@@ -216,14 +183,14 @@ class Topology:
         """
         spec = P(("data", "tower"))
         count = jax.shard_map(
-            lambda yes: lax.psum(yes[0], ("data", "tower")), mesh=self.mesh, in_specs=spec, out_specs=P(), check_vma=False
+            lambda yes: lax.psum(yes[0], ("data", "tower")), mesh=self.grid, in_specs=spec, out_specs=P(), check_vma=False
         )
         compiled, sharding = jax.jit(count), self.sharding(spec)
 
         def ask(yes: bool) -> jax.Array:
             with jax.transfer_guard_host_to_device("allow"):
                 answer = np.array([yes], np.int32)
-                return compiled(jax.make_array_from_callback((self.mesh.size,), sharding, lambda _: answer))
+                return compiled(jax.make_array_from_callback((self.grid.size,), sharding, lambda _: answer))
 
         return ask
 
@@ -244,7 +211,7 @@ def _map_with_specs(function: Callable[[Any, P], Any], tree: PyTree, specs: PyTr
     )
 
 
-def make_topology(mesh: str, towers: int, batch_size: int, spmd: Spmd = "shard_map") -> Topology:
+def make_mesh(mesh: str, towers: int, batch_size: int, spmd: Spmd = "shard_map") -> TowerMesh:
     """The mesh that `--mesh` asks for on the devices that JAX has.
 
     Args:
@@ -278,8 +245,10 @@ def make_topology(mesh: str, towers: int, batch_size: int, spmd: Spmd = "shard_m
         )
     if batch_size % rows:
         raise UserError(f"--batch_size={batch_size} cannot be shared evenly by the {rows} rows of --mesh={rows}x{columns}")
+    # Rows of one slice lie together: their gradients meet on its own links first. JAX's order keeps each pair adjacent.
+    devices = sorted(devices, key=lambda device: getattr(device, "slice_index", None) or 0)
     grid = np.array(devices[: rows * columns]).reshape(rows, columns)
-    return Topology(Mesh(grid, ("data", "tower"), axis_types=(AxisType.Auto,) * 2), spmd)
+    return TowerMesh(Mesh(grid, ("data", "tower"), axis_types=(AxisType.Auto,) * 2), spmd)
 
 
 def parse_mesh(mesh: str) -> tuple[int, int]:

@@ -11,13 +11,13 @@ from networks import CLASSES, CROP, LAYOUTS, small_model
 
 from alexnet_jax.architectures import ARCHITECTURES
 from alexnet_jax.errors import UserError
+from alexnet_jax.mesh import make_mesh
 from alexnet_jax.network import initial_params, merge, split
-from alexnet_jax.topology import make_topology
 
 
 @pytest.mark.parametrize(("spmd", "mesh"), LAYOUTS)
 def test_arrays_go_onto_the_devices_and_come_back(spmd, mesh):
-    topology = make_topology(mesh, 2, 8, spmd)
+    topology = make_mesh(mesh, 2, 8, spmd)
     tree = {
         "kernel": np.arange(24, dtype=np.float32).reshape(2, 3, 4),
         "batch": np.arange(40, dtype=np.uint8).reshape(8, 5),
@@ -26,16 +26,16 @@ def test_arrays_go_onto_the_devices_and_come_back(spmd, mesh):
     specs = {"kernel": P("tower"), "batch": P("data"), "step": P()}
     placed = topology.put(tree, specs)
     jax.tree.map(np.testing.assert_array_equal, topology.fetch(placed, specs), tree)
-    whole = topology.whole(placed, specs)
+    whole = topology.from_compiled(placed, specs)
     assert whole["kernel"].sharding.spec == P("tower")
     assert {shard.data.shape for shard in whole["kernel"].addressable_shards} == {(2 // topology.tower_size, 3, 4)}
-    again = topology.spread(whole, specs)
+    again = topology.to_compiled(whole, specs)
     jax.tree.map(np.testing.assert_array_equal, topology.fetch(again, specs), tree)
 
 
 @pytest.mark.parametrize(("spmd", "mesh"), LAYOUTS)
 def test_collectives_stay_in_their_row_or_column(spmd, mesh):
-    topology = make_topology(mesh, 2, 8, spmd)
+    topology = make_mesh(mesh, 2, 8, spmd)
     rows, columns = topology.data_size, topology.tower_size
     data, tower = topology.data, topology.tower
 
@@ -57,18 +57,18 @@ def test_collectives_stay_in_their_row_or_column(spmd, mesh):
 def compiled_forward(architecture: str) -> str:
     """The forward pass on two devices, one tower each, as XLA compiled it."""
     model = small_model(mesh="1x2", architecture=architecture)
-    tower = model.topology.tower
+    tower = model.mesh.tower
 
     def forward(params, pixels):
         return merge(model.graph, params)(pixels, tower=tower)
 
-    compiled = model.topology.compile(forward, (model.specs, P("data")), P("data"))
+    compiled = model.mesh.compile(forward, (model.specs, P("data")), P("data"))
     shapes = jax.tree.map(
-        lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=model.topology.sharding(spec)),
+        lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=model.mesh.sharding(spec)),
         model.shapes,
         model.specs,
     )
-    pixels = jax.ShapeDtypeStruct((8, CROP, CROP, 3), jnp.float32, sharding=model.topology.sharding(P("data")))
+    pixels = jax.ShapeDtypeStruct((8, CROP, CROP, 3), jnp.float32, sharding=model.mesh.sharding(P("data")))
     return compiled.lower(shapes, pixels).compile().as_text()
 
 
@@ -98,7 +98,7 @@ def test_towers_do_not_meet_before_conv3():
 
 
 def test_auto_gives_each_tower_its_own_device():
-    shape = lambda towers: dict(make_topology("auto", towers, 8).mesh.shape)  # noqa: E731
+    shape = lambda towers: dict(make_mesh("auto", towers, 8).grid.shape)  # noqa: E731
     assert shape(2) == {"data": 4, "tower": 2}
     assert shape(1) == {"data": 8, "tower": 1}
 
@@ -116,4 +116,4 @@ def test_auto_gives_each_tower_its_own_device():
 )
 def test_impossible_meshes_are_named(mesh, towers, batch, message):
     with pytest.raises(UserError, match=message):
-        make_topology(mesh, towers, batch)
+        make_mesh(mesh, towers, batch)
