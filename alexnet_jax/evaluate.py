@@ -22,7 +22,7 @@ from rich.progress import track
 from alexnet_jax import cli, runtime
 from alexnet_jax.augment import views
 from alexnet_jax.checkpoint import Checkpoints, chosen_step
-from alexnet_jax.config import Config, check
+from alexnet_jax.config import Config, check, parsed
 from alexnet_jax.config import define_flags as define_config_flags
 from alexnet_jax.data.dataset import Dataset, open_dataset
 from alexnet_jax.data.feed import Feed
@@ -168,7 +168,7 @@ def main(options: flags.FlagValues) -> None:
     if not options.workdir:
         raise UserError("--workdir is missing: name the folder of a run; repeat it to average several")
     configs = [read_config(workdir) for workdir in options.workdir]
-    machine = {"spmd": options.spmd, "mesh": options.mesh, "host_devices": options.host_devices}
+    machine = parsed(options, ("spmd", "mesh", "host_devices"))
     for name in ("batch_size", "data_dir", "precision"):
         if options[name].present:
             machine[name] = options[name].value
@@ -182,7 +182,7 @@ def main(options: flags.FlagValues) -> None:
         raise UserError(f"--predictions={options.predictions}: there is no such folder")
     runtime.start(options.host_devices)
     towers = min(config.table().towers for config in configs)
-    mesh = make_mesh(options.mesh, towers, first.batch_size, options.spmd)
+    mesh = make_mesh(machine["mesh"], towers, first.batch_size, options.spmd)
     datasets = [open_dataset(config) for config in configs]
     split = datasets[0].split(options.split)
     loaded = [load_member(config, options.step, mesh, data) for config, data in zip(configs, datasets, strict=True)]

@@ -8,7 +8,7 @@ parameters lead with a tower axis.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +21,8 @@ from jaxtyping import Array, Float, Int
 
 from alexnet_jax import pmap
 from alexnet_jax.errors import UserError
+from alexnet_jax.values import MeshShape, Spmd
 
-Spmd = Literal["shard_map", "pmap"]
 PyTree = Any
 
 
@@ -211,11 +211,11 @@ def _map_with_specs(function: Callable[[Any, P], Any], tree: PyTree, specs: PyTr
     )
 
 
-def make_mesh(mesh: str, towers: int, batch_size: int, spmd: Spmd = "shard_map") -> TowerMesh:
+def make_mesh(shape: MeshShape | None, towers: int, batch_size: int, spmd: Spmd = "shard_map") -> TowerMesh:
     """The mesh that `--mesh` asks for on the devices that JAX has.
 
     Args:
-        mesh: 'DATAxTOWER', or 'auto': every device, with each tower on its own where their number allows.
+        shape: of the mesh; None: every device, with each tower on its own where their number allows.
         towers: number of towers of the architecture.
         batch_size: examples per batch, all devices together.
         spmd: 'shard_map' or 'pmap'.
@@ -224,36 +224,27 @@ def make_mesh(mesh: str, towers: int, batch_size: int, spmd: Spmd = "shard_map")
         UserError: the mesh does not fit the devices, the towers or the batch.
     """
     devices = jax.devices()
-    if mesh == "auto":
+    if shape is None:
         columns = towers if len(devices) % towers == 0 else 1
-        rows = len(devices) // columns
-    else:
-        rows, columns = parse_mesh(mesh)
+        shape = MeshShape(len(devices) // columns, columns)
+    rows, columns = shape
     if rows * columns > len(devices):
         raise UserError(
-            f"--mesh={mesh} needs {rows * columns} devices and {len(devices)} are present; "
+            f"--mesh={shape} needs {rows * columns} devices and {len(devices)} are present; "
             "choose a smaller mesh, or force CPU devices with --host_devices"
         )
     if jax.process_count() > 1 and (rows * columns != len(devices) or spmd == "pmap"):
         raise UserError(
-            f"--mesh={mesh} --spmd={spmd}: several processes train on all of their {len(devices)} devices, under shard_map"
+            f"--mesh={shape} --spmd={spmd}: several processes train on all of their {len(devices)} devices, under shard_map"
         )
     if columns not in (1, towers):
         raise UserError(
-            f"--mesh={mesh} has {columns} columns; an architecture of {towers} tower{'s' * (towers > 1)} takes "
+            f"--mesh={shape} has {columns} columns; an architecture of {towers} tower{'s' * (towers > 1)} takes "
             + ("1" if towers == 1 else f"1 or {towers}")
         )
     if batch_size % rows:
-        raise UserError(f"--batch_size={batch_size} cannot be shared evenly by the {rows} rows of --mesh={rows}x{columns}")
+        raise UserError(f"--batch_size={batch_size} cannot be shared evenly by the {rows} rows of --mesh={shape}")
     # Rows of one slice lie together: their gradients meet on its own links first. JAX's order keeps each pair adjacent.
     devices = sorted(devices, key=lambda device: getattr(device, "slice_index", None) or 0)
     grid = np.array(devices[: rows * columns]).reshape(rows, columns)
     return TowerMesh(Mesh(grid, ("data", "tower"), axis_types=(AxisType.Auto,) * 2), spmd)
-
-
-def parse_mesh(mesh: str) -> tuple[int, int]:
-    """'4x2' as (4, 2). Raises UserError on anything else."""
-    parts = mesh.split("x")
-    if len(parts) != 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise UserError(f"--mesh={mesh} is not of the form DATAxTOWER, such as 4x2, nor 'auto'")
-    return int(parts[0]), int(parts[1])

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import optax
 
-from alexnet_jax.config import Config, parse_drop_epochs, parse_layer_rates
+from alexnet_jax.config import Config
 from alexnet_jax.network import Params
 
 Rates = dict[str, dict[str, Any]]  # one scalar per parameter, shaped as Params
@@ -76,7 +76,7 @@ class Schedule:
         """Learning rate of every kernel and bias at `step`."""
         weights, biases = (self.config.learning_rate * fall for fall in self._falls(step, plateau))
         factors = dict.fromkeys(self.layers, 1.0)
-        for layer, factor, start in parse_layer_rates(self.config.layer_rates, self.layers):
+        for layer, factor, start in self.config.layer_rates:
             if self._epoch(step) >= start:
                 factors[layer] = factor
         factors |= dict.fromkeys(self.config.freeze, 0.0)
@@ -95,7 +95,7 @@ class Schedule:
             case "plateau":
                 fall = factor**-plateau.drops
             case "steps":
-                passed = sum(self._epoch(step) >= epoch for epoch in parse_drop_epochs(self.config.drop_epochs))
+                passed = sum(self._epoch(step) >= epoch for epoch in self.config.drop_epochs)
                 fall = factor**-passed
             case "staged":
                 # 2012 lab notes: four equal stages, 250x in all; the rate of biases drops 10x once, at half.

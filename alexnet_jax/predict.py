@@ -21,6 +21,7 @@ from rich.progress import track
 
 from alexnet_jax import cli, runtime
 from alexnet_jax.config import define_flags as define_config_flags
+from alexnet_jax.config import parsed
 from alexnet_jax.data.decode import square_rgb
 from alexnet_jax.data.parallel import ordered_map
 from alexnet_jax.errors import UserError
@@ -162,7 +163,7 @@ def main(options: flags.FlagValues, words: list[str]) -> None:
     layer, collected_in, figure = _outputs(options)
     paths = image_paths(words, options.list)
     runtime.start(options.host_devices)
-    trained = load_trained(options.workdir, options.step, batch_size=options.batch_size, mesh=options.mesh)
+    trained = load_trained(options.workdir, options.step, batch_size=options.batch_size, **parsed(options, ("mesh",)))
     read = Reader(trained.config.image_size, trained.config.resize)
     quiet = not sys.stderr.isatty() or sys.stdout.isatty()  # the rows themselves show how far it is
     shown: list[tuple[str, Square, list[dict[str, Any]], str]] = []

@@ -14,11 +14,11 @@ HEARTBEAT_SECONDS = 20  # without a sign of life a process is taken for dead
 CONNECT_SECONDS = 300  # hosts of a cluster start minutes apart
 
 
-def start(host_devices: int = 0, distributed: bool = False) -> None:
+def start(host_devices: int | None = None, distributed: bool = False) -> None:
     """Call it once, before the first array or question for a device.
 
     Args:
-        host_devices: number of CPU devices to force in this process; 0 leaves it to JAX.
+        host_devices: number of CPU devices to force in this process; none leaves it to JAX.
         distributed: join the other processes. On Slurm, Kubernetes and Cloud TPU JAX finds them by itself; elsewhere
             JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID name them, which launch/local sets.
 

@@ -18,6 +18,7 @@ from alexnet_jax.layers import Classifier
 from alexnet_jax.mesh import make_mesh
 from alexnet_jax.network import Params
 from alexnet_jax.step import Model, make_feature_step, make_model
+from alexnet_jax.values import MeshShape
 from alexnet_jax.workdir import read_classes, read_config, read_mean
 
 
@@ -42,14 +43,16 @@ class Trained:
         return f"{self.config.architecture} on {self.config.dataset}, seed {self.config.seed}, step {self.step}"
 
 
-def load_trained(workdir: str, step: str = "latest", *, batch_size: int = 64, mesh: str = "1x1") -> Trained:
+def load_trained(
+    workdir: str, step: str = "latest", *, batch_size: int = 64, mesh: MeshShape | None = MeshShape(1, 1)
+) -> Trained:
     """The network of a run.
 
     Args:
         workdir: folder of the run.
         step: of the checkpoint: a number, 'latest' or 'best'.
         batch_size: images that are put through it at a time.
-        mesh: as --mesh.
+        mesh: data x tower devices; None: all.
 
     Raises:
         UserError: there is no such run or checkpoint, or it cannot be read.

@@ -8,7 +8,7 @@ import platform
 import socket
 import subprocess
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jaxtyping import Float32
 
-from alexnet_jax.config import Config, changed_flags, from_dict
+from alexnet_jax.config import Config, as_dict, changed_flags, from_dict
 from alexnet_jax.errors import UserError
 from alexnet_jax.files import read_json, replacing, write_json
 
@@ -119,7 +119,7 @@ def open_for_training(
             path,
             {
                 # Without the place itself, so that a folder can be moved.
-                "config": asdict(replace(config, workdir="")),
+                "config": as_dict(replace(config, workdir="")),
                 "dataset": {"fingerprint": fingerprint, "classes": list(classes)},
                 **provenance(),
             },

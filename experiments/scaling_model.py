@@ -26,6 +26,7 @@ from alexnet_jax.figures import write_figure
 from alexnet_jax.layers import trace
 from alexnet_jax.mesh import make_mesh
 from alexnet_jax.step import Knobs, Model, Pixels, make_model, make_train_step
+from alexnet_jax.values import MeshShape
 
 DEVICES = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 COLLECTIVE = r" = (.*?) (all-gather|all-reduce|reduce-scatter)(?:-start)?\("  # in a line of HLO: shapes, kind
@@ -63,7 +64,7 @@ class Network:
 
 def network(config: Config) -> Network:
     """The numbers of the config's architecture."""
-    model = make_model(config, CLASSES, make_mesh("1x1", config.table().towers, config.batch_size))
+    model = make_model(config, CLASSES, make_mesh(MeshShape(1, 1), config.table().towers, config.batch_size))
     layers = trace(config.table(), config.crop, CLASSES)
     gathered, total = (sum(getattr(layer, name) for layer in layers) for name in ("gathered", "parameters"))
     return Network(training_flops(model), total, CLASSES, gathered, CLASSES)
@@ -134,7 +135,7 @@ def traffic(config: Config, net: Network) -> dict[str, Any]:
     reduced = (net.params - net.shared_params) // towers + net.shared_params if mesh.data_size > 1 else 0
     split = towers > 1
     return {
-        "mesh": config.mesh,
+        "mesh": str(config.mesh),
         "counted": counted,
         "model": {
             "all-gather": split * share * net.gathered * towers,  # what a device holds after it
@@ -201,7 +202,7 @@ def main(options: flags.FlagValues) -> None:
         meshes = [
             mesh for mesh in ("1x2", "2x1", "2x2", "4x2") if math.prod(map(int, mesh.split("x"))) <= len(jax.devices())
         ]
-        configs = [Config(crop_size=227, mesh=mesh, batch_size=8, bias_init=0.1) for mesh in meshes]
+        configs = [Config(crop_size=227, mesh=MeshShape.parse(mesh), batch_size=8, bias_init=0.1) for mesh in meshes]
         result["traffic"] = [traffic(config, net) for config in configs]
     if options.figure:
         draw(weak, Path(options.figure), options.batch_size)

@@ -30,6 +30,7 @@ from alexnet_jax.interrupt import RESUME_STATUS
 from alexnet_jax.mesh import make_mesh
 from alexnet_jax.metrics import read_rows
 from alexnet_jax.step import TrainState, make_model
+from alexnet_jax.values import MeshShape
 from alexnet_jax.workdir import provenance, read_config
 
 STEPS, EXAMPLES = 30, 675
@@ -94,8 +95,8 @@ def torment(workdir: Path, data_dir: str, moving: bool, rng: random.Random, kill
 
 def state_of(workdir: Path) -> TrainState:
     """What the last checkpoint holds."""
-    config = replace(read_config(str(workdir)), mesh="1x1")
-    model = make_model(config, 14, make_mesh("1x1", 2, config.batch_size))
+    config = replace(read_config(str(workdir)), mesh=MeshShape(1, 1))
+    model = make_model(config, 14, make_mesh(MeshShape(1, 1), 2, config.batch_size))
     with Checkpoints(workdir, keep=1, writable=False) as checkpoints:
         restored = checkpoints.restore_latest(model)
     if restored is None or restored[1]["step"] != STEPS:

@@ -11,11 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from alexnet_jax.config import Config
+from alexnet_jax import mesh as meshes
+from alexnet_jax.config import Config, from_dict
 from alexnet_jax.data.loader import Batch
 from alexnet_jax.data.sources import Example, Listed, Source
-from alexnet_jax.mesh import make_mesh
 from alexnet_jax.step import Model, make_model
+from alexnet_jax.values import MeshShape, Spmd
 
 ROOT = Path(__file__).parents[1]
 CROP, SIZE, CLASSES = 63, 66, 14
@@ -24,19 +25,24 @@ LAYOUTS = [(spmd, mesh) for spmd in ("shard_map", "pmap") for mesh in MESHES]
 
 
 def small_config(**fields) -> Config:
-    """A config for synthetic images of SIZE pixels."""
+    """A config for synthetic images of SIZE pixels. Fields are given as their flags say them: `mesh="2x1"`."""
     defaults = {
         "architecture": "paper_eighth", "dataset": "synthetic", "image_size": SIZE, "crop_size": CROP, "bias_init": 0.1,
         "batch_size": 8,
     }  # fmt: skip
-    return Config(**defaults | fields)
+    return from_dict(defaults | fields)
+
+
+def make_mesh(shape: str, towers: int, batch_size: int, spmd: Spmd = "shard_map") -> meshes.TowerMesh:
+    """The mesh that `--mesh` says."""
+    return meshes.make_mesh(MeshShape.parse(shape), towers, batch_size, spmd)
 
 
 @functools.cache
 def small_model(spmd: str = "shard_map", mesh: str = "1x1", **fields) -> Model:
     """The model of a small config on a mesh."""
     config = small_config(spmd=spmd, mesh=mesh, **fields)
-    topology = make_mesh(mesh, config.table().towers, config.batch_size, spmd)
+    topology = make_mesh(mesh, config.table().towers, config.batch_size, config.spmd)
     return make_model(config, CLASSES, topology)
 
 

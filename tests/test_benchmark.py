@@ -4,15 +4,15 @@ import importlib.util
 import json
 
 import pytest
-from networks import CROP, SIZE, run, tiny_flags
+from networks import CROP, SIZE, make_mesh, run, tiny_flags
 from PIL import Image
 
 from alexnet_jax.benchmark.ours import training_flops
 from alexnet_jax.benchmark.worker import Failed, Worker
 from alexnet_jax.config import Config
 from alexnet_jax.layers import trace
-from alexnet_jax.mesh import make_mesh
 from alexnet_jax.step import make_model
+from alexnet_jax.values import MeshShape
 
 
 @pytest.mark.slow
@@ -56,7 +56,7 @@ def test_bad_input_is_one_line(flags, said):
 
 
 def paper_model(**fields):
-    config = Config(mesh="1x1", **fields)
+    config = Config(mesh=MeshShape(1, 1), **fields)
     return make_model(config, 1000, make_mesh("1x1", config.table().towers, config.batch_size))
 
 

@@ -6,9 +6,10 @@ import json
 import pytest
 from networks import SIZE, run, small_config, tiny_config, tiny_flags
 
-from alexnet_jax.config import Config, changed_flags, check, from_dict, from_words
+from alexnet_jax.config import Config, as_dict, changed_flags, check, from_dict, from_words
 from alexnet_jax.errors import UserError
 from alexnet_jax.train import train
+from alexnet_jax.values import LayerRate, MeshShape
 
 
 def test_every_field_is_a_flag_of_its_own_type():
@@ -18,8 +19,8 @@ def test_every_field_is_a_flag_of_its_own_type():
         "--layer_rates=conv1:0.1@20,fc8:10", "--drop_epochs=3,4.5", "--fold=1/5",
     ])  # fmt: skip
     assert (config.workdir, config.architecture, config.dropout, config.mirror) == ("W", "caffe", 0.25, False)
-    assert (config.batch_size, config.epochs, config.drop_epochs) == (64, 1.5, ("3", "4.5"))
-    assert config.layer_rates == ("conv1:0.1@20", "fc8:10")
+    assert (config.batch_size, config.epochs, config.drop_epochs) == (64, 1.5, (3.0, 4.5))
+    assert config.layer_rates == (LayerRate("conv1", 0.1, 20.0), LayerRate("fc8", 10.0))
 
 
 def test_the_defaults_are_the_papers():
@@ -32,8 +33,10 @@ def test_the_defaults_are_the_papers():
 
 
 def test_a_config_survives_json():
-    config = small_config(layer_rates=("conv1:0.5",), freeze=("fc7",), dropout=0.3)
-    assert from_dict(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+    config = small_config(
+        layer_rates=["conv1:0.5"], freeze=["fc7"], mesh="4x2", fold="1/5", drop_epochs=["3", "4.5"], dropout=0.3
+    )
+    assert from_dict(json.loads(json.dumps(as_dict(config)))) == config
     with pytest.raises(UserError, match="unknown fields colour"):
         from_dict({"colour": 1})
 
@@ -47,7 +50,7 @@ def test_a_config_survives_json():
         ({"batch_size": 9, "accumulate": 2}, r"--batch_size=9 does not divide into 2 parts \(--accumulate\)"),
         ({"epochs": 0.0}, "leave nothing to do"),
         ({"learning_rate": float("nan")}, "--learning_rate=nan is less than 0"),
-        ({"layer_rates": ("conv9:1",)}, "--layer_rates=conv9:1: no layer 'conv9'"),
+        ({"layer_rates": ("conv9:1",)}, "--layer_rates=conv9: no such layer"),
         ({"layer_rates": ("conv1",)}, "--layer_rates=conv1 is not LAYER:FACTOR"),
         ({"freeze": ("fc9",)}, "--freeze=fc9: no such layer"),
         ({"init": "W", "init_layers": ("fc9",)}, "--init_layers=fc9: no such layer"),
@@ -63,7 +66,15 @@ def test_what_no_run_can_have_is_named(fields, message):
 
 def test_what_alters_a_run():
     old = small_config(schedule="constant", mesh="1x1")
-    harmless = {"epochs": 5.0, "steps": 7, "log_every": 9, "mesh": "2x1", "spmd": "pmap", "workdir": "W", "keep": 5}
+    harmless = {
+        "epochs": 5.0,
+        "steps": 7,
+        "log_every": 9,
+        "mesh": MeshShape(2, 1),
+        "spmd": "pmap",
+        "workdir": "W",
+        "keep": 5,
+    }
     assert changed_flags(old, dataclasses.replace(old, **harmless)) == []
     assert changed_flags(old, dataclasses.replace(old, seed=3)) == ["--seed was 0 and is now 3"]
     staged = dataclasses.replace(old, schedule="staged")
@@ -92,7 +103,7 @@ def places(tmp_path):
         ("RUN", {"mesh": "9x1"}, "--mesh=9x1 needs 9 devices and 8 are present"),
         ("RUN", {"mesh": "3x1"}, "--batch_size=8 cannot be shared evenly by the 3 rows"),
         ("RUN", {"mesh": "4x1", "accumulate": 4}, "--accumulate=4 parts of --batch_size=8"),
-        ("RUN", {"crop_size": 30}, "--crop_size=30 is too small for --architecture=paper: conv5"),
+        ("RUN", {"crop_size": 30}, "--crop_size=30 is too small for --architecture=paper_eighth: conv5"),
     ],
 )
 def test_bad_input_stops_before_anything_is_written(data_dir, places, workdir, fields, message):

@@ -11,14 +11,13 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from networks import LAYOUTS
+from networks import LAYOUTS, make_mesh
 
 from alexnet_jax.data.feed import Feed
 from alexnet_jax.data.loader import Order, Subset, fold_split, whole
 from alexnet_jax.data.parallel import ordered_map, run_ahead
 from alexnet_jax.data.store import Split
 from alexnet_jax.errors import UserError
-from alexnet_jax.mesh import make_mesh
 
 ROOT = Path(__file__).parents[1]
 
@@ -158,7 +157,7 @@ import numpy as np
 from test_feed import numbered
 from alexnet_jax.data.feed import Feed
 from alexnet_jax.data.loader import Order
-from alexnet_jax.mesh import make_mesh
+from networks import make_mesh
 
 split, read = numbered(64), []
 feed = Feed(make_mesh("{mesh}", 2, 16), split)
@@ -214,6 +213,7 @@ from alexnet_jax.data.feed import Feed
 from alexnet_jax.data.loader import Order, whole
 from alexnet_jax.data.store import Split
 from alexnet_jax.mesh import make_mesh
+from alexnet_jax.values import MeshShape
 
 path, count = Path(sys.argv[1]), int(sys.argv[2])
 images = np.lib.format.open_memmap(path, "w+", np.uint8, (count, 64, 64, 3))
@@ -222,7 +222,7 @@ images.flush()
 del images
 split = whole(Split(np.load(path, mmap_mode="r"), np.zeros(count, np.int32)))
 order = Order(0, count, 64)
-for batch in Feed(make_mesh("1x1", 2, 64), split).batches(map(order.step, range(count // 64))):
+for batch in Feed(make_mesh(MeshShape(1, 1), 2, 64), split).batches(map(order.step, range(count // 64))):
     assert batch.images.shape == (64, 64, 64, 3)
 (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")]
 print(int(line.split()[1]) // 1024)

@@ -72,7 +72,7 @@ def test_figure_1_has_a_line_for_each_run_named_by_what_differs():
     assert run_labels(configs) == ["seed=0", "seed=1"]
     assert run_labels(configs[:1]) == ["a"]
     assert run_labels([configs[0], replace(configs[0], workdir="other/a")]) == ["runs/a", "other/a"]
-    many = [configs[0], replace(configs[1], batch_size=3, drop_epochs=("1", "2"))]
+    many = [configs[0], replace(configs[1], batch_size=3, drop_epochs=(1.0, 2.0))]
     assert run_labels(many) == ["a", "b"]
     rows = [{"split": split, "epoch": 1.5, "top1_error": 40} for split in ("train", "validation")]
     figure = draw_training_error({"tanh": rows, "ReLU": [*rows, {"split": "train", "epoch": 2, "top1_error": 30}]})

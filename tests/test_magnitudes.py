@@ -33,7 +33,7 @@ def test_a_validation_records_what_the_checkpoints_hold(data_dir, tmp_path):
     50 images in batches of 8: the rate falls after the third step, whose own rate it was not.
     """
     fields = {"steps": 3, "checkpoint_every": 1, "keep": 9, "weight_decay": 0.01, "learning_rate": 0.01}
-    train(tiny_config(data_dir, tmp_path / "run", rate_in_velocity=False, schedule="steps", drop_epochs=("0.4",), **fields))
+    train(tiny_config(data_dir, tmp_path / "run", rate_in_velocity=False, schedule="steps", drop_epochs=["0.4"], **fields))
     rows = read_rows(tmp_path / "run")
     (row,) = (row for row in rows if row["split"] == "validation")
     assert not any("magnitudes" in row for row in rows if row["split"] == "train")

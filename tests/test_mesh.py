@@ -7,11 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from networks import CLASSES, CROP, LAYOUTS, small_model
+from networks import CLASSES, CROP, LAYOUTS, make_mesh, small_model
 
 from alexnet_jax.architectures import ARCHITECTURES
 from alexnet_jax.errors import UserError
-from alexnet_jax.mesh import make_mesh
 from alexnet_jax.network import initial_params, merge, split
 
 

@@ -6,14 +6,14 @@ import numpy as np
 import optax
 import pytest
 
-from alexnet_jax.config import Config
+from alexnet_jax.config import from_dict
 from alexnet_jax.optimizer import Plateau, Schedule, momentum_2012
 
 LAYERS = ("conv1", "fc8")
 
 
 def schedule(examples=1000, total_steps=1000, **fields) -> Schedule:
-    return Schedule(Config(batch_size=100, **fields), LAYERS, examples, total_steps)
+    return Schedule(from_dict({"batch_size": 100, **fields}), LAYERS, examples, total_steps)
 
 
 @pytest.mark.parametrize("bias_decay", [False, True])
@@ -21,7 +21,7 @@ def test_ten_steps_across_a_rate_drop(bias_decay):
     rng = np.random.default_rng(0)
     params = {layer: {"kernel": rng.normal(size=(3, 2)), "bias": rng.normal(size=2)} for layer in LAYERS}
     gradients = [jax.tree.map(lambda w: rng.normal(size=w.shape), params) for _ in range(10)]
-    due = [schedule(schedule="steps", drop_epochs=("0.4",), layer_rates=("fc8:0.5",)).rates(k, Plateau()) for k in range(10)]
+    due = [schedule(schedule="steps", drop_epochs=["0.4"], layer_rates=["fc8:0.5"]).rates(k, Plateau()) for k in range(10)]
 
     w = {layer: {name: value.copy() for name, value in parts.items()} for layer, parts in params.items()}
     v = jax.tree.map(np.zeros_like, w)
@@ -66,7 +66,7 @@ def test_the_rate_inside_and_outside_the_velocity(inside):
 
 
 def test_steps_schedule_drops_at_its_epochs():
-    steps = schedule(schedule="steps", drop_epochs=("2", "5.5"))  # 10 steps an epoch
+    steps = schedule(schedule="steps", drop_epochs=["2", "5.5"])  # 10 steps an epoch
     rates = [steps.rate(k, Plateau()) for k in (0, 19, 20, 54, 55, 900)]
     np.testing.assert_allclose(rates, [1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-4])
 
@@ -91,6 +91,6 @@ def test_plateau_schedule_divides_three_times():
 
 
 def test_layer_rates_and_freezing():
-    rates = schedule(schedule="constant", layer_rates=("conv1:0.1@3", "conv1:0@7"), freeze=("fc8",))
+    rates = schedule(schedule="constant", layer_rates=["conv1:0.1@3", "conv1:0@7"], freeze=["fc8"])
     assert [rates.rates(k, Plateau())["conv1"]["kernel"] for k in (29, 30, 69, 70)] == pytest.approx([0.01, 0.001, 0.001, 0])
     assert rates.rates(0, Plateau())["fc8"] == {"kernel": 0, "bias": 0}

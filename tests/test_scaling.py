@@ -4,11 +4,12 @@ import pytest
 from networks import CROP, SIZE
 
 from alexnet_jax.config import Config
+from alexnet_jax.values import MeshShape
 from experiments.scaling_model import Machine, network, predictions, step_seconds, traffic
 
 
 def small(mesh: str) -> Config:
-    return Config(mesh=mesh, crop_size=CROP, image_size=SIZE, batch_size=8)
+    return Config(mesh=MeshShape.parse(mesh), crop_size=CROP, image_size=SIZE, batch_size=8)
 
 
 def test_the_papers_exchange():

@@ -17,7 +17,7 @@ from alexnet_jax.benchmark.ours import CLASSES, MODES, Ours, training_flops
 from alexnet_jax.benchmark.peers import Torch, peers
 from alexnet_jax.benchmark.results import Rates, ratio, row
 from alexnet_jax.benchmark.worker import Contender, Failed, Worker
-from alexnet_jax.config import Config
+from alexnet_jax.config import Config, as_dict
 from alexnet_jax.errors import UserError
 from alexnet_jax.mesh import make_mesh
 from alexnet_jax.step import make_model
@@ -85,7 +85,7 @@ def measure_steps(config: Config, *, against: bool, layers: bool, rounds: int, s
         "layers": [rate._asdict() for rate in measure_layers(model, steps)] if layers else [],
         "settings": {
             "architecture": config.architecture, "batch_size": config.batch_size, "crop_size": config.crop,
-            "precision": config.precision, "mesh": config.mesh, "rounds": rounds, "steps": steps,
+            "precision": config.precision, "mesh": as_dict(config)["mesh"], "rounds": rounds, "steps": steps,
         },
         "pytorch": importlib.metadata.version("torch") if against else None,
         "cores": os.cpu_count(),

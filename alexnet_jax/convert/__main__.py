@@ -6,7 +6,7 @@ python -m alexnet_jax.convert FILE --workdir=W --export=safetensors or torchvisi
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from jaxtyping import Float32
 from alexnet_jax import cli, runtime
 from alexnet_jax.architectures import ARCHITECTURES, Architecture
 from alexnet_jax.checkpoint import Checkpoints
-from alexnet_jax.config import Config, check, from_dict
+from alexnet_jax.config import Config, as_dict, check, from_dict, parsed
 from alexnet_jax.config import define_flags as define_config_flags
 from alexnet_jax.convert import caffe, pytorch, stablehlo
 from alexnet_jax.convert.layouts import Blobs, check_blobs, flip_colours, to_blobs, to_params
@@ -29,6 +29,7 @@ from alexnet_jax.network import Params
 from alexnet_jax.step import TrainState, make_model
 from alexnet_jax.train import Progress
 from alexnet_jax.trained import Trained, load_trained
+from alexnet_jax.values import MeshShape
 from alexnet_jax.workdir import locked, open_for_training, read_config
 
 SOURCES = ("caffe", "torchvision", "safetensors")
@@ -142,7 +143,7 @@ def read_own(path: Path) -> Imported:
 
 def check_params(imported: Imported, path: Path) -> None:
     """Raises UserError if parameters are missing, too many, of another shape, or not finite."""
-    model = make_model(imported.config, len(imported.classes), make_mesh("1x1", 1, 1))
+    model = make_model(imported.config, len(imported.classes), make_mesh(MeshShape(1, 1), 1, 1))
     found = {(layer, name): array for layer, part in imported.params.items() for name, array in part.items()}
     wanted = {(layer, name): shape for layer, part in model.shapes.items() for name, shape in part.items()}
     for layer, name in sorted(found.keys() | wanted.keys()):
@@ -163,7 +164,7 @@ def write_run(imported: Imported, workdir: str, fingerprint: str) -> None:
     if workdir and (Path(workdir) / "config.json").exists():
         raise UserError(f"--workdir={workdir} holds a run already: name a new folder")
     config = replace(imported.config, workdir=workdir)
-    model = make_model(config, len(imported.classes), make_mesh("1x1", 1, 1))
+    model = make_model(config, len(imported.classes), make_mesh(MeshShape(1, 1), 1, 1))
     params = model.mesh.put(imported.params, model.specs)
     state = TrainState(np.int32(0), params, model.transformation({}).init(params))  # pyright: ignore[reportArgumentType]
     with locked(workdir):
@@ -192,7 +193,7 @@ def export(trained: Trained, form: str, path: Path) -> None:
             case _:
                 arrays = {f"{layer}.{name}": np.asarray(x) for layer, part in params.items() for name, x in part.items()}
                 about = {
-                    "config": json.dumps(asdict(replace(read_config(config.workdir), workdir="", data_dir=Config.data_dir)))
+                    "config": json.dumps(as_dict(replace(read_config(config.workdir), workdir="", data_dir=Config.data_dir)))
                 }
                 about |= {"format": FORMAT, "classes": json.dumps(trained.classes)}
                 return pytorch.write_safetensors(path, arrays | {"mean": trained.mean}, about)
@@ -211,7 +212,7 @@ def import_weights(options: flags.FlagValues, source: str, path: Path) -> Import
     default = {"caffe": "caffe", "torchvision": "torchvision"}[source]
     config = convention(source, options.architecture if options["architecture"].present else default)
     given = ("dataset", "data_dir", "image_size", "crop_size", "resize")
-    config = replace(config, **{name: options[name].value for name in given if options[name].present})
+    config = replace(config, **parsed(options, [name for name in given if options[name].present]))
     check(config)
     blobs, table = read_weights(source, path, config.table())
     config = replace(config, architecture=table.name)

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from alexnet_jax.augment import colour_components
-from alexnet_jax.config import Config, parse_fold
+from alexnet_jax.config import Config
 from alexnet_jax.data.loader import Subset, fold_split, whole
 from alexnet_jax.data.store import Store, open_store, store_path, synthetic_store
 from alexnet_jax.errors import UserError
@@ -44,9 +44,9 @@ def open_dataset(config: Config) -> Dataset:
     if "train" not in store.splits or not len(store.splits["train"]):
         raise UserError(f"--dataset={config.dataset} has no train split: it has {', '.join(store.splits) or 'none'}")
     splits = {name: whole(split) for name, split in store.splits.items()}
-    if fold := parse_fold(config.fold):
+    if config.fold is not None:
         pooled = whole(*(store.splits[name] for name in ("train", "validation") if name in store.splits))
-        splits["train"], splits["validation"] = fold_split(pooled, *fold)
+        splits["train"], splits["validation"] = fold_split(pooled, config.fold.index, config.fold.count)
     if config.schedule == "plateau" and "validation" not in splits:
         raise UserError(
             f"--schedule=plateau needs a validation split and {config.dataset} has none: "

@@ -1,7 +1,6 @@
 """What metrics.jsonl tells: losses and errors over epochs, Figure 1's comparison of runs, and the layers' magnitudes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from alexnet_jax.config import Config
+from alexnet_jax.config import Config, as_dict
 from alexnet_jax.figures.style import COLOURS, DASHES, PALETTE, short
 
 Rows = Sequence[dict[str, Any]]
@@ -20,7 +19,7 @@ MARKERS = "osD^v<>pX*"
 
 def run_labels(configs: Sequence[Config]) -> list[str]:
     """What tells runs apart: one flag or two where these do, as in ['seed=0', 'seed=1'], and their folders otherwise."""
-    fields = [{name: value for name, value in asdict(config).items() if name not in WHEREABOUTS} for config in configs]
+    fields = [{name: value for name, value in as_dict(config).items() if name not in WHEREABOUTS} for config in configs]
     differing = [name for name in fields[0] if any(one[name] != fields[0][name] for one in fields)]
     labels = [", ".join(f"{name}={_value(one[name])}" for name in differing) for one in fields]
     folders = [config.workdir.rstrip("/") for config in configs]

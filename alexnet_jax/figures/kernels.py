@@ -12,6 +12,7 @@ from alexnet_jax.checkpoint import Checkpoints, chosen_step
 from alexnet_jax.config import Config
 from alexnet_jax.mesh import make_mesh
 from alexnet_jax.step import make_model
+from alexnet_jax.values import MeshShape
 from alexnet_jax.workdir import read_classes
 
 MAPS = 48  # of each tower in a figure: all of conv1
@@ -108,7 +109,7 @@ def _sheet(found: Float[np.ndarray, "..."]) -> Float[np.ndarray, "height width"]
 
 def conv1_kernel(config: Config, step: str) -> tuple[Float[np.ndarray, "towers kh kw 3 maps"], int]:
     """The first layer's kernels in a checkpoint of a run, and the step of it; `step` as for `chosen_step`."""
-    model = make_model(config, len(read_classes(config.workdir)), make_mesh("1x1", 1, 1))
+    model = make_model(config, len(read_classes(config.workdir)), make_mesh(MeshShape(1, 1), 1, 1))
     with Checkpoints(Path(config.workdir), keep=config.keep, writable=False) as checkpoints:
         chosen = chosen_step(checkpoints, config.workdir, step)
         params = checkpoints.restore_params(model, chosen)

@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from alexnet_jax.analysis import (
     open_data,
     right_and_wrong,
 )
-from alexnet_jax.config import Config
+from alexnet_jax.config import Config, as_dict
 from alexnet_jax.errors import UserError
 from alexnet_jax.figures import run_labels
 from alexnet_jax.files import read_json
@@ -67,8 +67,8 @@ class Run:
     @property
     def changed(self) -> dict[str, Any]:
         """The flags that are not the defaults, but for places."""
-        defaults = asdict(Config())
-        here = asdict(self.config).items()
+        defaults = as_dict(Config())
+        here = as_dict(self.config).items()
         return {name: value for name, value in here if value != defaults[name] and name not in ("workdir", "data_dir")}
 
 

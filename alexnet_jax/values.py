@@ -1,0 +1,87 @@
+"""What flags are parsed into: each value knows its text, which stands in flag files and in config.json."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from alexnet_jax.errors import UserError
+
+Spmd = Literal["shard_map", "pmap"]
+
+
+class MeshShape(NamedTuple):
+    """Devices along the data axis and along the tower axis: '4x2'."""
+
+    data: int
+    tower: int
+
+    def __str__(self) -> str:
+        return f"{self.data}x{self.tower}"
+
+    @staticmethod
+    def parse(text: str) -> "MeshShape | None":
+        """'4x2' as (4, 2); None for 'auto'. Raises UserError on anything else."""
+        if text == "auto":
+            return None
+        parts = text.split("x")
+        if len(parts) != 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+            raise UserError(f"--mesh={text} is not of the form DATAxTOWER, such as 4x2, nor 'auto'")
+        return MeshShape(int(parts[0]), int(parts[1]))
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Fold `index` of `count`, held out as the validation split: '0/5'."""
+
+    index: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    @staticmethod
+    def parse(text: str) -> "Fold":
+        """'0/5' as (0, 5). Raises UserError on anything else."""
+        index, _, count = text.partition("/")
+        if not (index.isdecimal() and count.isdecimal() and int(index) < int(count) and int(count) >= 2):
+            raise UserError(f"--fold={text} is not I/K with 0 <= I < K, such as 0/5")
+        return Fold(int(index), int(count))
+
+
+class LayerRate(NamedTuple):
+    """A layer's learning rate as a multiple of the others', from an epoch on: 'conv1:0.1@20'."""
+
+    layer: str
+    factor: float
+    epoch: float = 0.0
+
+    def __str__(self) -> str:
+        start = f"@{number_text(self.epoch)}" if self.epoch else ""
+        return f"{self.layer}:{number_text(self.factor)}{start}"
+
+    @staticmethod
+    def parse(texts: Sequence[str]) -> "tuple[LayerRate, ...]":
+        """['conv1:0.1@20'] as (('conv1', 0.1, 20.0),). Raises UserError naming the entry."""
+        return tuple(LayerRate._parse_one(text) for text in texts)
+
+    @staticmethod
+    def _parse_one(text: str) -> "LayerRate":
+        layer, _, rest = text.partition(":")
+        factor, _, epoch = rest.partition("@")
+        try:
+            return LayerRate(layer, float(factor), float(epoch or 0))
+        except ValueError:
+            raise UserError(f"--layer_rates={text} is not LAYER:FACTOR or LAYER:FACTOR@EPOCH") from None
+
+
+def parse_epochs(texts: Sequence[str]) -> tuple[float, ...]:
+    """Epoch numbers. Raises UserError naming a list of anything else."""
+    try:
+        return tuple(float(text) for text in texts)
+    except ValueError:
+        raise UserError(f"--drop_epochs={','.join(texts)} is not a list of numbers") from None
+
+
+def number_text(number: float) -> str:
+    """The shortest text that gives the number back: 25 for 25.0."""
+    return str(int(number)) if float(number).is_integer() else repr(number)
