@@ -1,7 +1,7 @@
 """What happens after which step of a run, and how far the run is."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from alexnet_jax.config import Config
@@ -41,19 +41,23 @@ class Calendar:
         """Whether a validation follows."""
         return self.validates and self._pauses(step)
 
+    def pauses_after(self, step: int) -> bool:
+        """Whether a validation or a checkpoint follows."""
+        return self.validates_after(step) or self.saves_after(step)
+
     def saves_after(self, step: int) -> bool:
         """Whether a checkpoint follows."""
         every = self.config.checkpoint_every
         return step == self.total_steps or (step % every == 0 if every else self._pauses(step))
 
 
-@dataclass
+@dataclass(frozen=True)
 class Progress:
     """The host's part of the state of a run, kept in the checkpoint."""
 
     step: int = 0
     plateau: Plateau = Plateau()
-    window: Window = field(default_factory=Window)
+    window: Window = Window()
     validation_due: bool = False  # an interruption has put off the validation after `step`
 
     def as_dict(self) -> dict[str, Any]:

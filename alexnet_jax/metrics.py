@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -41,7 +41,7 @@ class Row:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-@dataclass
+@dataclass(frozen=True)
 class Window:
     """Sums over the training steps since the last row; kept in the checkpoint so that a resumed run writes the same row."""
 
@@ -50,12 +50,13 @@ class Window:
     top1: float = 0.0
     top5: float = 0.0
 
-    def add(self, loss: float, top1: float, top5: float) -> None:
-        """One step's means; errors as fractions."""
-        self.steps += 1
-        self.loss += loss
-        self.top1 += top1
-        self.top5 += top5
+    def plus(self, loss: float, top1: float, top5: float) -> "Window":
+        """With one more step's means; errors as fractions."""
+        return Window(self.steps + 1, self.loss + loss, self.top1 + top1, self.top5 + top5)
+
+    def means(self) -> tuple[float, float, float]:
+        """Loss, and top-1 and top-5 error in percent."""
+        return self.loss / self.steps, 100 * self.top1 / self.steps, 100 * self.top5 / self.steps
 
     def as_dict(self) -> dict[str, float]:
         """For JSON."""
@@ -80,6 +81,27 @@ class Stopwatch:
         begin = time.monotonic()
         yield
         self._started += time.monotonic() - begin
+
+
+class SpeedMeter:
+    """Images per second of the steps since the last row; a resumed row may have begun before."""
+
+    def __init__(self, batch_size: int):
+        self._batch_size, self._steps, self._watch = batch_size, 0, Stopwatch()
+        self.last = 0.0  # of the last row; 0 before the first
+
+    def count(self) -> None:
+        """One more step."""
+        self._steps += 1
+
+    def lap(self) -> float:
+        """The speed since the last call."""
+        self.last, self._steps = self._steps * self._batch_size / self._watch.lap(), 0
+        return self.last
+
+    def paused(self) -> AbstractContextManager[None]:
+        """Leaves out what happens inside."""
+        return self._watch.paused()
 
 
 def read_rows(workdir: Path, until_step: int | None = None, name: str = "metrics.jsonl") -> list[dict[str, Any]]:

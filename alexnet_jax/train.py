@@ -6,15 +6,16 @@ python -m alexnet_jax.train --flagfile=experiments/quickstart.cfg --workdir=W [f
 import contextlib
 import itertools
 import math
+from collections.abc import Callable, Generator
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Int32, Int64
+from jaxtyping import Int64
 
 from alexnet_jax import cli, runtime
 from alexnet_jax.augment import COLOUR_NOISE
@@ -24,23 +25,21 @@ from alexnet_jax.config import Config, define_flags, from_flags
 from alexnet_jax.data.dataset import Dataset, open_dataset
 from alexnet_jax.data.feed import Feed
 from alexnet_jax.data.loader import Order
+from alexnet_jax.diagnostics import DeadNetwork, label_entropy
 from alexnet_jax.errors import UserError
 from alexnet_jax.evaluate import Evaluator, make_viewer
 from alexnet_jax.interrupt import RESUME_STATUS, Interrupted, Interruption
 from alexnet_jax.magnitudes import MagnitudeMeter
 from alexnet_jax.mesh import make_mesh
-from alexnet_jax.metrics import Recorder, Row, Stopwatch, Window
+from alexnet_jax.metrics import Recorder, Row, SpeedMeter, Stopwatch, Window
 from alexnet_jax.optimizer import Schedule
 from alexnet_jax.step import Knobs, Metrics, Model, Pixels, TrainState, make_model, make_nonfinite_count, make_train_step
 from alexnet_jax.transfer import transfer, transferred_layers
 from alexnet_jax.workdir import locked, open_for_training
 
-DEAD_AFTER_STEPS = 500
-DEAD_MARGIN = 0.98  # of the entropy of the labels
 
-
-class _Started(NamedTuple):
-    """A step whose metrics are still on the devices."""
+class _Pending(NamedTuple):
+    """A step that the devices still work on."""
 
     step: int
     rate: float
@@ -72,153 +71,146 @@ class Trainer:
         self._feeds = {name: Feed(model.mesh, dataset.splits[name], config.data_on_device) for name in used}
         self._count_nonfinite = make_nonfinite_count(model)
         self._magnitudes = MagnitudeMeter(model)
-        self._watch, self._steps_timed, self._speed = Stopwatch(), 0, 0.0
-        self._pending: _Started | None = None
+        self._speed = SpeedMeter(config.batch_size)
         self._vote = model.mesh.vote() if jax.process_count() > 1 else None
-        self._stopping = False
-        self._label_entropy = _entropy(dataset.splits["train"].labels)
-        self._warned_dead = False
+        self._dead = DeadNetwork(label_entropy(dataset.splits["train"].labels), len(dataset.classes))
 
     def run(self, state: TrainState, progress: Progress) -> None:
         """Trains from `progress.step` to the end.
 
         Raises:
-            UserError: the loss is no longer finite.
+            UserError: the loss or a parameter is no longer finite.
             Interrupted: a signal asked for it; the state of the last step is saved.
         """
         if progress.validation_due:
-            self._pause(state, progress)
-        put, calendar = self._model.mesh.put, self._calendar
-        order = Order(self._model.config.seed, len(self._feeds["train"].split), self._model.config.batch_size)
-        numbers, shown = itertools.tee(map(order.step, range(progress.step, calendar.total_steps)))
-        batches = self._feeds["train"].batches(numbers)
-        knobs: Knobs | None = None
-        knobs_on_device: Any = None
-        pixels = Pixels(self._viewer.mean, put(self._dataset.colours, P()))
-        with contextlib.closing(batches), jax.transfer_guard("disallow"):
-            for batch, examples in zip(batches, shown, strict=True):
-                due = self._due(progress)
-                if due != knobs:  # seldom, so it costs nothing
-                    knobs, knobs_on_device = due, put(jax.tree.map(np.float32, due), P())
+            progress = self._pause(state, progress)
+        hparams = _OnDevices(self._model.mesh.put)
+        stats = Pixels(self._viewer.mean, self._model.mesh.put(self._dataset.colours, P()))
+        pending = None
+        with contextlib.closing(self._batches(progress.step)) as batches, jax.transfer_guard("disallow"):
+            for batch, examples in batches:
+                state, metrics = self._train_step(state, batch, hparams(self._hparams(progress)), stats)
                 rate = self._schedule.rate(progress.step, progress.plateau)
-                state, metrics = self._train_step(state, batch, knobs_on_device, pixels)
-                self._note(progress, rate, metrics, examples)
-                if calendar.validates_after(progress.step) or calendar.saves_after(progress.step):
-                    self._pause(state, progress)
-                if self._wants_to_stop() and progress.step < calendar.total_steps:
-                    self._stop(state, progress)
-        self._flush(progress)
+                progress, stopping = self._read(pending, progress)
+                progress = replace(progress, step=progress.step + 1)
+                pending = _Pending(progress.step, rate, metrics, examples, self._ask())
+                if self._calendar.pauses_after(progress.step):
+                    (progress, voted), pending = self._read(pending, progress), None
+                    progress, stopping = self._pause(state, progress), stopping or voted
+                if self._stops(stopping) and progress.step < self._calendar.total_steps:
+                    self._stop(state, self._read(pending, progress)[0])
 
-    def _wants_to_stop(self) -> bool:
-        """Alone, at once; several processes one step later, when all of them have read that one of them wants to."""
-        return self._stopping if self._vote else bool(self._interruption.requested)
+    def _batches(self, first: int) -> Generator[tuple[Any, Int64[np.ndarray, "batch"]]]:
+        """The batches of all steps from `first` on, each with the numbers of its examples."""
+        feed, config = self._feeds["train"], self._model.config
+        order = Order(config.seed, len(feed.split), config.batch_size)
+        ahead, shown = itertools.tee(map(order.step, range(first, self._calendar.total_steps)))
+        with contextlib.closing(feed.batches(ahead)) as batches:
+            yield from zip(batches, shown, strict=True)
 
-    def _stop(self, state: TrainState, progress: Progress) -> None:
-        """Saves what the calendar has not, and raises Interrupted."""
-        self._flush(progress)
-        if progress.validation_due or not self._calendar.saves_after(progress.step):
-            self._save(state, progress, None)
-        why = self._interruption.requested or "a signal to another process"
-        saved = f"{why}: stopped after step {progress.step}, which is saved"
-        raise Interrupted(f"{saved}; the same command goes on (exit status {RESUME_STATUS})")
-
-    def _due(self, progress: Progress) -> Knobs:
+    def _hparams(self, progress: Progress) -> Knobs:
         """The learning rates and the colour noise of the step to come, on the host."""
-        config, step = self._model.config, progress.step
-        noise = COLOUR_NOISE if self._calendar.epoch(step) < config.colour_noise_epochs else 0.0
-        rates = self._schedule.rates(step, progress.plateau)
-        return Knobs(rates, noise)  # pyright: ignore[reportArgumentType]
+        noisy = self._calendar.epoch(progress.step) < self._model.config.colour_noise_epochs
+        rates = self._schedule.rates(progress.step, progress.plateau)
+        return Knobs(rates, COLOUR_NOISE if noisy else 0.0)  # pyright: ignore[reportArgumentType]
 
-    def _note(self, progress: Progress, rate: float, metrics: Metrics, examples: Int64[np.ndarray, "batch"]) -> None:
-        """Counts the step just started and reads the metrics of the one before it."""
-        self._flush(progress)
-        progress.step += 1
-        vote = self._vote(bool(self._interruption.requested)) if self._vote else None
-        self._pending = _Started(progress.step, rate, metrics, examples, vote)
+    def _ask(self) -> jax.Array | None:
+        """With several processes: a vote on whether any of them was asked to stop, counted on the devices."""
+        return self._vote(bool(self._interruption.requested)) if self._vote else None
 
-    def _flush(self, progress: Progress) -> None:
-        """Reads the metrics that are still on the devices, and writes the row that they complete."""
-        if self._pending is None:
-            return
-        started, self._pending = self._pending, None
-        step = started.step
-        if started.vote is not None and int(self._model.mesh.fetch(started.vote, P())):
-            self._stopping = True
-        metrics = self._model.mesh.fetch(started.metrics, P())
-        loss, top1, top5 = (float(value) for value in (metrics.loss, metrics.top1, metrics.top5))
+    def _stops(self, voted: bool) -> bool:
+        """A single process stops now. Several stop one step later, after the vote."""
+        return voted if self._vote else bool(self._interruption.requested)
+
+    def _read(self, pending: _Pending | None, progress: Progress) -> tuple[Progress, bool]:
+        """Waits for a step, and records it. Returns the progress with its metrics, and whether the vote was to stop."""
+        if pending is None:
+            return progress, False
+        fetch = self._model.mesh.fetch
+        stopping = pending.vote is not None and bool(fetch(pending.vote, P()))
+        loss, top1, top5 = (float(value) for value in fetch(pending.metrics, P()))
         if not math.isfinite(loss):
-            raise self._diverged(step, f"the loss is {loss}")
-        self._recorder.examples(step, started.examples)
-        window = progress.window
-        window.add(loss, top1, top5)
-        self._steps_timed += 1
-        if self._calendar.logs(step):
-            batch_size = self._model.config.batch_size
-            # A window may have begun before a resume, so its own steps are not what the watch has timed.
-            self._speed, self._steps_timed = self._steps_timed * batch_size / self._watch.lap(), 0
-            row = Row(
-                step=step,
-                epoch=self._calendar.epoch(step),
-                split="train",
-                loss=window.loss / window.steps,
-                top1_error=100 * window.top1 / window.steps,
-                top5_error=100 * window.top5 / window.steps,
-                learning_rate=started.rate,
-                images_per_second=self._speed,
-                examples=window.steps * batch_size,
-            )
-            self._recorder.write(row)
-            self._warn_if_dead(step, row.loss)
-            progress.window = Window()
-        self._recorder.progress(step, loss, top1, self._speed)
+            raise self._diverged(pending.step, f"the loss is {loss}")
+        self._speed.count()
+        self._recorder.examples(pending.step, pending.examples)
+        window = progress.window.plus(loss, top1, top5)
+        if self._calendar.logs(pending.step):
+            self._write_row(pending, window)
+            window = Window()
+        self._recorder.progress(pending.step, loss, top1, self._speed.last)
+        return replace(progress, window=window), stopping
 
-    def _pause(self, state: TrainState, progress: Progress) -> None:
+    def _write_row(self, pending: _Pending, window: Window) -> None:
+        """The row of training metrics that a step completes."""
+        loss, top1_error, top5_error = window.means()
+        row = Row(
+            step=pending.step,
+            epoch=self._calendar.epoch(pending.step),
+            split="train",
+            loss=loss,
+            top1_error=top1_error,
+            top5_error=top5_error,
+            learning_rate=pending.rate,
+            images_per_second=self._speed.lap(),
+            examples=window.steps * self._model.config.batch_size,
+        )
+        self._recorder.write(row)
+        if warning := self._dead.warning(pending.step, row.loss):
+            self._recorder.say(warning)
+
+    def _pause(self, state: TrainState, progress: Progress) -> Progress:
         """Validation, then checkpoint, where the calendar says."""
-        self._flush(progress)
-        with self._watch.paused():
+        with self._speed.paused():
             error = None
             if self._calendar.validates_after(progress.step):
-                progress.validation_due = True
                 try:
-                    error = self._validate(state, progress)
+                    progress, error = self._validate(state, progress)
                 except Interrupted:
-                    self._stop(state, progress)
-                progress.validation_due = False
+                    self._stop(state, replace(progress, validation_due=True))
             if self._calendar.saves_after(progress.step):
                 self._save(state, progress, error)
+        return progress
 
-    def _validate(self, state: TrainState, progress: Progress) -> float:
+    def _validate(self, state: TrainState, progress: Progress) -> tuple[Progress, float]:
         """Top-1 error in percent on the validation split, recorded and shown to the schedule."""
         step, config = progress.step, self._model.config
         watch = Stopwatch()
-        # Several processes finish a validation: no one of them may leave it alone.
+        # Several processes finish a validation: none of them may leave it alone.
         stop = lambda: not self._vote and self._interruption.requested  # noqa: E731
         score, _ = self._evaluator([(self._viewer, state.params)], self._feeds["validation"], stop=stop)
-        row = Row(
-            step=step,
-            epoch=self._calendar.epoch(step),
-            split="validation",
-            loss=score.loss,
-            top1_error=score.top1_error,
-            top5_error=score.top5_error,
-            learning_rate=self._schedule.rate(step - 1, progress.plateau),
-            images_per_second=score.examples / watch.lap(),
-            examples=score.examples,
-            magnitudes=self._magnitudes(state, self._schedule.rates(step - 1, progress.plateau)),
+        self._recorder.write(
+            Row(
+                step=step,
+                epoch=self._calendar.epoch(step),
+                split="validation",
+                loss=score.loss,
+                top1_error=score.top1_error,
+                top5_error=score.top5_error,
+                learning_rate=self._schedule.rate(step - 1, progress.plateau),
+                images_per_second=score.examples / watch.lap(),
+                examples=score.examples,
+                magnitudes=self._magnitudes(state, self._schedule.rates(step - 1, progress.plateau)),
+            )
         )
-        self._recorder.write(row)
-        before = progress.plateau
         max_drops = config.max_drops if config.schedule == "plateau" else 0
-        progress.plateau = before.after(score.top1_error, patience=config.patience, max_drops=max_drops)
-        if progress.plateau.drops > before.drops:
-            rate = self._schedule.rate(step, progress.plateau)
+        plateau = progress.plateau.after(score.top1_error, patience=config.patience, max_drops=max_drops)
+        if plateau.drops > progress.plateau.drops:
+            rate = self._schedule.rate(step, plateau)
             self._recorder.say(f"no better in {config.patience} validations: learning rate {rate:g} from step {step + 1}")
-        return score.top1_error
+        return replace(progress, plateau=plateau, validation_due=False), score.top1_error
 
     def _save(self, state: TrainState, progress: Progress, error: float | None) -> None:
         if self._model.mesh.fetch(self._count_nonfinite(state.params), P()):
             raise self._diverged(progress.step, "a parameter is not finite")
         self._checkpoints.save(self._model, state, progress.as_dict(), error)
+
+    def _stop(self, state: TrainState, progress: Progress) -> NoReturn:
+        """Saves what the calendar has not, and raises Interrupted."""
+        if progress.validation_due or not self._calendar.saves_after(progress.step):
+            self._save(state, progress, None)
+        why = self._interruption.requested or "a signal to another process"
+        saved = f"{why}: stopped after step {progress.step}, which is saved"
+        raise Interrupted(f"{saved}; the same command goes on (exit status {RESUME_STATUS})")
 
     def _diverged(self, step: int, what: str) -> UserError:
         steps = self._checkpoints.steps()
@@ -227,21 +219,19 @@ class Trainer:
             f"step {step}: {what}; {kept}. Lower --learning_rate, which was {self._model.config.learning_rate:g}"
         )
 
-    def _warn_if_dead(self, step: int, loss: float) -> None:
-        if step < DEAD_AFTER_STEPS or self._warned_dead or loss < DEAD_MARGIN * self._label_entropy:
-            return
-        self._warned_dead = True
-        self._recorder.say(
-            f"warning: the network looks dead: after {step} steps the loss {loss:.3f} is still that of guessing from the "
-            f"class frequencies ({self._label_entropy:.3f}, ln {len(self._dataset.classes)} = "
-            f"{math.log(len(self._dataset.classes)):.3f}). Try --bias_init=0.1 or another --learning_rate"
-        )
 
+class _OnDevices:
+    """Puts hyper-parameters on the devices when they change, which is seldom."""
 
-def _entropy(labels: Int32[np.ndarray, "examples"]) -> float:
-    """Loss in nats of a network that knows only how frequent the classes are: ln(classes) where they are balanced."""
-    frequencies = np.bincount(labels) / len(labels)
-    return float(-sum(p * math.log(p) for p in frequencies if p > 0))
+    def __init__(self, put: Callable[[Any, P], Any]):
+        self._put = put
+        self._host: Knobs | None = None
+        self._device: Any = None
+
+    def __call__(self, hparams: Knobs) -> Any:
+        if hparams != self._host:
+            self._host, self._device = hparams, self._put(jax.tree.map(np.float32, hparams), P())
+        return self._device
 
 
 def _opened(config: Config) -> Dataset:

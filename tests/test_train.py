@@ -142,7 +142,7 @@ def test_colour_noise_ends_after_its_epochs(data_dir, tmp_path):
 
 @pytest.mark.slow
 def test_a_dead_network_is_told(data_dir, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("alexnet_jax.train.DEAD_AFTER_STEPS", 4)
+    monkeypatch.setattr("alexnet_jax.diagnostics.DEAD_AFTER_STEPS", 4)
     train(tiny_config(data_dir, tmp_path / "dead", freeze=tuple(small_model().shapes)))
     assert "the network looks dead: after 4 steps" in " ".join(capsys.readouterr().err.split())
 
