@@ -20,7 +20,11 @@ from absl import flags, logging
 from alexnet_jax.errors import UserError
 from alexnet_jax.interrupt import RESUME_STATUS, Interrupted
 
-EXTRA = "ALEXNET_FLAGS"  # environment variable with flags that come after a command's own, where it has them
+EXTRA = "ALEXNET_FLAGS"
+ABOUT_EXTRA = (
+    f"The environment variable {EXTRA} holds flags that are added to the end of every command line whose command has them, "
+    f"which says so on stderr: {EXTRA}='--architecture=paper_eighth --epochs=1'."
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,8 @@ class Command:
             options = flags.FlagValues()
             self.define(options)
             if {"--help", "-h", "-help"} & set(argv):
-                print((self.about or "").strip(), options.get_help(include_special_flags=False).strip("\n"), sep="\n\n")
+                shown = options.get_help(include_special_flags=False).strip("\n")
+                print((self.about or "").strip(), shown, ABOUT_EXTRA, sep="\n\n")
                 return 0
             self._run(options, argv)
         except UserError as error:
@@ -98,9 +103,17 @@ def parse(options: flags.FlagValues, argv: Sequence[str]) -> list[str]:
 
 
 def _extra(options: flags.FlagValues) -> list[str]:
-    """The flags of $ALEXNET_FLAGS that this command has."""
-    words = shlex.split(os.environ.get(EXTRA, ""))
-    mine = [word for word in words if word.lstrip("-").partition("=")[0] in options]
+    """The flags of $ALEXNET_FLAGS that this command has. Raises UserError if it cannot be split into words."""
+    try:
+        words = shlex.split(os.environ.get(EXTRA, ""))
+    except ValueError as error:
+        raise UserError(f"{EXTRA}={os.environ[EXTRA]} cannot be read: {error}") from error
+    mine = [word for word in words if _has(options, word.lstrip("-").partition("=")[0])]
     if mine:
         print(f"note: {EXTRA} adds {shlex.join(mine)}", file=sys.stderr)
     return mine
+
+
+def _has(options: flags.FlagValues, name: str) -> bool:
+    switch = name.removeprefix("no")
+    return name in options or (switch in options and bool(options[switch].boolean))

@@ -163,7 +163,7 @@ def main(options: flags.FlagValues, words: list[str]) -> None:
     layer, collected_in, figure = _outputs(options)
     paths = image_paths(words, options.list)
     runtime.start(options.host_devices)
-    trained = load_trained(options.workdir, options.step, batch_size=options.batch_size, **parsed(options, ("mesh",)))
+    trained = load_trained(options.workdir or "", options.step, batch_size=options.batch_size, **parsed(options, ("mesh",)))
     read = Reader(trained.config.image_size, trained.config.resize)
     quiet = not sys.stderr.isatty() or sys.stdout.isatty()  # the rows themselves show how far it is
     shown: list[tuple[str, Square, list[dict[str, Any]], str]] = []

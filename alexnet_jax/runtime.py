@@ -55,15 +55,19 @@ def _join() -> None:
         ) from error
 
 
-def cache_folder(name: str = "xla") -> Path:
+def cache_folder(name: str = "xla", processor: str | None = None, jaxlib: str | None = None) -> Path:
     """One for each kind of processor, for code compiled on one may not run on another that shares the home folder, and for
-    each jaxlib."""
+    each jaxlib. They are those of this process unless they are given."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    kind = hashlib.sha256((_processor() if processor is None else processor).encode()).hexdigest()
+    return home / "alexnet_jax" / f"{name}-{jaxlib or importlib.metadata.version('jaxlib')}-{kind[:12]}"
+
+
+def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     features = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
-    kind = hashlib.sha256("\n".join(features or [platform.machine(), platform.processor()]).encode()).hexdigest()
-    return home / "alexnet_jax" / f"{name}-{importlib.metadata.version('jaxlib')}-{kind[:12]}"
+    return "\n".join(features or [platform.machine(), platform.processor()])
 
 
 def _can_write(folder: Path) -> bool:

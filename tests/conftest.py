@@ -1,6 +1,10 @@
 """Eight forced CPU devices for every test, and a cache of compiled programs that is kept between runs of the suite."""
 
+import asyncio
+import gc
 import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -25,8 +29,12 @@ def pytest_configure(config: pytest.Config) -> None:
     jax.config.update("jax_num_cpu_devices", DEVICES)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The quick ones first."""
+    """The quick ones first. A nightly test is a slow one too, before the marks are chosen from."""
+    for item in items:
+        if item.get_closest_marker("nightly"):
+            item.add_marker("slow")
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
 
 
@@ -41,3 +49,14 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     write_store(tiny_source(), store_path(folder, "tiny", SIZE), SIZE)
     return folder
+
+
+@pytest.fixture
+def reads_ended() -> Iterator[None]:
+    """Lets the reads that a failed restore has left behind end here, and not in the middle of another test."""
+    yield
+    deadline = time.monotonic() + 30
+    gc.collect()
+    while any(issubclass(type(it), asyncio.AbstractEventLoop) and it.is_closed() for it in gc.get_objects()):
+        assert time.monotonic() < deadline
+        gc.collect()

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from alexnet_jax.data.sources import Example, Listed, Source
+from alexnet_jax.figures import write_figure
 
 SIZE = 16
 
@@ -59,3 +60,18 @@ def bomb(side=50_000):
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     row = zlib.compress(bytes(1 + 3 * side))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", row) + chunk(b"IEND", b"")
+
+
+def recorded(monkeypatch, module):
+    """The figures that a module writes from now on, while they still have their artists."""
+    drawn = []
+    monkeypatch.setattr(module, "write_figure", lambda figure, path: (drawn.append(figure), write_figure(figure, path)))
+    return drawn
+
+
+def assert_bars(figure, rows):
+    """A bar for each row of a benchmark, the first one topmost."""
+    widths = [bar.get_width() for bar in figure.axes[0].patches]
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert dict(zip(names, widths, strict=True)) == {name: row["images_per_second"] for name, row in rows.items()}
+    assert names == list(rows)[::-1]

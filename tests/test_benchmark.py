@@ -1,41 +1,126 @@
-"""The benchmarks: every contender measured, ratios that are those of the rows, figures that open, and the peers' numbers."""
+"""The benchmark of the network: who is measured when, ratios that are those of the rows, and the peers' networks."""
 
 import importlib.util
 import json
+import os
+import time
 
 import pytest
-from networks import CROP, SIZE, make_mesh, run, tiny_flags
-from PIL import Image
+from matplotlib.colors import to_hex
+from networks import CROP, SIZE, make_mesh, run, small_config
+from pictures import assert_bars, recorded
 
-from alexnet_jax.benchmark.ours import training_flops
+from alexnet_jax.benchmark import peers as peer_module
+from alexnet_jax.benchmark import results, steps
+from alexnet_jax.benchmark.ours import Ours, training_flops
+from alexnet_jax.benchmark.peers import Torch, peers
 from alexnet_jax.benchmark.worker import Failed, Worker
 from alexnet_jax.config import Config
+from alexnet_jax.errors import UserError
 from alexnet_jax.layers import trace
 from alexnet_jax.step import make_model
 from alexnet_jax.values import MeshShape
 
+HAS_TORCH = importlib.util.find_spec("torch") is not None
+needs_torch = pytest.mark.skipif(not HAS_TORCH, reason="PyTorch is in requirements-benchmark.txt")
 
-@pytest.mark.slow
-def test_the_input_is_measured_and_drawn(data_dir, tmp_path):
-    flags = tiny_flags(data_dir, "", steps=1)
-    done = run("benchmark", "--input", *flags, "--rounds=1", "--seconds=0.05", f"--figure={tmp_path}/input.png")
-    assert done.returncode == 0, done.stderr
-    (line,) = done.stdout.splitlines()
-    result = json.loads(line)
-    assert next(iter(result)) == "images_per_second"
-    rows, ratios = result["rows"], result["ratios"]
-    assert any("PyTorch" in name for name in rows) == (importlib.util.find_spec("torch") is not None)
-    rates = {name: row["images_per_second"] for name, row in rows.items()}
-    ours = rates["store and loader, data_on_device=no"]
-    assert result["images_per_second"] == ours
-    assert all(0 < row["low"] <= row["images_per_second"] <= row["high"] for row in rows.values())
-    assert ratios["loader to memory-map copy"]["median"] == pytest.approx(ours / rates["memory-map copy, in order"])
-    per_core = ours / result["cores"] / rates["TFDS, JPEG, one process"]
-    assert ratios["loader to JPEG, per core"]["median"] == pytest.approx(per_core)
-    assert result["settings"]["batch_size"] == 8
-    with Image.open(tmp_path / "input.png") as figure:
-        assert figure.width > 500
-    assert "training step, images from the store" in done.stderr
+
+def test_a_ratio_is_taken_within_each_round():
+    rates = {"a": [10.0, 90.0, 40.0], "b": [5.0, 30.0, 40.0]}
+    assert results.ratio(rates, "a", "b") == {"median": 2.0, "low": 1.0, "high": 3.0}
+    assert results.ratio(rates, "b", "a", times=6) == {"median": 3.0, "low": 2.0, "high": 6.0}
+    assert results.row(rates["a"]) == {"images_per_second": 40.0, "low": 10.0, "high": 90.0}
+
+
+class Scripted:
+    """Stands in for `steps.Worker`: rates by the contender's name, one for each turn; or why it fails."""
+
+    rates: dict  # of the class that a test makes
+    turns: list
+
+    def __init__(self, contender):
+        if isinstance(self.rates.get(contender.name), str):
+            raise Failed(self.rates[contender.name])
+        self.contender, self.first_step_seconds = contender, 1.5
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error): ...
+
+    def measure(self, count):
+        self.turns.append((self.contender.name, count))
+        return self.rates[self.contender.name].pop(0)
+
+    def peak_memory(self):
+        return 300 if "alexnet_jax" in self.contender.name else 200
+
+
+def scripted(monkeypatch, rates: dict, *, against: bool) -> tuple[dict, list]:
+    """A measurement of the network in two rounds of three steps with rates from a script, and the turns taken."""
+    worker = type("Worker", (Scripted,), {"rates": rates, "turns": []})
+    monkeypatch.setattr(steps, "Worker", worker)
+    monkeypatch.setattr(steps, "matrix_product", lambda *_: 1e9)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "1.0")
+    config = small_config(mesh="1x1")
+    return steps.measure_steps(config, against=against, layers=False, rounds=2, steps=3), worker.turns
+
+
+def test_the_fastest_form_of_each_peer_is_measured_in_turn_with_ours(monkeypatch):
+    ours = "alexnet_jax paper_eighth"
+    rates = {f"{ours}: train": [60.0, 80.0], f"{ours}: forward": [300.0, 100.0]}
+    for mode in ("train", "forward"):
+        for net in ("two towers", "torchvision"):
+            rates |= {f"PyTorch {net}: {mode} ({form})": [5.0] for form in ("eager", "channels_last", "compiled")}
+            rates[f"PyTorch {net}: {mode} (channels_last, compiled)"] = [9.0, 20.0, 40.0]
+    rates["PyTorch two towers: train (compiled)"] = "MemoryError: too large"
+    result, turns = scripted(monkeypatch, rates, against=True)
+    best = [f"PyTorch {net}: train (channels_last, compiled)" for net in ("two towers", "torchvision")]
+    assert turns[7:13] == [(f"{ours}: train", 3), (best[0], 3), (best[1], 3)] * 2
+    assert all(count == steps.TRIAL_STEPS for _, count in turns[:7])
+    assert result["ratios"][f"ours / {best[0]}"] == {"median": 2.5, "low": 2.0, "high": 3.0}
+    assert len(result["ratios"]) == 4
+    assert result["peak_memory_ratios"] == {name: 1.5 for name in best}
+    assert len(result["peers_tried"]) == 2 * 2 * 4
+    assert result["peers_tried"]["PyTorch two towers: train (compiled)"] == "MemoryError: too large"
+    assert result["peers_tried"][best[0]] == 9.0
+    assert (result["images_per_second"], result["rows"][best[0]]["images_per_second"]) == (70.0, 30.0)
+    assert result["flops_per_second"] == 70.0 * result["flops_per_image"]
+    assert result["of_matrix_product"] == result["flops_per_second"] / 1e9
+
+
+def test_a_peer_of_which_no_form_runs_is_named(monkeypatch):
+    rates = {f"PyTorch two towers: train ({form})": "no memory" for form in ("eager", "channels_last", "compiled")}
+    rates["PyTorch two towers: train (channels_last, compiled)"] = "no memory either"
+    with pytest.raises(UserError, match=r"two towers: train .* does not run here: no memory either"):
+        scripted(monkeypatch, rates, against=True)
+
+
+@needs_torch
+def test_every_peer_has_each_form_once():
+    found = peers(True, "float32", 8, CROP)
+    assert list(found) == ["two towers", "torchvision"]
+    for net, forms in found.items():
+        assert [form.name.partition(": train ")[2] for form in forms] == [
+            "(eager)", "(channels_last)", "(compiled)", "(channels_last, compiled)",
+        ]  # fmt: skip
+        assert {(form.net, form.examples) for form in forms} == {(net, 8)}
+
+
+@pytest.mark.parametrize("fastest", [50.0, 5000.0])
+def test_bars_are_the_rows(tmp_path, monkeypatch, fastest):
+    drawn = recorded(monkeypatch, results)
+    rows = {"ours": results.row([20.0, 10.0, 30.0]), "other": results.row([fastest, 40.0, 9000.0])}
+    results.draw(rows, {"ours"}, "images per second", tmp_path / "f.svg")
+    (axis,) = drawn[0].axes
+    bars = {label.get_text(): bar for label, bar in zip(axis.get_yticklabels(), axis.patches, strict=True)}
+    assert {name: bar.get_width() for name, bar in bars.items()} == {"ours": 20.0, "other": fastest}
+    assert to_hex(bars["ours"].get_facecolor()) == results.OURS.lower() != to_hex(bars["other"].get_facecolor())
+    assert bars["ours"].get_y() > bars["other"].get_y()  # the first row is the topmost
+    assert [text.get_text().strip() for text in axis.texts] == [f"{fastest:,.1f}" if fastest < 100 else "5,000", "20.0"]
+    assert axis.get_xscale() == ("log" if fastest > 200 else "linear")
+    assert "<!-- images per second -->" in (tmp_path / "f.svg").read_text()
 
 
 @pytest.mark.parametrize(
@@ -43,16 +128,15 @@ def test_the_input_is_measured_and_drawn(data_dir, tmp_path):
     [
         (["--input", "--against=pytorch"], "--input and --against"),
         (["--against=keras"], "--against"),
-        (["--mesh=3x2"], "--mesh=3x2 needs 6 devices"),
+        (["--mesh=8x2"], "--mesh=8x2 needs 16 devices"),
         (["--input", "--figure=a.txt"], "--figure=a.txt is not a .png"),
         (["--input", "--batch_size=0"], "--batch_size=0"),
     ],
 )
 def test_bad_input_is_one_line(flags, said):
     done = run("benchmark", *flags)
-    assert done.returncode in (1, 2)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert said in done.stderr
-    assert done.stdout == ""
 
 
 def paper_model(**fields):
@@ -78,29 +162,109 @@ def test_the_sides_are_those_of_the_network():
     assert sides["fc6"] == (6, 1)
 
 
+class InProcess:
+    """Stands in for `steps.Worker`: measures here."""
+
+    def __init__(self, contender):
+        self.contender, self.first_step_seconds = contender, 1.5
+        self._step = contender.start()
+        self._step()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error): ...
+
+    def measure(self, count):
+        started = time.perf_counter()
+        for _ in range(count):
+            self._step()
+        return self.contender.examples * count / (time.perf_counter() - started)
+
+    def peak_memory(self):
+        return 1 << 30
+
+
 @pytest.mark.slow
-def test_the_network_is_measured_and_drawn(tmp_path):
-    small = [f"--crop_size={CROP}", f"--image_size={SIZE}", "--batch_size=4", "--rounds=2", "--steps=1"]
-    done = run("benchmark", *small, f"--figure={tmp_path}/steps.svg")
+def test_the_network_is_measured_and_drawn(tmp_path, monkeypatch):
+    """All four uses and every layer, without the processes of their own."""
+    monkeypatch.setattr(steps, "Worker", InProcess)
+    monkeypatch.setattr(steps, "PRODUCT_SIDE", {"cpu": 64})
+    drawn = recorded(monkeypatch, results)
+    small = ["--architecture=paper_eighth", f"--crop_size={CROP}", f"--image_size={SIZE}", "--batch_size=8", "--mesh=1x1"]
+    done = run("benchmark", *small, "--rounds=2", "--steps=1", f"--figure={tmp_path}/steps.svg")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert next(iter(result)) == "images_per_second"
-    assert [name.split(": ")[1] for name in result["rows"]] == ["train", "forward", "evaluate", "ten views"]
-    rates = {name.split(": ")[1]: row["images_per_second"] for name, row in result["rows"].items()}
-    assert rates["forward"] > rates["train"]
-    assert rates["evaluate"] > 3 * rates["ten views"]
-    assert result["flops_per_second"] == pytest.approx(rates["train"] * result["flops_per_image"])
-    measured = {(each["layer"], each["direction"]) for each in result["layers"]}
-    assert len(measured) == 3 * 8 - 1
-    assert ("conv1", "input gradient") not in measured
+    rows = result["rows"]
+    assert list(rows) == [f"alexnet_jax paper_eighth: {mode}" for mode in ("train", "forward", "evaluate", "ten views")]
+    assert all(0 < row["low"] <= row["images_per_second"] <= row["high"] for row in rows.values())
+    assert result["images_per_second"] == rows["alexnet_jax paper_eighth: train"]["images_per_second"]
+    model = paper_model(architecture="paper_eighth", crop_size=CROP, image_size=SIZE)
+    assert result["flops_per_image"] == training_flops(model)
+    assert result["flops_per_second"] == pytest.approx(result["images_per_second"] * training_flops(model))
+    share = result["flops_per_second"] / result["matrix_product_flops_per_second"]
+    assert result["of_matrix_product"] == pytest.approx(share)
+    settings = {name: result["settings"][name] for name in ("architecture", "batch_size", "crop_size", "rounds", "steps")}
+    assert settings == {"architecture": "paper_eighth", "batch_size": 8, "crop_size": CROP, "rounds": 2, "steps": 1}
+    macs = {one.name: one.multiply_adds for one in trace(model.config.table(), model.config.crop)}
+    directions = ("forward", "weight gradient", "input gradient")
+    assert {(each["layer"], each["direction"]) for each in result["layers"]} == {
+        (layer, direction) for layer in macs for direction in directions
+    } - {("conv1", "input gradient")}
+    for each in result["layers"]:
+        assert each["flops_per_second"] * each["seconds"] == pytest.approx(2 * 8 * macs[each["layer"]])
+    assert (result["ratios"], result["peers_tried"], result["pytorch"]) == ({}, {}, None)
+    assert all(name in done.stderr for name in (*rows, *macs, *directions))
+    assert_bars(drawn[0], rows)
     assert (tmp_path / "steps.svg").read_text().count("<svg") == 1
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is in requirements-benchmark.txt")
+def test_a_contender_runs_in_a_process_of_its_own_that_ends():
+    contender = Ours(small_config(mesh="1x1"), "forward")
+    with Worker(contender) as worker:
+        process = worker._process
+        assert process.is_alive()
+        assert process.pid != os.getpid()
+        assert worker.first_step_seconds > 0
+        assert worker.measure(2) > 0
+        assert worker.peak_memory() > 100 << 20  # JAX alone
+    assert process.exitcode == 0
+
+
+@pytest.mark.slow
+@needs_torch
+@pytest.mark.parametrize("net", ["two towers", "torchvision"])
+def test_a_step_of_the_peer_trains(net, monkeypatch):
+    """The smallest form of each, in this process: the training step changes every weight, the forward pass none."""
+    import torch
+
+    made = []
+    network = peer_module._network
+    monkeypatch.setattr(peer_module, "_network", lambda *arguments: made.append(network(*arguments)) or made[-1])
+    for train in (True, False):
+        step = Torch(net, train, False, False, "float32", 2, CROP).start()
+        before = [weights.clone() for weights in made[-1].parameters()]
+        step()
+        same = [torch.equal(one, other) for one, other in zip(before, made[-1].parameters(), strict=True)]
+        assert same == [not train] * len(before)
+        assert made[-1].training == train
+
+
+@pytest.mark.slow
+@needs_torch
+def test_a_peer_is_measured():
+    with Worker(Torch("torchvision", False, True, False, "float32", 2, CROP)) as worker:
+        assert worker.measure(1) > 0
+        assert worker.peak_memory() > 4 * 40_000_000  # its weights
+
+
+@pytest.mark.nightly
+@needs_torch
 def test_pytorch_is_measured_in_turn():
     small = [f"--crop_size={CROP}", f"--image_size={SIZE}", "--batch_size=2", "--rounds=1", "--steps=1", "--nolayers"]
-    done = run("benchmark", "--against=pytorch", *small, timeout=600)
+    done = run("benchmark", "--against=pytorch", *small, "--mesh=1x1")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     rows = {name: row["images_per_second"] for name, row in result["rows"].items()}
@@ -113,16 +277,16 @@ def test_pytorch_is_measured_in_turn():
     assert peers[0] == max(tried, key=lambda name: tried[name] if isinstance(tried[name], float) else 0)
 
 
+@pytest.mark.slow
 def test_the_peer_is_the_paper_network():
     """As many parameters, layer by layer, as ours has."""
-    pytest.importorskip("torch")
-    from alexnet_jax.benchmark.peers import _network
-
+    torch = pytest.importorskip("torch")
     shapes = paper_model(crop_size=227).shapes
     ours = [weights["kernel"].size for weights in shapes.values()]
-    theirs = [p.numel() for p in _network("two towers", 227).parameters() if p.dim() > 1]
+    with torch.device("meta"):  # shapes without values
+        networks = [peer_module._network(*one) for one in (("two towers", 227), ("torchvision", 224))]
+    theirs, one_tower = ([p.numel() for p in one.parameters() if p.dim() > 1] for one in networks)
     assert ours == theirs
-    one_tower = [p.numel() for p in _network("torchvision", 224).parameters() if p.dim() > 1]
     torchvision = paper_model(architecture="torchvision").shapes
     assert one_tower == [weights["kernel"].size for weights in torchvision.values()]
 
@@ -139,6 +303,7 @@ class Broken:
         return None
 
 
+@pytest.mark.slow
 def test_a_contender_that_fails_says_why():
     with pytest.raises(Failed, match="MemoryError: too large"):
         Worker(Broken())

@@ -1,28 +1,19 @@
 """Checkpoints: any mesh to any other, what is kept, what damage does, whose checkpoint it is."""
 
-import gc
+import dataclasses
+import functools
 import shutil
-import time
+from pathlib import Path
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
-from networks import LAYOUTS, small_model
+from networks import LAYOUTS, damages_checkpoints, small_model
 
-from alexnet_jax.checkpoint import Checkpoints
+from alexnet_jax.checkpoint import Checkpoints, chosen_step
 from alexnet_jax.errors import UserError
-from alexnet_jax.step import TrainState
-
-# Orbax leaves the other reads of a failed restore to an event loop that is closed when they end; see `collected` too.
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
-
-
-@pytest.fixture(autouse=True)
-def collected():
-    """Lets such reads end and be reported here, and not in the middle of another module's test."""
-    yield
-    time.sleep(0.2)
-    gc.collect()
+from alexnet_jax.step import Model, TrainState, make_checksum
 
 
 def whole_state(model, state: TrainState) -> list[np.ndarray]:
@@ -31,28 +22,35 @@ def whole_state(model, state: TrainState) -> list[np.ndarray]:
     return jax.tree.leaves(TrainState(*(model.mesh.fetch(part, spec) for part, spec in zip(state, specs, strict=True))))
 
 
-def save(workdir, model, steps, errors=(), keep=2):
-    """Checkpoints of the initial state, with a recognisable velocity, under several step numbers."""
+@functools.cache
+def begun(spmd: str = "shard_map", mesh: str = "1x1", **fields) -> tuple[Model, TrainState]:
+    """A model with its initial state and a recognisable velocity, which no test gives away to a step."""
+    model = small_model(spmd, mesh, **fields)
     state = model.initial_state()
-    state = state._replace(optimizer=jax.tree.map(lambda x: x + 0.5, state.optimizer))
+    return model, state._replace(optimizer=jax.tree.map(lambda x: x + 0.5, state.optimizer))
+
+
+def save(workdir, model, state, steps, errors=(), keep=2) -> None:
+    """Checkpoints of one state under several step numbers."""
     with Checkpoints(workdir, keep=keep, writable=True) as checkpoints:
         for step, error in zip(steps, errors or [None] * len(steps), strict=True):
             checkpoints.save(model, state, {"step": step}, error)
-    return state
+
+
+def reading(workdir) -> Checkpoints:
+    return Checkpoints(workdir, keep=2, writable=False)
 
 
 @pytest.fixture(scope="module", params=[("shard_map", "1x1"), ("pmap", "2x2")], ids=str)
 def saved(request, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("saved")
-    model = small_model(*request.param)
-    return workdir, whole_state(model, save(workdir, model, [5]))
+    model, state = begun(*request.param)
+    save(workdir, model, state, [5])
+    return workdir, whole_state(model, state)
 
 
-@pytest.mark.parametrize(("spmd", "mesh"), LAYOUTS)
-def test_one_checkpoint_restores_on_every_mesh(saved, spmd, mesh):
-    workdir, expected = saved
-    model = small_model(spmd, mesh)
-    with Checkpoints(workdir, keep=2, writable=False) as checkpoints:
+def check_restored(workdir: Path, expected: list[np.ndarray], model: Model) -> None:
+    with reading(workdir) as checkpoints:
         state, progress = checkpoints.restore_latest(model)
         params = checkpoints.restore_params(model, 5)
     assert progress == {"step": 5}
@@ -65,11 +63,69 @@ def test_one_checkpoint_restores_on_every_mesh(saved, spmd, mesh):
         np.testing.assert_array_equal(restored, original)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("spmd", "mesh"), LAYOUTS)
+def test_one_checkpoint_restores_on_every_mesh(saved, spmd, mesh):
+    check_restored(*saved, small_model(spmd, mesh))
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory) -> Path:
+    """Checkpoints of steps 3 and 7, for reading and for copies."""
+    workdir = tmp_path_factory.mktemp("two") / "run"
+    save(workdir, *begun(), [3, 7])
+    return workdir
+
+
+@pytest.fixture
+def copied(two, tmp_path) -> Path:
+    """The same two, to be damaged."""
+    shutil.copytree(two, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_a_checkpoint_restores_on_another_mesh(tmp_path):
+    model, state = begun()
+    save(tmp_path, model, state, [5])
+    check_restored(tmp_path, whole_state(model, state), small_model(mesh="2x2"))
+
+
 def test_the_latest_and_the_best_are_kept(tmp_path):
-    save(tmp_path, small_model(), [1, 2, 3, 4, 5, 6], [50.0, 30.0, 40.0, None, 35.0, 45.0], keep=2)
-    with Checkpoints(tmp_path, keep=2, writable=False) as checkpoints:
+    save(tmp_path, *begun(), [1, 2, 3, 4, 5, 6], [50.0, 30.0, 40.0, None, 35.0, 45.0], keep=2)
+    with reading(tmp_path) as checkpoints:
         assert checkpoints.steps() == [2, 5, 6]
         assert checkpoints.best_step() == 2
+        assert [chosen_step(checkpoints, "W", step) for step in ("best", "latest", "5")] == [2, 6, 5]
+        for step in ("4", "-2", "newest", "2.0"):
+            with pytest.raises(UserError, match=f"--step={step}: W has the checkpoints 2, 5, 6, 'latest' and 'best'"):
+                chosen_step(checkpoints, "W", step)
+
+
+def test_no_checkpoint_was_validated_or_there_is_none(two, tmp_path):
+    with reading(two) as checkpoints:
+        assert checkpoints.best_step() is None
+        with pytest.raises(UserError, match="--step=best: no checkpoint in W was validated"):
+            chosen_step(checkpoints, "W", "best")
+    with Checkpoints(tmp_path, keep=2, writable=True) as checkpoints:
+        assert checkpoints.best_step() is None
+        assert checkpoints.restore_latest(small_model()) is None
+        with pytest.raises(UserError, match="--workdir=W has no finished checkpoint yet"):
+            chosen_step(checkpoints, "W", "latest")
+
+
+def test_a_step_is_saved_again_with_its_validation(copied):
+    model, state = begun()
+    with Checkpoints(copied, keep=2, writable=True) as checkpoints:
+        checkpoints.save(model, state, {"step": 7, "again": True}, 12.5)
+    with reading(copied) as checkpoints:
+        assert (checkpoints.steps(), checkpoints.best_step()) == ([3, 7], 7)
+        assert checkpoints.restore_latest(model)[1] == {"step": 7, "again": True}
+
+
+def test_a_run_that_only_reads_makes_no_folder(tmp_path):
+    with reading(tmp_path) as checkpoints:
+        assert checkpoints.steps() == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_an_interrupted_save_left_is_cleared_away_by_the_next_trainer_only(tmp_path):
@@ -84,21 +140,25 @@ def test_what_an_interrupted_save_left_is_cleared_away_by_the_next_trainer_only(
 
 
 def test_a_checkpoint_needs_its_parameters_and_as_much_velocity(tmp_path, monkeypatch):
-    model = small_model()
-    needed = 2 * sum(x.nbytes for x in jax.tree.leaves(model.initial_state().params))
+    model, state = begun()
+    needed = 2 * sum(x.nbytes for x in jax.tree.leaves(state.params))
     usage = shutil.disk_usage(tmp_path)
     with Checkpoints(tmp_path, keep=2, writable=True) as checkpoints:
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed))
         checkpoints.check_room(model)
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(total=0, free=0))  # it does not say
+        checkpoints.check_room(model)
+        checkpoints.save(model, state, {"step": 3}, None)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed - 1))
-        with pytest.raises(UserError, match=r"checkpoints cannot be written: a checkpoint takes .*there is no checkpoint"):
-            checkpoints.check_room(model)
-
-
-def test_no_checkpoint_was_validated(tmp_path):
-    save(tmp_path, small_model(), [1, 2])
-    with Checkpoints(tmp_path, keep=2, writable=False) as checkpoints:
-        assert checkpoints.best_step() is None
+        takes = rf"checkpoints cannot be written: a checkpoint takes {needed / 1e6:,.1f} MB and the disk has .* MB left"
+        with pytest.raises(UserError, match=rf"{takes}; checkpoint 3 is kept"):
+            checkpoints.save(model, state, {"step": 4}, None)
+        assert checkpoints.steps() == [3]
+    with (
+        Checkpoints(tmp_path / "other", keep=2, writable=True) as checkpoints,
+        pytest.raises(UserError, match=rf"{takes}; there is no checkpoint yet"),
+    ):
+        checkpoints.check_room(model)
 
 
 def largest_file(folder):
@@ -106,48 +166,103 @@ def largest_file(folder):
     return max(files, key=lambda path: path.stat().st_size)
 
 
+@damages_checkpoints
 @pytest.mark.parametrize("item", ["params", "optimizer", "progress"])
 @pytest.mark.parametrize("damage", ["truncate", "delete"])
-def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path, caplog, item, damage):
-    model = small_model()
-    expected = whole_state(model, save(tmp_path, model, [3, 7]))
-    broken = largest_file(tmp_path / "checkpoints" / "7" / item)
+def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(copied, caplog, item, damage):
+    model, saved_state = begun()
+    broken = largest_file(copied / "checkpoints" / "7" / item)
     if damage == "truncate":
         with broken.open("r+b") as file:
             file.truncate(broken.stat().st_size // 2)
     else:
         broken.unlink()
-    with Checkpoints(tmp_path, keep=2, writable=True) as checkpoints:
+    with Checkpoints(copied, keep=2, writable=True) as checkpoints:
         state, progress = checkpoints.restore_latest(model)
         assert progress == {"step": 3}
         assert "checkpoint 7 cannot be read" in caplog.text
         assert checkpoints.steps() == [3]
-        assert (tmp_path / "damaged" / "7").exists()  # nothing is lost
+        assert (copied / "damaged" / "7").exists()  # nothing is lost
         checkpoints.save(model, state, {"step": 7}, None)  # and its place is free again
-    np.testing.assert_array_equal(whole_state(model, state)[1], expected[1])
-    with Checkpoints(tmp_path, keep=2, writable=False) as checkpoints:
+    np.testing.assert_array_equal(whole_state(model, state)[1], whole_state(model, saved_state)[1])
+    with reading(copied) as checkpoints:
         assert checkpoints.restore_latest(model)[1] == {"step": 7}
 
 
-def test_no_readable_checkpoint_is_an_error_and_not_a_fresh_start(tmp_path):
-    model = small_model()
-    save(tmp_path, model, [3])
-    largest_file(tmp_path / "checkpoints" / "3" / "params").unlink()
+@damages_checkpoints
+def test_no_readable_checkpoint_is_an_error_and_not_a_fresh_start(copied):
+    """What was set aside before stays; each has a place of its own."""
+    for name in ("7", "7-2"):
+        (copied / "damaged" / name).mkdir(parents=True)
+    for step in ("3", "7"):
+        largest_file(copied / "checkpoints" / step / "params").unlink()
     with (
-        Checkpoints(tmp_path, keep=2, writable=True) as checkpoints,
-        pytest.raises(UserError, match=r"none of the checkpoints \[3\]"),
+        Checkpoints(copied, keep=2, writable=True) as checkpoints,
+        pytest.raises(
+            UserError, match=r"none of the checkpoints \[3, 7\] in .* can be read; they are in damaged/ beside it"
+        ),
     ):
-        checkpoints.restore_latest(model)
+        checkpoints.restore_latest(small_model())
+    assert sorted(path.name for path in (copied / "damaged").iterdir()) == ["3", "7", "7-2", "7-3"]
 
 
-def test_a_checkpoint_of_another_network_is_named_and_left_alone(tmp_path):
-    save(tmp_path, small_model(architecture="no_crosstalk"), [3])
-    message = (
-        r"checkpoint .*/3 holds another network: conv2.bias is \(2, 160\) there and \(2, 128\) for --architecture=paper"
-    )
-    with Checkpoints(tmp_path, keep=2, writable=True) as checkpoints:
-        with pytest.raises(UserError, match=message):
-            checkpoints.restore_latest(small_model())
-        with pytest.raises(UserError, match=message):
-            checkpoints.restore_params(small_model(), 3)
-        assert checkpoints.steps() == [3]
+@damages_checkpoints
+def test_parameters_that_cannot_be_read_are_an_error(copied):
+    largest_file(copied / "checkpoints" / "7" / "params").unlink()
+    with reading(copied) as checkpoints:
+        with pytest.raises(UserError, match=r"checkpoint .*/7 cannot be read: \S"):
+            checkpoints.restore_params(small_model(), 7)
+        assert checkpoints.steps() == [3, 7]  # a reader leaves it where it is
+
+
+@pytest.mark.parametrize("item", ["params", "optimizer"])
+def test_a_value_that_changed_on_the_disk_is_not_trained_on(copied, caplog, item):
+    """The newest checkpoint is written again by Orbax itself with one bit of one value turned: it parses."""
+    model = small_model()
+    folder = copied / "checkpoints" / "7" / item
+    with ocp.StandardCheckpointer() as checkpointer:
+        tree = jax.tree.map(np.array, checkpointer.restore(folder))
+        leaf = jax.tree.leaves(tree)[5]
+        leaf.reshape(-1).view(np.uint32)[-3] ^= 1
+        checkpointer.save(folder, tree, force=True)
+        checkpointer.wait_until_finished()
+    with reading(copied) as checkpoints:
+        if item == "params":
+            with pytest.raises(UserError, match=r"checkpoint .*/7 cannot be read: params has the checksum"):
+                checkpoints.restore_params(model, 7)
+        checkpoints.restore_params(model, 3)
+    with Checkpoints(copied, keep=2, writable=True) as checkpoints:
+        assert checkpoints.restore_latest(model)[1] == {"step": 3}
+    assert f"checkpoint 7 cannot be read: {item} has the checksum" in caplog.text
+
+
+@pytest.mark.parametrize(("spmd", "mesh"), [("shard_map", "1x1"), ("shard_map", "4x2"), ("pmap", "2x2")])
+def test_the_checksum_is_that_of_the_whole_arrays_on_every_mesh(spmd, mesh):
+    model, state = begun(spmd, mesh)
+    found = model.mesh.fetch(make_checksum(model.mesh, model.specs)(state.params), jax.sharding.PartitionSpec())
+    total = 0
+    for leaf in jax.tree.leaves(model.mesh.fetch(state.params, model.specs)):
+        bits = leaf.reshape(-1).view(np.uint32).astype(np.uint64)
+        weighted = bits * (2 * np.arange(bits.size, dtype=np.uint64) + 1) % 2**32
+        total = (total * 16777619 + int(weighted.sum())) % 2**32
+    assert int(found) == total
+
+
+def test_a_checkpoint_of_another_network_is_named_and_left_alone(two):
+    model = small_model()
+    fewer = dataclasses.replace(model, shapes={name: leaf for name, leaf in model.shapes.items() if name != "conv4"})
+    more = dataclasses.replace(model, shapes=dict(model.shapes) | {"conv9": model.shapes["conv4"]})
+    for other, difference in (
+        (
+            small_model(architecture="no_crosstalk"),
+            r"conv1.bias is \(2, 6\) there and \(2, 48\) for --architecture=no_crosstalk",
+        ),
+        (fewer, r"conv4.bias is \(2, 24\) there and missing for --architecture=paper_eighth"),
+        (more, r"conv9.bias is missing there and \(2, 24\) for --architecture=paper_eighth"),
+    ):
+        with reading(two) as checkpoints:
+            with pytest.raises(UserError, match=rf"checkpoint .*/7 holds another network: {difference}"):
+                checkpoints.restore_latest(other)
+            with pytest.raises(UserError, match=rf"checkpoint .*/3 holds another network: {difference}"):
+                checkpoints.restore_params(other, 3)
+            assert checkpoints.steps() == [3, 7]

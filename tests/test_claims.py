@@ -7,12 +7,17 @@ import sys
 
 import numpy as np
 import pytest
-from networks import ROOT
+from matplotlib import pyplot as plt
+from networks import CROP, ROOT, SIZE, run
+from PIL import Image
 from scipy import stats
 
+from alexnet_jax import workdir
 from alexnet_jax.config import changed_flags, from_words
 from alexnet_jax.errors import UserError
+from alexnet_jax.interrupt import Interrupted
 from experiments import figure1
+from experiments.claims import __main__ as command
 from experiments.claims import scoreboard
 from experiments.claims.claim import CONFIDENCE, FOLDER, judge, read_claim
 from experiments.claims.measures import MEASURES, colour_selectivity
@@ -79,53 +84,103 @@ def test_the_scoreboard_changes_nothing_but_its_table(tmp_path):
     assert text.startswith(f"before\n\n{scoreboard.BEGIN}\n| claim |")
     assert text.endswith(f"{scoreboard.END}\n\nafter\n")
     assert "| with 39 ± 1.4; without 41 ± 1.4 % | 2 (1 to 3) | small | **supported** | `python` |" in text
-    assert (tmp_path / "results" / "claims" / "scoreboard.png").stat().st_size > 5000
+    with Image.open(tmp_path / "results" / "claims" / "scoreboard.png") as picture:
+        assert picture.size == (4 * 3 * 150, int(2.9 * 150))  # a row of four panels
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    first, others = pixels[:, :450], pixels[:, 500:]
+    orange = np.abs(first - (213, 94, 0)).sum(axis=2) < 10  # the line of the means
+    assert orange.sum() > 300
+    assert (others == 255).all()  # without records
     readme.write_text("no marks")
     with pytest.raises(UserError, match="are missing"):
         scoreboard.update(tmp_path)
 
 
-def test_records_do_not_make_the_next_one_that_of_changed_code(tmp_path):
-    shutil.copytree(ROOT / "alexnet_jax", tmp_path / "alexnet_jax", ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / "experiments" / "results").mkdir(parents=True)
-    (tmp_path / "experiments" / "README.md").write_text("a table")
+def test_a_panel_of_the_scoreboard_has_a_line_for_each_seed_and_their_mean():
+    record = {
+        "claim": "Dropout helps", "unit": "% top-1 error", "verdict": "supported",
+        "values": {"with_it": [38.0, 40.0, 39.0], "without": [40.0, 42.0, 44.0]},
+    }  # fmt: skip
+    figure = scoreboard.draw([record] * 5)
+    assert len(figure.axes) == 8  # two rows of four
+    assert [axis.axison for axis in figure.axes] == [True] * 5 + [False] * 3
+    axis = figure.axes[4]
+    *seeds, mean = axis.get_lines()
+    assert [line.get_ydata().tolist() for line in seeds] == [[38, 40], [40, 42], [39, 44]]
+    assert mean.get_ydata().tolist() == [39, 42]
+    assert [label.get_text() for label in axis.get_xticklabels()] == ["with it", "without"]
+    assert (axis.get_title(), axis.get_ylabel()) == ("Dropout helps\nsupported", "% top-1 error")
+    plt.close(figure)
+
+
+def test_records_do_not_make_the_next_one_that_of_changed_code(tmp_path, monkeypatch):
+    for file in ("alexnet_jax/workdir.py", "experiments/README.md", "experiments/results/old.json"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("as it was")
     git = ["git", "-c", "user.name=n", "-c", "user.email=e"]
-    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "all"]):
-        subprocess.run([*git, *command], cwd=tmp_path, check=True)
-
-    def commit() -> str:
-        code = "from alexnet_jax.workdir import provenance; print(provenance()['commit'])"
-        done = subprocess.run([sys.executable, "-B", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    clean = commit()
-    assert len(clean) == 40
+    for words in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "all"]):
+        subprocess.run([*git, *words], cwd=tmp_path, check=True)
+    head = subprocess.run(
+        [*git, "rev-parse", "HEAD"], cwd=tmp_path, check=True, capture_output=True, text=True
+    ).stdout.strip()
+    monkeypatch.setattr(workdir, "__file__", str(tmp_path / "alexnet_jax" / "workdir.py"))
+    assert workdir.provenance()["commit"] == head
     (tmp_path / "experiments" / "results" / "claim.json").write_text("{}")
+    (tmp_path / "experiments" / "results" / "old.json").write_text("{}")
     (tmp_path / "experiments" / "README.md").write_text("another table")
-    assert commit() == clean
-    (tmp_path / "alexnet_jax" / "ops.py").write_text("")
-    assert commit() == clean + "+"
+    assert workdir.provenance()["commit"] == head
+    (tmp_path / "alexnet_jax" / "workdir.py").write_text("")
+    assert workdir.provenance()["commit"] == head + "+"
+
+
+def test_a_step_of_a_claim_is_an_entry_point_in_a_process_of_its_own(tmp_path, monkeypatch):
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$PWD" "$@"\nexit "${3#--seed=}"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    assert command.called("train", "--seed=0", "--views=1") == f"{ROOT} -m alexnet_jax.train --seed=0 --views=1\n"
+    with pytest.raises(UserError, match=r"'-m alexnet_jax.train --seed=1' ended with status 1, see above"):
+        command.called("train", "--seed=1")
+    with pytest.raises(Interrupted, match="train was stopped: the same command goes on"):
+        command.called("train", "--seed=75")
 
 
 @pytest.mark.slow
-def test_a_claim_from_its_flag_files_to_the_scoreboard(tmp_path):
-    for folder in ("alexnet_jax", "experiments"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__", "results"))
-    flagfile = tmp_path / "experiments" / "claims" / "groceries.cfg"
-    flagfile.write_text(flagfile.read_text() + "--image_size=64\n--crop_size=63\n--steps=2\n")
-    command = [sys.executable, "-m", "experiments.claims", "--claim=ten_views", "--seeds=2"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+def test_a_claim_from_its_flag_files_to_the_scoreboard(tmp_path, monkeypatch):
+    folder = tmp_path / "experiments" / "claims"
+    folder.mkdir(parents=True)
+    shutil.copy(ROOT / "experiments" / "README.md", tmp_path / "experiments")
+    flagfile = folder / "groceries.cfg"
+    small = f"--architecture=paper_eighth\n--image_size={SIZE}\n--crop_size={CROP}\n--batch_size=8\n--mesh=1x1\n--steps=2\n"
+    flagfile.write_text((FOLDER / "groceries.cfg").read_text() + small)
+    began = []
+
+    def called(module: str, *words: str) -> str:
+        """In this process: what a process makes of it is tested above."""
+        began.append(module)
+        done = run(module, *words)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    monkeypatch.setattr(command, "FOLDER", folder)
+    monkeypatch.setattr(command, "called", called)
+    words = ["--claim=ten_views", "--seeds=2", f"--out={tmp_path}/runs", f"--data_dir={tmp_path}/data"]
+    done = run("experiments.claims", *words)
     assert done.returncode == 0, done.stderr
+    assert began == ["train", "evaluate"] * 4
+    assert done.stdout == f"{tmp_path}/experiments/results/claims/ten_views.json\n"
     record = json.loads((tmp_path / "experiments" / "results" / "claims" / "ten_views.json").read_text())
     for arm, views in (("ten_views", 10), ("centre", 1)):
-        runs = [tmp_path / "runs" / "claims" / "groceries" / f"seed{seed}" for seed in (0, 1)]
+        runs = [tmp_path / "runs" / "groceries" / f"seed{seed}" for seed in (0, 1)]
         scores = [json.loads((run / f"test_{views}_views.json").read_text()) for run in runs]
         assert record["values"][arm] == [score["top1_error"] for score in scores]
         assert [(score["views"], score["examples"]) for score in scores] == [(views, 661)] * 2
     assert "| Ten views are better than one |" in (tmp_path / "experiments" / "README.md").read_text()
 
+    assert run("experiments.claims", *words).returncode == 0
+    assert len(began) == 8  # what is done is kept
     flagfile.write_text(flagfile.read_text() + "--momentum=0.8\n")
-    stale = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    stale = run("experiments.claims", *words)
     assert stale.returncode == 1
     assert "--momentum was 0.9 and is now 0.8. Use a new --out" in stale.stderr
 
@@ -147,6 +202,8 @@ def test_figure_1_has_the_runs_of_both_arms(tmp_path):
     figure1.write_curves(curves, tmp_path / "curves.csv")
     assert (tmp_path / "curves.csv").read_text().splitlines()[-1] == "tanh,1,0.4,26"
     assert len((tmp_path / "curves.csv").read_text().splitlines()) == 1 + 2 * 2 + 2 * 3
-    lines = figure1.draw(curves, 25.0, 2.0).axes[0].get_lines()
+    figure = figure1.draw(curves, 25.0, 2.0)
+    lines = figure.axes[0].get_lines()
     means = [line for line in lines if line.get_label() in ("ReLU", "tanh")]
     np.testing.assert_allclose([line.get_ydata()[0] for line in means], [60.5, 80.5])
+    plt.close(figure)

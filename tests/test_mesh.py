@@ -71,7 +71,7 @@ def compiled_forward(architecture: str) -> str:
     return compiled.lower(shapes, pixels).compile().as_text()
 
 
-@pytest.mark.parametrize(("architecture", "gathers"), [("paper", 3), ("no_crosstalk", 0)])
+@pytest.mark.parametrize(("architecture", "gathers"), [("paper_eighth", 3), ("paper", 3), ("no_crosstalk", 0)])
 def test_cross_talk_is_the_only_communication(architecture, gathers):
     text = compiled_forward(architecture)
     found = re.findall(r"= \S+ (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\(", text)
@@ -80,7 +80,7 @@ def test_cross_talk_is_the_only_communication(architecture, gathers):
 
 def test_towers_do_not_meet_before_conv3():
     """The gradient of tower 1's maps with respect to tower 0's conv1 and conv2 is zero; after conv3 it is not."""
-    table = ARCHITECTURES["paper"]
+    table = ARCHITECTURES["paper_eighth"]
     graph, _ = split(table, classes=CLASSES, crop_size=CROP, dtype=jnp.dtype(jnp.float32))
     params = jax.jit(lambda key: initial_params(table, classes=CLASSES, crop_size=CROP, key=key))(jax.random.key(0))
     pixels = jax.random.normal(jax.random.key(1), (2, CROP, CROP, 3)) * 50
@@ -116,3 +116,30 @@ def test_auto_gives_each_tower_its_own_device():
 def test_impossible_meshes_are_named(mesh, towers, batch, message):
     with pytest.raises(UserError, match=message):
         make_mesh(mesh, towers, batch)
+
+
+def test_a_mesh_may_leave_devices_over_and_auto_takes_all(monkeypatch):
+    devices = jax.devices()
+    monkeypatch.setattr(jax, "devices", lambda: devices[:3])
+    assert dict(make_mesh("auto", 2, 6).grid.shape) == {"data": 3, "tower": 1}
+    assert list(make_mesh("1x2", 2, 6).grid.devices.flat) == devices[:2]
+
+
+@pytest.mark.parametrize(("spmd", "mesh"), [("shard_map", "2x2"), ("pmap", "2x2"), ("shard_map", "4x2")])
+def test_rows_of_a_batch_go_to_their_row_of_the_mesh(spmd, mesh):
+    """This process holds all rows; every device of a row of the mesh holds the same share."""
+    topology = make_mesh(mesh, 2, 8, spmd)
+    assert topology.rows_here(8) == (0, 8)
+    rows = np.arange(24).reshape(8, 3)
+    placed = topology.put_rows({"x": rows}, 0, 8)["x"]
+    np.testing.assert_array_equal(topology.fetch(placed, P("data")), rows)
+    shares = {shard.device.id: np.asarray(shard.data).reshape(-1, 3) for shard in placed.addressable_shards}
+    for row, line in enumerate(topology.grid.devices):
+        for device in line:
+            np.testing.assert_array_equal(shares[device.id], np.split(rows, len(topology.grid.devices))[row])
+
+
+def test_a_vote_counts_devices():
+    ask = make_mesh("2x2", 2, 8).vote()
+    assert int(ask(False)) == 0
+    assert int(ask(True)) == 4

@@ -185,3 +185,36 @@ def test_a_convolution_has_the_gradients_of_the_plain_one(side, kernel, stride, 
     np.testing.assert_array_equal(got, expected)
     for mine, reference in zip(jax.jit(ours)(g), pull(g), strict=True):
         np.testing.assert_allclose(mine, reference, rtol=1e-5, atol=1e-5 * float(jnp.abs(reference).max()))
+
+
+def test_a_local_convolution_has_a_kernel_for_each_position():
+    x, kernel = draw(2, 5, 6, 3), draw(3, 3, 3 * 3 * 3, 4, seed=1)
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 0), (0, 0)))
+    expected = np.zeros((2, 3, 3, 4), np.float32)
+    for i, j in np.ndindex(3, 3):
+        patch = padded[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3].transpose(0, 3, 1, 2).reshape(2, -1)  # maps outermost
+        expected[:, i, j] = patch @ kernel[i, j]
+    ours = ops.local_convolution(jnp.asarray(x), jnp.asarray(kernel), 3, 2, ((1, 1), (1, 0)))
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", [ResponseNorm(alpha=0.3), ResponseNorm(beta=0.5, alpha=2.0)], ids=str)
+def test_hand_written_gradients_are_those_of_the_equations(norm):
+    """In float64, on values without ties, so that nothing is left to rounding."""
+    with jax.enable_x64(True):
+        x, g = (jnp.asarray(draw(2, 7, 6, 5, seed=seed), jnp.float64) for seed in (0, 1))
+        for ours, plain in (
+            (lambda x: gradients.response_norm(x, norm), lambda x: ops.response_norm(x, norm)),
+            (lambda x: gradients.max_pool(x, MaxPool()), lambda x: ops.max_pool(x, MaxPool())),
+            (gradients.relu, ops.relu),
+        ):
+            (value, pull), (expected, reference) = jax.vjp(ours, x), jax.vjp(plain, x)
+            np.testing.assert_array_equal(value, expected)
+            weights = g[:, : value.shape[1], : value.shape[2]]
+            np.testing.assert_allclose(pull(weights)[0], reference(weights)[0], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("pool", [MaxPool(), MaxPool(ceil_mode=False), MaxPool(size=2, stride=3)], ids=str)
+def test_the_equation_of_max_pooling(pool):
+    x = draw(2, 8, 7, 3)
+    np.testing.assert_array_equal(ops.max_pool(jnp.asarray(x), pool), max_pool_loop(x, pool)[0])

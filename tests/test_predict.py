@@ -1,17 +1,20 @@
 """Predictions through the command line: the same numbers as evaluation, any number of images, bad ones named."""
 
+import io
 import json
 import os
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from networks import CROP, ROOT, SIZE, run, small_model, tiny_config
-from pictures import bomb, broken, encode, smooth
+from pictures import bomb, broken, encode, recorded, smooth
 from PIL import Image
 
+from alexnet_jax import predict
 from alexnet_jax.data.store import open_store, store_path
 from alexnet_jax.errors import UserError
 from alexnet_jax.network import merge
@@ -54,8 +57,9 @@ def test_top_classes_are_sorted_and_ties_go_to_the_lower_number():
 
 
 @pytest.mark.slow
-def test_the_command_line_with_bad_images_among_good_ones(trained, tmp_path):
+def test_the_command_line_with_bad_images_among_good_ones(trained, tmp_path, monkeypatch):
     """Eleven images in batches of four and three that cannot be read; logits from the network itself."""
+    drawn = recorded(monkeypatch, predict)
     for name, content in {"02b.png": broken("png"), "05b.jpg": b"", "07b.png": bomb()}.items():
         (trained / "images" / name).write_bytes(content)
     features, figure = tmp_path / "f.npz", tmp_path / "figure.png"
@@ -77,24 +81,46 @@ def test_the_command_line_with_bad_images_among_good_ones(trained, tmp_path):
     pixels = np.stack([np.asarray(Image.open(row["image"])) for row in rows]).astype(np.float32) - loaded.mean
     start = (SIZE - CROP) // 2
     pixels = jnp.asarray(pixels[:, start : start + CROP, start : start + CROP])
-    logits = np.asarray(merge(model.graph, loaded.params)(pixels), np.float64)
+
+    @jax.jit
+    def network(params, pixels):
+        return merge(model.graph, params)(pixels), merge(model.graph, params).activations(pixels, "fc7")
+
+    logits, fc7 = network(loaded.params, pixels)
+    logits, fc7 = np.asarray(logits, np.float64), np.concatenate([np.asarray(x) for x in fc7], axis=-1)
     probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     for row, expected in zip(rows, probabilities, strict=True):
         assert list(row["top5"][0]) == ["class", "index", "probability"]
         assert [guess["probability"] for guess in row["top5"]] == pytest.approx(sorted(expected)[:-6:-1], rel=1e-4)
         assert all(guess["class"] == f"colour {guess['index']}" for guess in row["top5"])
-    fc7 = np.concatenate([np.asarray(x) for x in merge(model.graph, loaded.params).activations(pixels, "fc7")], axis=-1)
     with np.load(features) as written:
         np.testing.assert_allclose(written["features"], fc7, rtol=1e-4, atol=1e-5)
         assert written["images"].tolist() == [row["image"] for row in rows]
-    assert len(np.unique(np.asarray(Image.open(figure).convert("RGB")))) > 20
+    assert_drawn(drawn, figure, rows, loaded.title)
+
+
+def assert_drawn(drawn: list, path, rows: list[dict], title: str) -> None:
+    """One figure with every image under its name and its five classes as bars, and its file."""
+    (figure,) = drawn
+    assert figure.get_suptitle() == title
+    shown = [axis for axis in figure.axes if axis.images]
+    bars = [axis for axis in figure.axes if axis.patches]
+    assert len(shown) == len(bars) == len(rows)
+    for picture, axis, row in zip(shown, bars, rows, strict=True):
+        np.testing.assert_array_equal(picture.images[0].get_array(), np.asarray(Image.open(row["image"])))
+        assert picture.get_title() == row["image"].rpartition("/")[2]
+        assert [bar.get_width() for bar in axis.patches] == pytest.approx([one["probability"] for one in row["top5"]])
+        assert [text.get_text() for text in axis.texts] == [one["class"] for one in row["top5"]]
+    with Image.open(path) as image:
+        image.load()
+        assert image.size == pytest.approx(150 * figure.get_size_inches(), abs=1)
 
 
 @pytest.mark.slow
-def test_a_list_from_stdin_as_a_table(trained):
-    command = [sys.executable, "-W", "error", "-m", "alexnet_jax.predict", f"--workdir={trained / 'run'}", "--list=-"]
+def test_a_list_from_stdin_as_a_table(trained, monkeypatch):
     names = "".join(f"{trained}/images/{number:02d}.png\n" for number in (3, 1))
-    result = subprocess.run(command, input=names, capture_output=True, text=True, cwd=ROOT, timeout=300, check=False)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(names))
+    result = run("predict", f"--workdir={trained / 'run'}", "--list=-", "--batch_size=4")
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     assert (len(lines), lines[0], lines[6]) == (12, f"{trained}/images/03.png", f"{trained}/images/01.png")
@@ -124,6 +150,7 @@ def test_a_bomb_takes_no_memory(trained, tmp_path):
         (["--workdir=/nowhere"], "there are no images"),
         (["--workdir=/nowhere", "a.png", "--figure=a.txt"], "--figure=a.txt ends in neither .png nor .svg"),
         (["--workdir=/nowhere", "a.png", "--features=fc7:/nowhere/f.npz"], "there is no folder /nowhere"),
+        (["--workdir=/nowhere", "a.png", "--batch_size=0"], "--batch_size=0"),
     ],
 )
 def test_bad_input_is_one_line(flags, message):

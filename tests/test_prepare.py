@@ -9,11 +9,13 @@ import threading
 import time
 from pathlib import Path
 
+import networks
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from pictures import SIZE, encode, smooth, source_of
 from PIL import Image
+from test_sources import write_greys
 
 import alexnet_jax.prepare
 from alexnet_jax.data.sources import open_source
@@ -56,6 +58,7 @@ def groceries(tmp_path_factory):
     return prepare("groceries", tmp_path_factory.mktemp("data"), image_size=64)
 
 
+@pytest.mark.slow
 def test_groceries_as_train_prepares_it(groceries):
     store = open_store(groceries)
     assert groceries.name == "groceries-64"
@@ -76,6 +79,7 @@ def test_groceries_as_train_prepares_it(groceries):
     assert "39ff392b" in json.loads((groceries / "meta.json").read_text())["source"]
 
 
+@pytest.mark.slow
 def test_a_finished_store_stays_as_it_is(groceries, capsys):
     before = {path.name: path.stat().st_mtime_ns for path in groceries.iterdir()}
     assert prepare("groceries", groceries.parent, image_size=64) == groceries
@@ -109,6 +113,7 @@ def test_arguments_out_of_range_are_named(tmp_path, arguments, said):
         prepare("groceries", tmp_path, **arguments)
 
 
+@pytest.mark.slow
 def test_warped_images_have_a_folder_of_their_own(tmp_path):
     centre, warped = (prepare("groceries", tmp_path, image_size=8, resize=resize) for resize in ("centre", "warp"))
     assert (centre.name, warped.name) == ("groceries-8", "groceries-8-warp")
@@ -154,7 +159,7 @@ def run(*command):
 
 
 @needs_cifar10
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_all_of_cifar10_from_the_command_line(tmp_path):
     flags = ("--dataset=cifar10", f"--tfds_dir={TFDS_DIR}", f"--data_dir={tmp_path}", "--image_size=32")
     done = run("-m", "alexnet_jax.prepare", *flags)
@@ -175,13 +180,38 @@ def test_all_of_cifar10_from_the_command_line(tmp_path):
     np.testing.assert_array_equal(np.bincount(store.splits["test"].labels), np.full(10, 1000))
 
 
-@pytest.mark.parametrize(("flag", "said"), [("--dataset=cifar11", "did you mean"), ("--image_size=0", "at least 1")])
+def test_a_tfds_set_from_the_command_line(tmp_path):
+    write_greys(tmp_path / "tfds", {"train": [0, 1, 0, 1], "test": [1, 0]})
+    flags = ("--dataset=greys", f"--tfds_dir={tmp_path}/tfds", f"--data_dir={tmp_path}/data", "--image_size=4")
+    done = networks.run("prepare", *flags, "--verify")
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    first, second = done.stderr.splitlines()
+    assert first == f"{tmp_path}/data/greys-4: prepared: 4 train, 2 test, 4 px, 2 classes"
+    assert second == f"{tmp_path}/data/greys-4: every image and label is as it was prepared"
+    store = open_store(tmp_path / "data/greys-4")
+    for split, labels in {"train": {0: 0, 1: 1, 2: 0, 3: 1}, "test": {0: 1, 1: 0}}.items():  # by the grey value
+        found = zip(store.splits[split].images[:, 0, 0, 0].tolist(), store.splits[split].labels.tolist(), strict=True)
+        assert dict(found) == labels
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--dataset=cifar11", "did you mean"),
+        ("--image_size=0", "at least 1"),
+        ("--image_size=x", "flag --image_size=x"),
+        ("--resize=crop", "flag --resize=crop: value should be one of <centre|warp>"),
+        ("--split_seed=-1", "flag --split_seed=-1"),
+        ("photos", "'photos' is not a flag"),
+    ],
+)
 def test_a_bad_flag_ends_the_command_with_one_line(tmp_path, flag, said):
-    done = run("-m", "alexnet_jax.prepare", f"--data_dir={tmp_path}", flag)
-    assert done.returncode == 1
+    done = networks.run("prepare", f"--data_dir={tmp_path}/data", flag)
+    assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"error: {flag}")
+    assert line.startswith("error: ")
     assert said in line
+    assert not (tmp_path / "data").exists()
 
 
 def test_importing_prepare_defines_no_flags_and_no_jax():
@@ -189,6 +219,7 @@ def test_importing_prepare_defines_no_flags_and_no_jax():
     assert run("-W", "error", "-c", code).stdout == "False False\n"
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_progress(tmp_path):
     """Under a pseudo-terminal there is a bar with a rate; elsewhere, as the other tests see, one line."""
     pty = pytest.importorskip("pty")

@@ -1,7 +1,10 @@
-"""The report in a real browser: nothing on the console, values under the pointer, readable at 400 px; and what it says."""
+"""What the report says; and at night the report in a real browser: nothing on the console, values under the pointer,
+readable at 400 px."""
 
+import base64
 import functools
 import http.server
+import io
 import json
 import re
 import shutil
@@ -15,9 +18,11 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 from networks import run, tiny_config
+from PIL import Image
 
-from alexnet_jax.analysis import judge, open_data
+from alexnet_jax.analysis import judge, open_data, right_and_wrong
 from alexnet_jax.errors import UserError
+from alexnet_jax.figures import kernel_images, tiled
 from alexnet_jax.metrics import read_rows
 from alexnet_jax.report.charts import POINTS, chart, series
 from alexnet_jax.report.gather import gather
@@ -59,17 +64,26 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 class Reader(HTMLParser):
-    """Tags in order, the text outside of scripts, and whether every tag that was opened is closed."""
+    """Tags in order, the text outside of scripts, images with their words, the charts' data; every tag must be closed."""
 
     VOID = ("meta", "link", "img", "br", "i/")
 
     def __init__(self) -> None:
         super().__init__()
         self.open, self.tags, self.words, self.sources = list[str](), list[str](), list[str](), list[str]()
+        self.images, self.charts, self._is_data = list[tuple[str, Image.Image]](), list[dict](), False
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
+        said = dict(attrs)
         self.sources += [value for name, value in attrs if name in ("src", "href")]
+        self._is_data = said.get("id") == "charts"
+        if tag == "img":
+            content = base64.b64decode(said["src"].partition("base64,")[2], validate=True)
+            image = Image.open(io.BytesIO(content))
+            image.load()
+            assert said["src"].startswith(f"data:image/{image.format.lower()};")
+            self.images.append((said["alt"], image))
         if tag not in self.VOID:
             self.open.append(tag)
 
@@ -77,6 +91,8 @@ class Reader(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
+        if self._is_data:
+            self.charts, self._is_data = json.loads(data), False
         if not {"script", "style"} & set(self.open):
             self.words.append(data)
 
@@ -126,7 +142,7 @@ def seen_by_chromium(folder: Path, width: int) -> dict:
     return json.loads(found[1].replace("&gt;", ">").replace("&lt;", "<").replace("&amp;", "&"))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(("width", "columns"), [(1200, 2), (400, 1)])
 def test_a_browser_shows_it(runs, width, columns):
     seen = seen_by_chromium(runs / "www", width)
@@ -162,21 +178,73 @@ def test_the_page_is_whole_and_says_what_was_run(runs, data_dir):
 
 
 @pytest.mark.slow
-def test_what_a_run_says_cannot_become_part_of_the_page(runs, data_dir, tmp_path):
-    """Class names and the folder are text, even inside the charts' data; a loss that is no number leaves a gap."""
+def test_the_page_has_the_curves_and_the_images_of_each_run(runs, data_dir):
+    """Loss and error of two runs and two splits, rate and throughput of two runs, two charts of magnitudes for each run."""
+    page = read(runs / "www" / "report.html")
+    assert [(len(one["series"]), one["log"]) for one in page.charts] == [
+        (4, False), (4, False), (2, True), (2, False), (8, True), (8, True), (8, True), (8, True),
+    ]  # fmt: skip
+    for drawn, column in zip(page.charts, ("loss", "top1_error"), strict=False):
+        for line in drawn["series"]:
+            seed, split = re.fullmatch(r"seed=(\d), (train|validation)", line["name"]).groups()
+            rows = [row for row in read_rows(runs / seed) if row["split"] == split]
+            assert line["points"] == [[row["epoch"], row[column]] for row in rows]
+            assert line["dash"] == ("6 4" if split == "validation" else "")
+    assert page.tags.count("figure") == len(page.charts) + 2 * 2  # and two towers' kernels of each run
+    images = iter(page.images)
+    trained = [load_trained(str(runs / seed)) for seed in "01"]
+    judged = [judge(one, open_data(one, str(data_dir)).split("test")) for one in trained]
+    for _ in trained:
+        assert next(images)[0] == "confusion matrix"
+    for one in trained:
+        for tower, mine in enumerate(kernel_images(np.asarray(one.params["conv1"]["kernel"]))):
+            words, image = next(images)
+            assert words == f"conv1, tower {tower}"
+            sheet = 255 * tiled(mine, 16 if len(mine) >= 16 else len(mine), 1.0)
+            np.testing.assert_array_equal(np.asarray(image), sheet.round())
+    for one in judged:
+        chosen = right_and_wrong(one, 4, 0)
+        assert len(chosen) > 4
+        for number, pixels in zip(chosen, one.split.read(chosen).images, strict=True):
+            words, image = next(images)
+            assert words == trained[0].classes[one.split.labels[number]]
+            assert image.size == (66, 66)
+            assert np.abs(np.asarray(image).astype(float).mean((0, 1)) - pixels.mean((0, 1))).max() < 5
+    assert len(list(images)) == 2 * 3 * (1 + 6)  # queries with their neighbours
+
+
+def nasty_pages(runs: Path, data_dir: Path, folder: Path) -> tuple[Reader, Reader]:
+    """A report of a run whose class and folder are markup, and one whose loss is no number, in `folder`; and a clean one."""
     (found,) = gather([str(runs / "0")], step="latest", split="test", data_dir=str(data_dir), batch_size=16, lot=0)
     named = replace(
         found,
         label=NASTY,
         config=replace(found.config, workdir=NASTY),
         trained=replace(found.trained, classes=(NASTY, *found.trained.classes[1:])),
+        guessed=[(NASTY, *found.guessed[0][1:]), *found.guessed[1:]],
         rows=[*found.rows, {**found.rows[-1], "loss": float("nan")}],
     )
-    (tmp_path / "report.html").write_text(render([named, found]))
-    page, clean = read(tmp_path / "report.html"), read(runs / "www" / "report.html")
+    (folder / "report.html").write_text(render([named, found]))
+    return read(folder / "report.html"), read(runs / "www" / "report.html")
+
+
+@pytest.mark.slow
+def test_what_a_run_says_cannot_become_part_of_the_page(runs, data_dir, tmp_path):
+    """Class names and the folder are text, even inside the charts' data; a loss that is no number leaves a gap."""
+    page, clean = nasty_pages(runs, data_dir, tmp_path)
     assert page.tags.count("script") == clean.tags.count("script")
     assert set(page.tags) == set(clean.tags)
     assert NASTY in "".join(page.words)
+    assert NASTY in [words for words, _ in page.images]
+    names = [line["name"] for line in page.charts[0]["series"]]
+    assert f"{NASTY}, train" in names
+    points = {line["name"]: len(line["points"]) for line in page.charts[0]["series"]}
+    assert list(points.values())[:2] == list(points.values())[2:]  # the loss that is no number is not among them
+
+
+@pytest.mark.nightly
+def test_a_browser_runs_nothing_that_a_run_says(runs, data_dir, tmp_path):
+    nasty_pages(runs, data_dir, tmp_path)
     seen = seen_by_chromium(tmp_path, 400)
     assert seen["overflow"] == 0
     assert f"{NASTY}, train" in seen["tip"]

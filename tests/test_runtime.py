@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 from networks import ROOT, tiny_flags
 
@@ -23,23 +24,72 @@ def programs(cache: Path) -> set[Path]:
     return set(cache.glob("*/*/*-cache"))
 
 
+@pytest.fixture
+def settings(monkeypatch):
+    """JAX's settings of the cache, as a fresh process has them, and put back afterwards."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    for name in names:
+        monkeypatch.delenv(name.upper(), raising=False)
+    yield lambda: tuple(getattr(jax.config, name) for name in names)
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
 @pytest.mark.slow
 def test_a_second_start_compiles_nothing(data_dir, tmp_path):
-    """Every program that is compiled is written to the cache, so one that is compiled again leaves a new file."""
-    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
-    start("train", *tiny_flags(data_dir, tmp_path / "first", mesh="1x2", host_devices=2), **cache)
+    """Every program that is compiled is written to the cache, so one that is compiled again leaves a new file.
+
+    The processes are fresh, for what a process has compiled it keeps, and the cache is empty. XLA is told to hurry.
+    """
+    cache = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    start("train", *tiny_flags(data_dir, tmp_path / "first", mesh="1x1", steps=1), **cache)
     compiled = programs(tmp_path / "cache")
     assert any("jit_step" in path.name for path in compiled)
-    start("train", *tiny_flags(data_dir, tmp_path / "second", mesh="1x2", host_devices=2), **cache)
+    start("train", *tiny_flags(data_dir, tmp_path / "second", mesh="1x1", steps=1), **cache)
     assert programs(tmp_path / "cache") == compiled
     assert (tmp_path / "first" / "metrics.jsonl").exists()
     assert (tmp_path / "second" / "metrics.jsonl").exists()
 
 
-def test_the_cache_is_kept_apart_by_processor_and_yields_to_the_environment(tmp_path, monkeypatch):
+def test_each_processor_and_each_jaxlib_has_a_cache_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    folder = runtime.cache_folder()
-    assert folder.parent == tmp_path / "alexnet_jax"
-    monkeypatch.setattr(Path, "read_text", lambda path: "flags : another processor")
-    assert runtime.cache_folder() not in (folder, folder.parent)
-    assert not (tmp_path / "alexnet_jax").exists()
+    folders = [
+        runtime.cache_folder("xla", processor, jaxlib)
+        for processor in ("flags: sse", "flags: avx")
+        for jaxlib in ("1.0", "1.1")
+    ]
+    assert len(set(folders)) == 4
+    assert {folder.parent for folder in folders} == {tmp_path / "alexnet_jax"}
+    assert folders[1].name.startswith("xla-1.1-")
+    assert runtime.cache_folder("xla", "flags: sse", "1.0") == folders[0]
+    assert runtime.cache_folder("other", "flags: sse", "1.0") != folders[0]
+    assert runtime.cache_folder() not in folders
+    assert list(tmp_path.iterdir()) == []  # naming it makes nothing
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert runtime.cache_folder().parent == Path.home() / ".cache" / "alexnet_jax"
+
+
+def test_a_start_keeps_every_program_in_the_cache_folder(settings, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    runtime.start()
+    assert settings() == (str(runtime.cache_folder()), 0.0)
+    assert runtime.cache_folder().is_dir()
+
+
+def test_the_environment_comes_before_the_cache_folder(settings, tmp_path, monkeypatch):
+    before = settings()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "somewhere else")  # JAX has read it long ago
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "5")
+    runtime.start()
+    assert settings() == before
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_start_goes_without_a_cache_where_none_can_be_written(settings, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    before = settings()
+    runtime.start()
+    assert settings()[0] == before[0]

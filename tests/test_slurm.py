@@ -23,7 +23,7 @@ from alexnet_jax.train import train
 missing = [
     name for name in ("slurmctld", "slurmd", "sbatch") if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None
 ]
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(missing), reason=f"Slurm is not installed: {', '.join(missing)}")]
+pytestmark = [pytest.mark.nightly, pytest.mark.skipif(bool(missing), reason=f"Slurm is not installed: {', '.join(missing)}")]
 CONFIGURATION = """
 ClusterName=loopback
 SlurmctldHost=localhost(127.0.0.1)

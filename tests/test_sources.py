@@ -133,6 +133,7 @@ def test_cifar10_is_read_as_png_files_without_tensorflow():
 
 
 @needs_cifar10
+@pytest.mark.slow
 def test_every_class_of_cifar10_has_a_thousand_test_images_wherever_the_reading_begins():
     examples = open_source("cifar10", str(TFDS_DIR)).splits["test"]
     labels = [example.label for example in examples.read(0)]

@@ -1,23 +1,25 @@
-"""Sweeps: what a space file may say, and real sweeps of real trainers, killed, failed and shared through PostgreSQL."""
+"""Sweeps: what a space file may say, and real trainers, killed, failed and shared."""
 
 import collections
 import contextlib
 import csv
-import os
-import shutil
+import json
 import signal
-import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import optuna
 import pytest
-import sqlalchemy
-from networks import ROOT, run, small_config, tiny_flags
+from matplotlib import pyplot as plt
+from networks import run, small_config, start, tiny_flags
+from PIL import Image
+from sqlalchemy.exc import IntegrityError
 
 from alexnet_jax.errors import UserError
+from alexnet_jax.sweep import __main__ as sweep_command
+from alexnet_jax.sweep import study as studies
+from alexnet_jax.sweep import summary
 from alexnet_jax.sweep.space import as_flags, changed, read_space, with_values
 from alexnet_jax.workdir import read_config
 
@@ -30,7 +32,6 @@ choice = ["constant", "plateau"]
 int = [1, 3]
 when = {schedule = "plateau"}
 """
-BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 
 
 def space_file(folder: Path, text: str = SPACE) -> Path:
@@ -95,7 +96,7 @@ def test_flags_of_a_config_make_the_same_config():
 
 def sweep_flags(folder: Path, data_dir: Path, *more: str, text: str = SPACE, **fields) -> list[str]:
     """The command line of a sweep of short runs on the tiny set."""
-    shared = {"eval_every": 2, "checkpoint_every": 2, "log_every": 1, "keep": 1, "steps": 6}
+    shared = {"eval_every": 2, "checkpoint_every": 2, "log_every": 1, "keep": 1, "steps": 4, "mesh": "1x1"}
     return [*tiny_flags(data_dir, folder / "sweep", **shared | fields), f"--space={space_file(folder, text)}", *more]
 
 
@@ -108,14 +109,13 @@ def trials_of(sweep: Path) -> list[dict[str, str]]:
 def completions(sweep: Path) -> collections.Counter[str]:
     """How often each trial has validated after its last step."""
     logs = {log.stem: log.read_text() for log in (sweep / "trials").glob("*.log")}
-    return collections.Counter({name: text.count("step 6  validation") for name, text in logs.items()})
+    return collections.Counter({name: text.count("step 4  validation") for name, text in logs.items()})
 
 
 @pytest.mark.slow
 def test_a_killed_sweep_finishes_its_trials_and_none_is_run_twice(data_dir, tmp_path):
     sweep, flags = tmp_path / "sweep", sweep_flags(tmp_path, data_dir, "--trials=3", "--jobs=2", "--prune_after=0")
-    command = [sys.executable, "-m", "alexnet_jax.sweep", *flags]
-    killed = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    killed = start("sweep", *flags, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 200
     while not any(path.read_text() for path in sweep.glob("trials/*/metrics.jsonl")):
         assert killed.poll() is None
@@ -140,21 +140,26 @@ def test_a_killed_sweep_finishes_its_trials_and_none_is_run_twice(data_dir, tmp_
         changed(read_config(str(folder))) for folder in (tmp_path / "again", sweep / "trials" / f"{int(best['trial']):04d}")
     )
     assert {**mine, "workdir": ""} == {**theirs, "workdir": ""}
-    for name in ("learning_curves", "history", "parallel_coordinates"):
-        assert (sweep / f"{name}.png").stat().st_size > 5000
+    for name, size in {"learning_curves": (1050, 600), "history": (1050, 600), "parallel_coordinates": (1110, 600)}.items():
+        with Image.open(sweep / f"{name}.png") as picture:
+            assert picture.size == size
+            colours = {colour for _, colour in picture.convert("RGB").getcolors(maxcolors=1 << 24)}
+        assert len(colours) > 100  # a page without lines has some greys of the letters
     assert (sweep / "table.md").read_text().count("\n") == 2 + 3
 
 
 @pytest.mark.slow
 def test_a_failed_trial_keeps_its_log_and_another_space_is_refused(data_dir, tmp_path):
     text = "[learning_rate]\nchoice = [1e30, 0.001]\n"
-    flags = sweep_flags(tmp_path, data_dir, "--sampler=grid", text=text)
+    flags = sweep_flags(tmp_path, data_dir, "--sampler=grid", "--jobs=2", text=text, steps=2)
     done = run("sweep", *flags)
     assert done.returncode == 0, done.stderr
-    failed, complete = trials_of(tmp_path / "sweep")
+    failed, complete = sorted(trials_of(tmp_path / "sweep"), key=lambda trial: trial["trial"])
     assert (failed["state"], complete["state"]) == ("fail", "complete")
     assert "Lower --learning_rate" in failed["error"]
     assert "Lower --learning_rate" in (tmp_path / "sweep" / "trials" / "0000.log").read_text()
+    best = read_config(str(tmp_path / "sweep" / "trials" / "0001"))
+    assert best.learning_rate == 0.001
     other = run("sweep", *sweep_flags(tmp_path, data_dir))
     assert other.returncode == 1
     assert "is one of another space: use a new --workdir or --study" in other.stderr.splitlines()[-1]
@@ -173,86 +178,69 @@ def test_a_storage_that_cannot_be_reached_is_said_before_any_trial(data_dir, tmp
 
 
 @pytest.fixture
-def postgres(tmp_path_factory):
-    """The URL of a PostgreSQL of our own on loopback. It refuses to run as root, so root starts it as nobody."""
-    if not BINARIES:
-        pytest.skip("PostgreSQL is not installed")
-    folder = tmp_path_factory.mktemp("postgres")
-    user = "nobody" if os.getuid() == 0 else None
-    if user:
-        for parent in (folder, *folder.parents[:2]):
-            os.chmod(parent, 0o755)
-        shutil.chown(folder, user)
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    data = folder / "data"
-    initdb = [BINARIES[-1] / "initdb", "-D", data, "-U", "sweeper", "--auth=trust", "-E", "UTF8", "--no-sync"]
-    subprocess.run(initdb, user=user, check=True, capture_output=True, cwd=folder)
-    options = ["-D", data, "-p", str(port), "-k", folder, "-c", "listen_addresses=localhost", "-c", "fsync=off"]
-    server = subprocess.Popen(
-        [BINARIES[-1] / "postgres", *options], user=user, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder
-    )
-    ready = [BINARIES[-1] / "pg_isready", "-h", "localhost", "-p", str(port)]
-    deadline = time.monotonic() + 60
-    while subprocess.run(ready, capture_output=True, check=False).returncode:
-        assert server.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    yield f"postgresql+psycopg://sweeper@localhost:{port}/postgres"
-    server.send_signal(signal.SIGINT)  # without waiting for those who are connected
-    server.wait()
+def quick(monkeypatch):
+    """Sweeps whose trials train nothing, with one validation of the error of their number, and that save no pictures."""
+
+    def tried(trial, place, values, interruption, environment):
+        place.folder.mkdir(parents=True)
+        row = {"split": "validation", "step": 1, "epoch": 1.0, "top1_error": 50.0 + trial.number}
+        (place.folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+        return "complete"
+
+    def not_saved(figure, folder, name):
+        plt.close(figure)
+        return folder / name
+
+    monkeypatch.setattr(sweep_command, "run_trial", tried)
+    monkeypatch.setattr(summary, "save_figure", not_saved)
 
 
-OPENER = """
-import sys
-from pathlib import Path
-from networks import small_config
-from alexnet_jax.sweep.space import read_space
-from alexnet_jax.sweep.study import open_study
-config = small_config(workdir=".")
-space = read_space(Path(sys.argv[1]), config)
-for url in map(str.strip, sys.stdin):
-    print(open_study(config, space, storage=url, name="one", sampler="tpe", grace=0)._study_id, flush=True)
-"""
+def test_sweeps_in_two_folders_share_a_study(quick, data_dir, tmp_path):
+    shared = (f"--storage=sqlite:///{tmp_path}/study.db", "--study=towers")
+    for name, count in (("one", 2), ("two", 5), ("one", 6)):
+        (tmp_path / name).mkdir(exist_ok=True)
+        done = run("sweep", *sweep_flags(tmp_path / name, data_dir, *shared, f"--trials={count}"))
+        assert done.returncode == 0, done.stderr
+    folders = {
+        name: sorted(path.name for path in (tmp_path / name / "sweep/trials").glob("????")) for name in ("one", "two")
+    }
+    assert folders == {"one": ["0000", "0001", "0005"], "two": ["0002", "0003", "0004"]}
+    assert [trial["state"] for trial in trials_of(tmp_path / "one" / "sweep")] == ["complete"] * 6
+    other = run("sweep", *sweep_flags(tmp_path / "one", data_dir, shared[0], "--study=another"))
+    assert other.returncode == 1
+    assert "has trials of the study 'towers', not of 'another': use a new --workdir" in other.stderr
 
 
-@pytest.mark.slow
-def test_processes_that_start_at_once_make_one_study_in_an_empty_database(tmp_path, postgres):
-    """No lock guards Optuna's CREATE TABLE: all but the first used to end with a duplicate key."""
-    command = [sys.executable, "-c", OPENER, space_file(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
-    with contextlib.ExitStack() as stack:
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        openers = [stack.enter_context(subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes)) for _ in range(4)]
-        server = sqlalchemy.create_engine(postgres, isolation_level="AUTOCOMMIT")
-        stack.callback(server.dispose)
-        for name in ("warm", "first", "second", "third"):
-            with server.connect() as connection:
-                connection.exec_driver_sql(f"CREATE DATABASE {name}")
-            for opener in openers:
-                opener.stdin.write(postgres.removesuffix("postgres") + name + "\n")
-                opener.stdin.flush()
-            assert {opener.stdout.readline() for opener in openers} == {"1\n"}
+def test_a_trial_too_many_is_given_back(quick, data_dir, tmp_path, monkeypatch):
+    """Another process asks between this one's count of the trials and its question."""
+    ask = optuna.Study.ask
+
+    def after_another(study):
+        ask(study).set_user_attr("sweep", "another")
+        return ask(study)
+
+    monkeypatch.setattr(optuna.Study, "ask", after_another)
+    done = run("sweep", *sweep_flags(tmp_path, data_dir, "--trials=1"))
+    assert done.returncode == 0, done.stderr
+    assert not list((tmp_path / "sweep").glob("trials/????"))
+    (trial,) = trials_of(tmp_path / "sweep")
+    assert (trial["trial"], trial["state"]) == ("0", "running")
 
 
-@pytest.mark.slow
-def test_two_sweeps_share_a_study_in_postgresql(data_dir, tmp_path, postgres):
-    shared = (f"--storage={postgres}", "--study=towers", "--trials=4", "--prune_after=0")
-    running = []
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        command = [sys.executable, "-m", "alexnet_jax.sweep", *sweep_flags(tmp_path / name, data_dir, *shared)]
-        running.append(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
-    said = [process.communicate(timeout=400) for process in running]
-    assert [process.returncode for process in running] == [0, 0], said
-    done = [completions(tmp_path / name / "sweep") for name in ("one", "two")]
-    assert (done[0] + done[1]).total() == 4
-    assert not done[0].keys() & done[1].keys()
-    assert all(counter.total() for counter in done)
-    storage = optuna.storages.RDBStorage(postgres)
-    study = optuna.load_study(study_name="towers", storage=storage)
-    assert [trial.state.name for trial in study.trials if not trial.user_attrs.get("surplus")] == ["COMPLETE"] * 4
-    assert len({trial.params["learning_rate"] for trial in study.trials if trial.params}) == 4
-    storage.remove_session()
-    storage.engine.dispose()
+@pytest.mark.parametrize("failures", [9, 10])
+def test_tables_that_another_process_makes_at_this_moment_are_waited_for(tmp_path, monkeypatch, failures):
+    begin, waits = optuna.storages.RDBStorage.__init__, []
+
+    def racing(*arguments, **options):
+        if len(waits) < failures:
+            raise IntegrityError("CREATE TABLE", {}, Exception("duplicate key"))
+        begin(*arguments, **options)
+
+    monkeypatch.setattr(optuna.storages.RDBStorage, "__init__", racing)
+    monkeypatch.setattr(studies.time, "sleep", waits.append)
+    config = small_config(workdir=str(tmp_path))
+    space = read_space(space_file(tmp_path), config)
+    with contextlib.nullcontext() if failures < 10 else pytest.raises(UserError, match=r"cannot be used: .*duplicate key"):
+        study = studies.open_study(config, space, storage="", name="one", sampler="tpe", grace=0)
+        assert study.study_name == "one"
+    assert waits == [0.5] * 9

@@ -1,23 +1,25 @@
-"""The loop end to end on real processes: events where the flags say, exact resume, refusals, divergence."""
+"""The loop end to end: events where the flags say, exact resume, refusals, divergence."""
 
 import json
+import math
+import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from networks import ROOT, run, small_model, tiny_config, tiny_flags
+from networks import DEVICES, run, small_model, start, tiny_config, tiny_flags
 
+from alexnet_jax.augment import COLOUR_NOISE
 from alexnet_jax.calendar import Calendar
 from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.config import Config
 from alexnet_jax.errors import UserError
 from alexnet_jax.metrics import read_rows
-from alexnet_jax.train import train
+from alexnet_jax.train import Trainer, train
 
 
 def rows_of(workdir: Path) -> list[dict]:
@@ -36,6 +38,22 @@ def leaves_of(workdir: Path, step: int) -> list[np.ndarray]:
     assert restored is not None
     assert restored[1]["step"] == step
     return [np.asarray(leaf) for leaf in jax.tree.leaves(restored[0])]
+
+
+def steps_of(workdir: Path, split: str) -> list[int]:
+    return [row["step"] for row in read_rows(workdir) if row["split"] == split]
+
+
+def saved_in(workdir: Path) -> list[int]:
+    """The steps whose checkpoints are finished."""
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdecimal())
+
+
+def assert_same(workdir: Path, other: Path, step: int) -> None:
+    """Holds two runs that ended at a step against each other, bit for bit."""
+    assert rows_of(workdir) == rows_of(other)
+    for ours, theirs in zip(leaves_of(workdir, step), leaves_of(other, step), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_calendar_of_a_run_with_partial_batches():
@@ -57,32 +75,123 @@ def test_calendar_of_an_exact_epoch_and_given_intervals():
     assert not any(Calendar(Config(batch_size=10, steps=5), 50, False).validates_after(step) for step in range(1, 6))
 
 
-@pytest.mark.slow
-def test_kill_and_resume_is_the_uninterrupted_run_bit_for_bit(data_dir, tmp_path):
-    options = {"steps": 20, "log_every": 3, "eval_every": 4, "checkpoint_every": 5, "schedule": "plateau", "patience": 1}
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert run("train", *tiny_flags(data_dir, whole, **options)).returncode == 0
-
-    command = [sys.executable, "-m", "alexnet_jax.train", *tiny_flags(data_dir, cut, **options)]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    while not (cut / "checkpoints" / "10").exists():
+def wait_for_checkpoint(process: subprocess.Popen[str], workdir: Path, step: int) -> None:
+    while not (workdir / "checkpoints" / str(step)).exists():
         assert process.poll() is None
         time.sleep(0.005)
+
+
+@pytest.mark.slow
+def test_kill_and_resume_is_the_uninterrupted_run_bit_for_bit(data_dir, tmp_path):
+    """The killed run has no end, so the kill cannot come too late; both then end ten steps after what it had saved.
+
+    It has as many devices as there are here, for how a sum over a device's threads is rounded depends on it.
+
+    50 images in batches of 8: 25 steps are four epochs, and examples.jsonl tells who was in which batch.
+    """
+    options = {"log_every": 3, "eval_every": 4, "checkpoint_every": 5, "schedule": "plateau", "patience": 1}
+    options |= {"log_examples": True, "mesh": "1x1"}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    process = start(
+        "train", *tiny_flags(data_dir, cut, steps=10**6, host_devices=DEVICES, **options), stderr=subprocess.PIPE
+    )
+    wait_for_checkpoint(process, cut, 20)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert process.stderr is not None
     process.stderr.close()
-    assert not (cut / "checkpoints" / "20").exists()
-    resumed = run("train", *tiny_flags(data_dir, cut, **options))
+    last = saved_in(cut)[-1]
+    begun = (cut / "examples.jsonl").read_text().splitlines()[:last]
+    end = last + 10
+    resumed = run("train", *tiny_flags(data_dir, cut, steps=end, **options))
     assert resumed.returncode == 0, resumed.stderr
-    assert "step 1" in resumed.stderr  # from 10 or 15, not from 0
+    assert f"step {last} of {end}" in resumed.stderr
 
-    rows = rows_of(whole)
-    assert rows_of(cut) == rows
-    steps = {split: [row["step"] for row in rows if row["split"] == split] for split in ("train", "validation")}
-    assert steps == {"train": [3, 6, 9, 12, 15, 18, 20], "validation": [4, 8, 12, 16, 20]}
-    assert len({row["learning_rate"] for row in rows}) > 1  # the plateau's drops were resumed too
-    for ours, theirs in zip(leaves_of(cut, 20), leaves_of(whole, 20), strict=True):
+    train(tiny_config(data_dir, whole, steps=end, **options))
+    assert_same(cut, whole, end)
+    assert steps_of(cut, "train") == sorted({*range(3, end, 3), end})
+    assert steps_of(cut, "validation") == sorted({*range(4, end, 4), end})
+    assert len({row["learning_rate"] for row in rows_of(cut)}) > 1  # the plateau's drops were resumed too
+
+    rows = read_rows(cut, name="examples.jsonl")
+    assert (cut / "examples.jsonl").read_text().splitlines()[:last] == begun
+    assert rows == read_rows(whole, name="examples.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, end + 1))
+    seen = np.concatenate([row["examples"] for row in rows])
+    epochs = seen[: len(seen) // 50 * 50].reshape(-1, 50)
+    assert len(epochs) >= 4
+    np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(50), (len(epochs), 1)))
+    assert not np.array_equal(epochs[0], epochs[1])
+
+
+@pytest.fixture(scope="module")
+def whole(data_dir, tmp_path_factory) -> tuple[Path, str]:
+    """A run of nine steps, and what it said. The epoch ends within step 7."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    done = run("train", *tiny_flags(data_dir, workdir, **WHOLE))
+    assert done.returncode == 0, done.stderr
+    return workdir, done.stderr
+
+
+WHOLE = {"steps": 9, "log_every": 2, "eval_every": 3, "checkpoint_every": 4, "keep": 1, "log_examples": True, "mesh": "1x1",
+         "schedule": "plateau", "patience": 1, "max_drops": 1}  # fmt: skip
+
+
+def test_a_run_writes_what_its_flags_say(whole):
+    workdir, said = whole
+    assert steps_of(workdir, "train") == [2, 4, 6, 8, 9]
+    assert steps_of(workdir, "validation") == [3, 6, 9]
+    rows = read_rows(workdir)
+    assert [(row["epoch"], row["examples"]) for row in rows if row["split"] == "train"] == [
+        (0.32, 16), (0.64, 16), (0.96, 16), (1.28, 16), (1.44, 8),
+    ]  # fmt: skip
+    assert {row["examples"] for row in rows if row["split"] == "validation"} == {21}
+    assert all(0 < row["loss"] < 4 and 0 <= row["top5_error"] <= row["top1_error"] <= 100 for row in rows)
+    assert all(row["images_per_second"] > 0 for row in rows)
+    seen = [row["examples"] for row in read_rows(workdir, name="examples.jsonl")]
+    assert [len(batch) for batch in seen] == [8] * 9
+    np.testing.assert_array_equal(np.sort(np.concatenate(seen)[:50]), np.arange(50))
+    errors = {row["step"]: row["top1_error"] for row in rows if row["split"] == "validation"}
+    assert saved_in(workdir) == [9]  # of 4, 8 and 9 the latest, which is the only one with a validation
+    with Checkpoints(workdir, keep=1, writable=False) as checkpoints:
+        assert checkpoints.best_step() == 9
+    lines = said.splitlines()
+    assert lines[0] == "paper_eighth on tiny: step 0 of 9, mesh 1x1 (data x tower), shard_map, float32"
+    assert [line.split("validation")[0].split() for line in lines if "validation loss" in line] == [
+        ["epoch", "0.48", "step", "3"], ["epoch", "0.96", "step", "6"], ["epoch", "1.44", "step", "9"],
+    ]  # fmt: skip
+    # The rate falls by drop_factor after the first validation that is no better, and not again.
+    first = next(step for step in (6, 9) if errors[step] >= min(error for at, error in errors.items() if at < step))
+    assert f"no better in 1 validations: learning rate 0.0001 from step {first + 1}" in lines
+    assert said.count("no better") == 1
+    rates = {row["step"]: row["learning_rate"] for row in rows if row["split"] == "train"}
+    assert all(rate == pytest.approx(1e-3 if step <= first else 1e-4) for step, rate in rates.items())
+
+
+def test_a_run_that_goes_on_is_the_whole_run_bit_for_bit(data_dir, tmp_path, whole, monkeypatch):
+    """It ends before its third save, which no checkpoint knows of; a row's window and the plateau began before that."""
+    save, cut = Checkpoints.save, tmp_path / "run"
+
+    def save_or_end(checkpoints, model, state, progress, error):
+        if progress["step"] == 8:
+            raise ZeroDivisionError
+        save(checkpoints, model, state, progress, error)
+
+    monkeypatch.setattr(Checkpoints, "save", save_or_end)
+    with pytest.raises(ZeroDivisionError):
+        train(tiny_config(data_dir, cut, **WHOLE | {"log_every": 3}))
+    monkeypatch.undo()
+    assert (saved_in(cut), steps_of(cut, "train")) == ([4], [3, 6])
+    assert len(read_rows(cut, name="examples.jsonl")) == 8
+    rows_before = (cut / "metrics.jsonl").read_text().splitlines()
+    resumed = run("train", *tiny_flags(data_dir, cut, **WHOLE | {"log_every": 3}))
+    assert (resumed.returncode, "step 4 of 9" in resumed.stderr) == (0, True)
+    assert steps_of(cut, "train") == [3, 6, 9]
+    assert [json.loads(line)["loss"] for line in rows_before] == [row["loss"] for row in rows_of(cut)][: len(rows_before)]
+    assert read_rows(cut, name="examples.jsonl") == read_rows(whole[0], name="examples.jsonl")
+    validations = ([row for row in rows_of(place) if row["split"] == "validation"] for place in (cut, whole[0]))
+    assert next(validations) == next(validations)
+    for ours, theirs in zip(leaves_of(cut, 9), leaves_of(whole[0], 9), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
@@ -96,33 +205,51 @@ def test_pmap_trains_resumes_on_another_mesh_and_records_like_shard_map(data_dir
         assert ours[step] == pytest.approx(theirs[step], rel=1e-4)
 
 
-@pytest.mark.slow
-def test_what_a_resumed_run_may_change(data_dir, tmp_path):
+def test_a_resumed_run_may_not_become_another(data_dir, tmp_path, whole):
     workdir = tmp_path / "run"
-    train(tiny_config(data_dir, workdir))
+    shutil.copytree(whole[0], workdir)
     before = (workdir / "config.json").read_bytes(), (workdir / "metrics.jsonl").read_bytes()
     for field, value, message in [
         ("batch_size", 4, "--batch_size was 8 and is now 4"),
         ("seed", 1, "--seed was 0 and is now 1"),
-        ("architecture", "caffe", "--architecture was paper and is now caffe"),
+        ("architecture", "caffe", "--architecture was paper_eighth and is now caffe"),
         ("learning_rate", 0.5, "--learning_rate was 0.001 and is now 0.5"),
     ]:
         with pytest.raises(UserError, match=message):
-            train(tiny_config(data_dir, workdir, **{field: value}))
+            train(tiny_config(data_dir, workdir, **WHOLE | {field: value}))
     assert ((workdir / "config.json").read_bytes(), (workdir / "metrics.jsonl").read_bytes()) == before
-    train(tiny_config(data_dir, workdir, steps=6, log_every=1, keep=1))
-    assert [row["step"] for row in read_rows(workdir) if row["split"] == "train"] == [2, 4, 5, 6]
-    assert json.loads((workdir / "config.json").read_text())["config"]["steps"] == 6
 
 
-@pytest.mark.slow
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(data_dir, tmp_path):
-    result = run("train", *tiny_flags(data_dir, tmp_path / "bad", learning_rate=1e20, steps=8, checkpoint_every=1, keep=9))
+def test_a_resumed_run_may_be_longer_and_tell_more(data_dir, tmp_path, whole):
+    workdir = tmp_path / "run"
+    shutil.copytree(whole[0], workdir)
+    train(tiny_config(data_dir, workdir, **WHOLE | {"steps": 11, "log_every": 1}))
+    assert steps_of(workdir, "train") == [2, 4, 6, 8, 9, 10, 11]
+    assert json.loads((workdir / "config.json").read_text())["config"]["steps"] == 11
+    done = run("train", *tiny_flags(data_dir, workdir, **WHOLE | {"steps": 11}))
+    assert (done.returncode, len(done.stderr.splitlines())) == (0, 1)  # there is nothing left to do
+    assert steps_of(workdir, "train")[-1] == 11
+
+
+@pytest.mark.parametrize(
+    ("fields", "message", "saved"),
+    [
+        # The fourth update has the huge rate: the fifth loss is 1e27, and the update that follows is not finite.
+        ({"layer_rates": "fc8:1e30@0.4", "checkpoint_every": 3}, "step 6: the loss is nan; checkpoint 3 is kept", [3]),
+        ({"layer_rates": "fc8:1e30@0.4", "checkpoint_every": 1}, "step 5: a parameter is not finite; checkpoint 4 is kept",
+         [1, 2, 3, 4]),
+        ({"learning_rate": 1e20, "checkpoint_every": 6}, "step 2: the loss is nan; there is no checkpoint yet", []),
+    ],
+    ids=["loss", "parameter", "none yet"],
+)  # fmt: skip
+def test_a_run_that_is_no_longer_finite_stops_and_keeps_the_last_good_checkpoint(data_dir, tmp_path, fields, message, saved):
+    result = run("train", *tiny_flags(data_dir, tmp_path / "bad", steps=8, keep=9, mesh="1x1", **fields))
     assert result.returncode == 1
-    assert result.stderr.splitlines()[-1].startswith("error: step ")
+    rate = f"{fields.get('learning_rate', 0.001):g}"
+    assert result.stderr.splitlines()[-1] == f"error: {message}. Lower --learning_rate, which was {rate}"
     assert "Traceback" not in result.stderr
-    saved = sorted(int(step.name) for step in (tmp_path / "bad" / "checkpoints").glob("[0-9]*"))
-    assert (f"checkpoint {saved[-1]} is kept" if saved else "no checkpoint yet") in result.stderr
+    assert saved_in(tmp_path / "bad") == saved
+    assert max(steps_of(tmp_path / "bad", "train"), default=0) == (4 if saved else 0)
     if saved:
         assert all(np.isfinite(leaf).all() for leaf in leaves_of(tmp_path / "bad", saved[-1]))
 
@@ -140,11 +267,25 @@ def test_colour_noise_ends_after_its_epochs(data_dir, tmp_path):
     assert changed.tolist() == [True] * 7 + [False] * 2
 
 
-@pytest.mark.slow
-def test_a_dead_network_is_told(data_dir, tmp_path, capsys, monkeypatch):
+def test_a_dead_network_is_told_once_and_noise_ends_after_its_epochs(data_dir, tmp_path, capsys, monkeypatch):
+    """Nothing is learned. 50 images in batches of 8: step 7 is the last that begins within the first epoch."""
     monkeypatch.setattr("alexnet_jax.diagnostics.DEAD_AFTER_STEPS", 4)
-    train(tiny_config(data_dir, tmp_path / "dead", freeze=tuple(small_model().shapes)))
-    assert "the network looks dead: after 4 steps" in " ".join(capsys.readouterr().err.split())
+    due, noises = Trainer._hparams, []
+
+    def noted(trainer, progress):
+        noises.append(due(trainer, progress).colour_noise)
+        return due(trainer, progress)
+
+    monkeypatch.setattr(Trainer, "_hparams", noted)
+    fields = {"colour_noise_epochs": 1.0, "steps": 9, "log_every": 1, "freeze": tuple(small_model().shapes)}
+    train(tiny_config(data_dir, tmp_path / "dead", **fields))
+    assert noises == [COLOUR_NOISE] * 7 + [0.0] * 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "warning: the network looks dead: after 4 steps the loss " in said
+    entropy = float(said.split("class frequencies (")[1].split(",")[0])
+    assert entropy < math.log(14) + 1e-3
+    assert f"ln 14 = {math.log(14):.3f}" in said
+    assert said.count("looks dead") == 1
 
 
 @pytest.mark.slow
