@@ -24,13 +24,13 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # The files that are broken, each with the tests that are likeliest to notice. The other quick tests follow.
 CORE = {
-    "network": ("torch_reference", "topology", "architectures", "step"),
+    "network": ("torch_reference", "mesh", "architectures", "step"),
     "ops": ("ops",),
     "gradients": ("ops",),
     "step": ("step", "evaluate", "train"),
     "optimizer": ("optimizer", "train"),
     "augment": ("augment", "step"),
-    "topology": ("topology", "feed", "step"),
+    "mesh": ("mesh", "feed", "step"),
     "checkpoint": ("checkpoint", "train", "faults"),
     "data/loader": ("loader", "feed"),
     "metrics": ("metrics", "train"),
