@@ -94,10 +94,53 @@ def test_a_path_is_read_as_its_bytes(tmp_path):
         square_rgb(tmp_path / "none.jpg", SIZE)
 
 
-BROKEN = ["jpeg", "jpeg end", "png", "text", "empty", "channels", "no pixels"]
+@pytest.mark.parametrize(
+    ("value", "expected"), [(0, 0), (255, 0), (256, 1), (65535, 255), (65536, 255), (-1, 0), (-70000, 0)]
+)
+def test_grey_of_more_than_eight_bits_is_scaled_and_not_clipped_at_255(value, expected):
+    grey = Image.fromarray(np.full((SIZE, SIZE), value, np.int32))
+    assert grey.mode == "I"
+    assert (square_rgb(encode(grey, "TIFF"), SIZE) == expected).all()
 
 
-@pytest.mark.parametrize("kind", BROKEN)
-def test_an_undecodable_image_is_an_error_of_one_line(kind):
-    with pytest.raises(ValueError, match=r"^[^\n]+$"):
+@pytest.mark.parametrize("size", [1, 15, 17, 40])
+def test_the_square_is_as_large_as_it_is_asked_for(size):
+    for resize in ("centre", "warp"):
+        assert square_rgb(encode(smooth(31, 20), "PNG"), size, resize).shape == (size, size, 3)
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_an_odd_rest_is_cut_off_in_halves(wide):
+    """Of 17 pixels 16 are kept: half of the first and half of the last go, so a mirrored image stays mirrored."""
+    image, flipped = (smooth(17, 16), np.s_[:, ::-1]) if wide else (smooth(16, 17), np.s_[::-1])
+    pixels = np.asarray(image)
+    got = square_rgb(pixels, SIZE)
+    assert np.abs(got[flipped].astype(int) - square_rgb(np.ascontiguousarray(pixels[flipped]), SIZE)).max() <= 1
+    assert np.abs(got.astype(int) - pixels[:16, :16]).max() > 1
+
+
+BROKEN = {
+    "jpeg": "OSError: Truncated File Read", "jpeg end": "OSError: image file is truncated",
+    "png": "OSError: image file is truncated", "text": "in no image format that Pillow knows",
+    "empty": "in no image format that Pillow knows", "channels": "TypeError: ", "no pixels": "it has no pixels",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "said"), BROKEN.items())
+def test_an_undecodable_image_is_an_error_of_one_line(kind, said):
+    with pytest.raises(ValueError, match=r"^[^\n]+$") as caught:
         square_rgb(broken(kind), SIZE)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "said"),
+    [(SyntaxError("one\n  two"), ValueError, "SyntaxError: one two"), (MemoryError("no room"), MemoryError, "no room")],
+)
+def test_an_error_becomes_one_line_but_want_of_memory_is_not_taken_for_a_broken_image(monkeypatch, error, raised, said):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(raised, match=f"^{said}$"):
+        square_rgb(b"", SIZE)

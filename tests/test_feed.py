@@ -12,25 +12,19 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 from networks import LAYOUTS, make_mesh
+from test_loader import numbered
 
 from alexnet_jax.data import feed
 from alexnet_jax.data.feed import Feed
 from alexnet_jax.data.loader import Order, Subset, fold_split, whole
-from alexnet_jax.data.parallel import ordered_map, run_ahead
 from alexnet_jax.data.store import Split
 from alexnet_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 
 
-def numbered(count):
-    """Images that tell their own number."""
-    images = np.zeros((count, 2, 2, 3), np.uint8)
-    images[:, 0, 0, 0], images[:, 0, 0, 1] = np.divmod(np.arange(count), 256)
-    return whole(Split(images, np.arange(count, dtype=np.int32)))
-
-
 def numbers(images):
+    images = np.asarray(images)
     return images[:, 0, 0, 0].astype(int) * 256 + images[:, 0, 0, 1]
 
 
@@ -50,14 +44,15 @@ def test_batches_follow_the_order_from_any_step_on_every_mesh(spmd, mesh, on_dev
 
 
 @pytest.mark.parametrize("on_device", ["yes", "no"])
-def test_a_fold_of_two_parts_is_fed_like_any_other_split(on_device):
-    split = numbered(103).parts[0]
-    pooled = whole(Split(split.images[:70], split.labels[:70]), Split(split.images[70:], split.labels[70:]))
-    train, _ = fold_split(pooled, 1, 5)
+@pytest.mark.parametrize("cuts", [(), (70,), (83,), (1, 50)])
+def test_a_fold_is_fed_like_any_other_split(cuts, on_device):
+    """Out of one, two and three parts, the first of which once has as many images as the fold."""
+    train, _ = fold_split(numbered(103, *cuts), 4, 5)
+    assert len(train) == 83
     topology, wanted = make_mesh("2x1", 2, 8), np.array([0, 80, 3, 3, 41, 79, 60, 1])
     (batch,) = Feed(topology, train, on_device).batches([wanted])
     np.testing.assert_array_equal(np.asarray(batch.labels), train.labels[wanted])
-    np.testing.assert_array_equal(numbers(np.asarray(batch.images)), train.labels[wanted])
+    np.testing.assert_array_equal(numbers(batch.images), train.labels[wanted])
 
 
 def test_a_resident_set_is_transferred_once():
@@ -76,26 +71,79 @@ def test_a_resident_set_is_transferred_once():
     assert sizes == [32 * 4] * 5
 
 
-def test_memory_is_used_again_but_not_while_a_batch_lives(monkeypatch):
-    """Rows of a multiple of 64 bytes, which the CPU device does not copy."""
-    made = []
+# Buffers in use: two batches wait, and both threads may hold the one before and the one after, and be between two.
+AT_ONCE = 2 + 2 * 3
 
-    class Noted(feed._Buffers):
-        def __init__(self):
-            super().__init__()
-            made.append(self)
 
-    monkeypatch.setattr(feed, "_Buffers", Noted)
+@pytest.fixture
+def buffers(monkeypatch):
+    """The memory that the next feed's batches use."""
+    made = feed._Buffers()
+    monkeypatch.setattr(feed, "_Buffers", lambda: made)
+    return made._buffers
+
+
+def test_memory_is_used_again_but_not_while_a_batch_lives(buffers):
+    """Rows of a multiple of 64 bytes, which the CPU device does not copy: a buffer that is used too soon changes a batch."""
     images = np.random.default_rng(0).integers(0, 256, (300, 16, 16, 3), dtype=np.uint8)
     split, topology = whole(Split(images, np.arange(300, dtype=np.int32))), make_mesh("1x1", 2, 32)
     order, held = Order(seed=1, examples=300, batch_size=32), {}
     for step, batch in enumerate(Feed(topology, split).batches(map(order.step, range(60)))):
         if step in (0, 1, 7, 30):
             held[step] = batch
-    (buffers,) = made
-    assert len(held) < len(buffers._buffers) <= 4 + len(held) + 2  # of 60 batches
+    assert step == 59
+    assert len(held) < len(buffers) <= AT_ONCE + len(held)
     for step, batch in held.items():
         np.testing.assert_array_equal(np.asarray(batch.images), images[order.step(step)])
+        np.testing.assert_array_equal(np.asarray(batch.labels), order.step(step))
+
+
+def test_every_batch_that_is_held_keeps_its_content(buffers):
+    topology, order = make_mesh("1x1", 2, 32), Order(seed=1, examples=300, batch_size=32)
+    held = list(Feed(topology, numbered(300)).batches(map(order.step, range(12))))
+    for step, batch in enumerate(held):
+        np.testing.assert_array_equal(numbers(batch.images), order.step(step))
+    assert len(buffers) <= 12
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 41, 64])
+def test_batches_of_any_size_begin_at_a_multiple_of_64_bytes(buffers, monkeypatch, size):
+    topology, starts = make_mesh("1x1", 1, 1), []
+    put = type(topology).put_rows
+
+    def noted(self, batch, *arguments):
+        starts.append(batch.images.ctypes.data % 64)
+        return put(self, batch, *arguments)
+
+    monkeypatch.setattr(type(topology), "put_rows", noted)
+    order = [np.arange(size) * 4 + step for step in range(40)]
+    for wanted, batch in zip(order, Feed(topology, numbered(300)).batches(order), strict=True):
+        np.testing.assert_array_equal(numbers(batch.images), wanted)
+        np.testing.assert_array_equal(np.asarray(batch.labels), wanted)
+    assert starts == [0] * 40
+    assert len(buffers) <= AT_ONCE
+
+
+@pytest.mark.parametrize(("first", "end"), [(0, 16), (0, 8), (8, 16), (4, 5)])
+def test_a_process_reads_and_hands_over_only_its_own_rows(monkeypatch, first, end):
+    """As one of several processes would; two real ones are below."""
+    read, handed, plain, topology = [], [], Subset.read_into, make_mesh("1x1", 1, 16)
+
+    def reading(self, examples, batch):
+        read.extend(examples.tolist())
+        plain(self, examples, batch)
+
+    def handing(self, batch, *place):
+        handed.append((numbers(batch.images).tolist(), batch.labels.tolist(), *place))
+        return batch
+
+    monkeypatch.setattr(Subset, "read_into", reading)
+    monkeypatch.setattr(type(topology), "rows_here", lambda self, rows: (first, end))
+    monkeypatch.setattr(type(topology), "put_rows", handing)
+    wanted = np.arange(64).reshape(4, 16)[:, ::-1]
+    assert len(list(Feed(topology, numbered(64)).batches(wanted))) == 4
+    assert handed == [(row[first:end].tolist(), row[first:end].tolist(), first, 16) for row in wanted]
+    assert sorted(read) == sorted(wanted[:, first:end].ravel().tolist())
 
 
 def test_auto_leaves_images_in_host_memory_where_the_device_is_the_host():
@@ -104,66 +152,66 @@ def test_auto_leaves_images_in_host_memory_where_the_device_is_the_host():
     assert not Feed(topology, numbered(10), "auto").on_device
 
 
-@pytest.mark.parametrize(("limit", "fits"), [(300 * 12 * 3, True), (300 * 12 * 2 - 1, False)])
-def test_auto_keeps_what_takes_up_to_half_of_the_free_device_memory(monkeypatch, limit, fits):
-    stats = {"bytes_limit": limit + 1000, "bytes_in_use": 1000}
-    monkeypatch.setattr(type(jax.devices()[0]), "memory_stats", lambda self: stats)
-    topology = make_mesh("1x1", 1, 32)
-    assert Feed(topology, numbered(300), "auto").on_device == fits
-    stats["bytes_limit"] = 1000
+def devices_with(monkeypatch, *stats):
+    """A mesh of devices that tell this of their memory."""
+    by_number = dict(enumerate(stats))
+    monkeypatch.setattr(type(jax.devices()[0]), "memory_stats", lambda self: by_number[self.id])
+    return make_mesh(f"{len(stats)}x1", 1, 32)
+
+
+NEEDED = 300 * 12
+OTHER = {"bytes_limit": 10**9, "bytes_in_use": 0}
+
+
+@pytest.mark.parametrize(
+    ("stats", "auto", "yes"),
+    [
+        ([{"bytes_limit": 3 * NEEDED + 1000, "bytes_in_use": 1000}], True, True),
+        ([{"bytes_limit": 2 * NEEDED + 1000, "bytes_in_use": 1000}], True, True),
+        ([{"bytes_limit": 2 * NEEDED + 999, "bytes_in_use": 1000}], False, True),
+        ([{"bytes_limit": 2 * NEEDED}], True, True),
+        ([{"bytes_limit": 2 * NEEDED - 1}], False, True),
+        ([{"bytes_limit": NEEDED}], False, True),
+        ([{"bytes_limit": NEEDED - 1}], False, False),
+        ([{"bytes_limit": 1000, "bytes_in_use": 1000}], False, False),
+        ([OTHER, {"bytes_limit": 2 * NEEDED - 1}], False, True),
+        ([OTHER, {"bytes_limit": NEEDED - 1}], False, False),
+        ([OTHER, {"bytes_in_use": 1}], True, True),
+        ([OTHER, None], True, True),
+        ([{"bytes_in_use": 1}], False, True),
+    ],
+)
+def test_auto_keeps_what_takes_up_to_half_of_the_free_device_memory_and_yes_what_fits(monkeypatch, stats, auto, yes):
+    """The fullest device decides; one that does not tell is left out."""
+    topology, split = devices_with(monkeypatch, *stats), numbered(300)
+    assert Feed(topology, split, "auto").on_device == auto
+    assert not Feed(topology, split, "no").on_device
+    if yes:
+        assert Feed(topology, split, "yes").on_device
+        return
     with pytest.raises(UserError, match="--data_on_device=yes"):
-        Feed(topology, numbered(300), "yes")
+        Feed(topology, split, "yes")
 
 
-def test_what_runs_ahead_stops_its_thread_and_passes_its_error_on():
+def test_what_does_not_fit_is_told_in_gigabytes(monkeypatch):
+    topology = devices_with(monkeypatch, {"bytes_limit": 3 * 10**9, "bytes_in_use": 10**9})
+    images = np.broadcast_to(np.uint8(0), (10**6, 64, 64, 3))
+    said = r"^--data_on_device=yes: the images take 12\.3 GB and a device has 2\.0 GB free$"
+    with pytest.raises(UserError, match=said):
+        Feed(topology, whole(Split(images, np.zeros(10**6, np.int32))), "yes")
+
+
+def test_what_runs_ahead_stops_its_threads_and_passes_its_error_on():
+    before = set(threading.enumerate())
     topology, split, order = make_mesh("1x1", 1, 32), numbered(300), Order(seed=1, examples=300, batch_size=32)
     batches = Feed(topology, split).batches(map(order.step, range(1000)))
     next(batches)
+    assert {thread.name.partition("_")[0] for thread in set(threading.enumerate()) - before} == {"run", "reader"}
     batches.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("run_ahead", "reader"))]
+    assert not [thread for thread in set(threading.enumerate()) - before if thread.name.startswith(("run_ahead", "reader"))]
     broken = Subset(split.parts, split.rows[:10])
     with pytest.raises(IndexError):
         list(Feed(topology, broken).batches(map(order.step, range(3))))
-
-
-@pytest.mark.parametrize("ahead", [1, 3])
-def test_what_runs_ahead_is_just_so_far_ahead(ahead):
-    """One given out, `ahead` waiting, one in hand: so many are taken, and no more until the next is given out."""
-    taken, changed = [], threading.Condition()
-
-    def items():
-        for item in range(20):
-            with changed:
-                taken.append(item)
-                changed.notify()
-            yield item
-
-    def wait_for(count: int) -> None:
-        with changed:
-            assert changed.wait_for(lambda: len(taken) >= count, timeout=30)
-            assert not changed.wait_for(lambda: len(taken) > count, timeout=0.2)
-
-    items_ahead = run_ahead(items(), ahead)
-    for given in range(3):
-        assert next(items_ahead) == given
-        wait_for(given + 1 + ahead + 1)
-    assert list(items_ahead) == list(range(3, 20))
-
-
-def test_a_map_over_threads_keeps_the_order_and_its_memory():
-    taken = []
-
-    def items():
-        for item in range(500):
-            taken.append(item)
-            yield item
-
-    squares = ordered_map(lambda item: item**2, items())
-    assert next(squares) == 0
-    assert len(taken) < 100
-    assert list(squares) == [item**2 for item in range(1, 500)]
-    with pytest.raises(ZeroDivisionError):
-        list(ordered_map(lambda item: 1 / item, [1, 0]))
 
 
 _HOST = """
@@ -172,7 +220,7 @@ import jax
 jax.config.update("jax_num_cpu_devices", {devices})
 jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id={process})
 import numpy as np
-from test_feed import numbered
+from test_loader import numbered
 from alexnet_jax.data.feed import Feed
 from alexnet_jax.data.loader import Order
 from networks import make_mesh
@@ -242,28 +290,28 @@ from alexnet_jax.data.store import Split
 from alexnet_jax.mesh import make_mesh
 from alexnet_jax.values import MeshShape
 
-path, count = Path(sys.argv[1]), int(sys.argv[2])
-images = np.lib.format.open_memmap(path, "w+", np.uint8, (count, 64, 64, 3))
-images[:] = 1
-images.flush()
-del images
-split = whole(Split(np.load(path, mmap_mode="r"), np.zeros(count, np.int32)))
-order = Order(0, count, 64)
-for batch in Feed(make_mesh(MeshShape(1, 1), 2, 64), split).batches(map(order.step, range(count // 64))):
-    assert batch.images.shape == (64, 64, 64, 3)
-(line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")]
-print(int(line.split()[1]) // 1024)
+for count in (1024, 8192):
+    path = Path(sys.argv[1]) / f"{count}.npy"
+    images = np.lib.format.open_memmap(path, "w+", np.uint8, (count, 64, 64, 3))
+    images[:] = 1
+    images.flush()
+    del images
+    split = whole(Split(np.load(path, mmap_mode="r"), np.zeros(count, np.int32)))
+    order, seen = Order(0, count, 64), 0
+    for batch in Feed(make_mesh(MeshShape(1, 1), 2, 64), split).batches(map(order.step, range(count // 64))):
+        seen += len(batch.images)
+    assert seen == count
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")]
+    print(int(line.split()[1]) // 1024)
 """
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_memory_of_the_feed_does_not_depend_on_the_number_of_images(tmp_path):
-    """In MiB after one epoch of 25 MB and of 250 MB; pages of the map are the file's and not counted."""
-    used = []
-    for count in (2048, 20_480):
-        command = [sys.executable, "-c", _MEMORY, str(tmp_path / f"{count}.npy"), str(count)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-        used.append(int(done.stdout))
-    print("MiB:", used)
-    assert used[1] < used[0] + 20
+    """In MiB after an epoch of 13 MB and then one of 100 MB; pages of the map are the file's and not counted."""
+    command = [sys.executable, "-c", _MEMORY, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    small, large = map(int, done.stdout.split())
+    print("MiB:", small, large)
+    assert large < small + 20

@@ -1,4 +1,4 @@
-"""The store on disk: opened as written, refused when damaged; sums against NumPy's covariance."""
+"""The store on disk: opened as written, refused when damaged; noise made in memory."""
 
 import hashlib
 import json
@@ -6,12 +6,16 @@ import json
 import numpy as np
 import pytest
 
-from alexnet_jax.data.statistics import Moments
+from alexnet_jax.data import store as store_module
 from alexnet_jax.data.store import FORMAT_VERSION, open_store, store_path, synthetic_store, verify
 from alexnet_jax.errors import UserError
 
 SIZE = 6
 COUNTS = {"train": 5, "validation": 2, "test": 3}
+FIELDS = (
+    "name", "image_size", "classes", "counts", "channel_mean", "mean_image", "colour_std", "colour_vectors", "source",
+    "fingerprint",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -76,9 +80,24 @@ def test_one_changed_bit_is_seen(folder, name, monkeypatch):
     np.save(folder / name, array)
     assert "do not match the fingerprint" in error_of(folder)
     # A large set is not read whole whenever it is opened, but on demand.
-    monkeypatch.setattr("alexnet_jax.data.store.VERIFIED_BYTES", 10)
+    pixels = sum(COUNTS.values()) * SIZE * SIZE * 3
+    monkeypatch.setattr(store_module, "VERIFIED_BYTES", pixels)
+    assert "do not match the fingerprint" in error_of(folder)
+    monkeypatch.setattr(store_module, "VERIFIED_BYTES", pixels - 1)
     store = open_store(folder)
     with pytest.raises(UserError, match="do not match the fingerprint"):
+        verify(folder, store)
+
+
+@pytest.mark.parametrize("kept", [None, -1])
+def test_a_file_that_goes_while_it_is_verified_is_told_in_one_line(folder, kept):
+    store, path = open_store(folder), folder / "validation_images.npy"
+    verify(folder, store)
+    content = path.read_bytes()
+    path.unlink()  # the map keeps the old file
+    if kept is not None:
+        path.write_bytes(content[:kept])
+    with pytest.raises(UserError, match=r"^[^\n]* is no usable prepared set: it cannot be read \([^\n]*again$"):
         verify(folder, store)
 
 
@@ -114,9 +133,12 @@ def error_of(folder):
         ({"format_version": 1}, f"version is 1, and this program reads {FORMAT_VERSION}"),
         ({"format_version": None}, "version is None"),
         ({"classes": ["a", "b"]}, "2 classes"),
-        ({"fingerprint": None}, "fingerprint"),
+        *(({field: None}, f"meta.json does not have what it should (KeyError('{field}')") for field in FIELDS),
         ({"channel_mean": [1, 2]}, "statistics"),
+        ({"channel_mean": [[1, 2, 3]]}, "statistics"),
+        ({"colour_vectors": [[0, 1], [1, 0]]}, "statistics"),
         ({"colour_std": [1, 2, float("nan")]}, "statistics"),
+        ({"colour_std": [1, float("inf"), 2]}, "statistics"),
         ({"mean_image": "none.npy"}, "none.npy is missing"),
     ],
 )
@@ -144,16 +166,48 @@ def test_a_missing_file_is_refused(folder, name, said):
     assert said in error_of(folder)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "\x00"])
-def test_meta_that_is_no_object_is_refused(folder, text):
-    (folder / "meta.json").write_text(text)
-    error_of(folder)
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"{", "meta.json cannot be read"),
+        (b"\x00", "meta.json cannot be read"),
+        (b'{"name": "\xff"}', "meta.json cannot be read"),
+        (b"[]", "its format version is None"),
+        (None, "meta.json cannot be read"),
+    ],
+)
+def test_meta_that_is_no_object_is_refused(folder, content, said):
+    (folder / "meta.json").unlink()
+    if content is None:
+        (folder / "meta.json").mkdir()
+    else:
+        (folder / "meta.json").write_bytes(content)
+    assert said in error_of(folder)
 
 
 @pytest.mark.parametrize("label", [-1, 4])
 def test_a_label_that_is_no_class_is_refused(folder, label):
     np.save(folder / "test_labels.npy", np.array([0, label, 3], np.int32))
     assert f"labels from {min(0, label)} to {max(3, label)}" in error_of(folder)
+
+
+def test_labels_may_be_all_of_the_classes(folder, monkeypatch):
+    np.save(folder / "test_labels.npy", np.array([0, 1, 3], np.int32))
+    monkeypatch.setattr(store_module, "VERIFIED_BYTES", 0)  # its fingerprint is another now
+    assert open_store(folder).splits["test"].labels.tolist() == [0, 1, 3]
+
+
+class Trap:
+    """Does harm where it is unpickled."""
+
+    def __reduce__(self):
+        return pytest.fail, ("a file of the store was unpickled",)
+
+
+@pytest.mark.parametrize("name", ["test_labels.npy", "train_images.npy", "mean_image.npy"])
+def test_no_file_of_a_store_is_unpickled(folder, name):
+    np.save(folder / name, np.array([Trap()], object), allow_pickle=True)
+    assert f"{name} is missing, truncated or no array" in error_of(folder)
 
 
 def test_pixels_of_another_dtype_are_refused(folder, arrays):
@@ -172,30 +226,7 @@ def test_store_path_is_one_folder_below_data_dir(tmp_path):
     assert ":" not in path.name
     assert path.name.endswith("-32")
     assert store_path(tmp_path, "cifar10", 32, "warp").name == "cifar10-32-warp"
-
-
-def test_moments_in_blocks_are_the_mean_and_covariance_of_all_pixels():
-    rng = np.random.default_rng(1)
-    mixing = np.array([[0.5, 0.2, 0.1], [0.1, 0.6, 0.2], [0.0, 0.3, 0.4]])
-    images = (rng.integers(0, 256, (50, 7, 7, 3)) @ mixing).astype(np.uint8)
-    got = Moments.of(images[:13]).plus(Moments.of(images[13:])).statistics()
-    pixels = images.reshape(-1, 3).astype(np.float64)
-    np.testing.assert_allclose(got.channel_mean, pixels.mean(axis=0), rtol=1e-12)
-    np.testing.assert_allclose(got.mean_image, images.astype(np.float64).mean(axis=0), rtol=1e-12)
-    rebuilt = got.colour_vectors @ np.diag(got.colour_std**2) @ got.colour_vectors.T
-    np.testing.assert_allclose(rebuilt, np.cov(pixels.T, bias=True), rtol=1e-9)
-    np.testing.assert_allclose(got.colour_vectors.T @ got.colour_vectors, np.eye(3), atol=1e-12)
-    assert (np.diff(got.colour_std) > 0).all()
-
-
-def test_moments_do_not_overflow_where_all_is_white():
-    white = Moments.of(np.full((64, 256, 256, 3), 255, np.uint8))
-    np.testing.assert_array_equal(white.gram, 64 * 256 * 256 * 255**2)
-    for _ in range(15):
-        white = white.plus(white)
-    np.testing.assert_array_equal(white.pixel_sum, 64 * 2**15 * 255)
-    np.testing.assert_array_equal(white.statistics().channel_mean, 255)
-    np.testing.assert_allclose(white.statistics().colour_std, 0, atol=1e-3)
+    assert store_path(tmp_path, "A.b_c+d-e f/é", 8).name == "A.b_c+d-e_f__-8"
 
 
 def test_synthetic_noise_is_the_same_every_time_and_has_the_statistics_it_claims():
@@ -205,16 +236,27 @@ def test_synthetic_noise_is_the_same_every_time_and_has_the_statistics_it_claims
         np.testing.assert_array_equal(split.images, again.splits[name].images)
         assert split.images.shape[1:] == (24, 24, 3)
         assert split.images.dtype == np.uint8
+        assert not split.images.flags.writeable
+        np.testing.assert_array_equal(split.labels[:12], np.arange(12) % 10)
         np.testing.assert_array_equal(np.bincount(split.labels), np.full(10, len(split) // 10))
     assert (store.splits["validation"].images != store.splits["test"].images).mean() > 0.9
     pixels = store.splits["train"].images.reshape(-1, 3)
     np.testing.assert_allclose(pixels.mean(axis=0), store.channel_mean, atol=0.6)
     np.testing.assert_allclose(pixels.std(axis=0), store.colour_std, rtol=5e-3)
-    assert len(store.classes) == 10
+    np.testing.assert_array_equal(store.channel_mean, np.full(3, np.arange(256).mean()))
+    np.testing.assert_array_equal(store.mean_image, np.full((24, 24, 3), np.arange(256).mean()))
+    np.testing.assert_allclose(store.colour_std, np.full(3, np.arange(256).std()), rtol=1e-6)
+    np.testing.assert_array_equal(store.colour_vectors, np.eye(3))
+    assert (store.name, store.image_size, store.source) == ("synthetic", 24, "uniform noise")
+    assert store.classes == tuple(f"class {label}" for label in range(10))
     assert store.fingerprint == again.fingerprint != synthetic_store(24, classes=10, examples=404).fingerprint
 
 
 def test_synthetic_noise_does_not_change_between_versions():
-    assert synthetic_store(2, examples=4).splits["train"].images[0, 0].tolist() == [[155, 216, 228], [8, 100, 186]]
+    store = synthetic_store(2, examples=4)
+    assert store.splits["train"].images[0, 0].tolist() == [[155, 216, 228], [8, 100, 186]]
+    assert store.splits["validation"].images[0, 0, 0].tolist() == [223, 130, 98]
+    assert store.splits["test"].images[0, 0, 0].tolist() == [22, 147, 61]
     assert len(synthetic_store(2).classes) == 1000
-    assert len(synthetic_store(2).splits["train"]) == 1024
+    counts = {name: len(split) for name, split in synthetic_store(2).splits.items()}
+    assert counts == {"train": 1024, "validation": 256, "test": 256}
