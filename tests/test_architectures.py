@@ -1,13 +1,15 @@
-"""The layer tables against the numbers of the paper and the other sources."""
+"""The layer tables against the numbers of the paper and the other sources; what a network makes of them."""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
+from alexnet_jax import ops
 from alexnet_jax.architectures import ARCHITECTURES, with_overrides
 from alexnet_jax.errors import UserError
-from alexnet_jax.layers import Convolution, Dropout, convolution_padding, trace
-from alexnet_jax.network import split
+from alexnet_jax.layers import Architecture, Classifier, Convolution, Dense, Dropout, convolution_padding, trace
+from alexnet_jax.network import initial_params, merge, split
 
 PARAMETERS = {
     "paper": 60_965_224,
@@ -33,6 +35,8 @@ def shapes_of(name: str, crop_size: int | None = None):
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameter_count(name):
     assert sum(x.size for x in jax.tree.leaves(shapes_of(name))) == PARAMETERS[name]
+    table = ARCHITECTURES[name]
+    assert sum(one.parameters for one in trace(table, table.crop_size)) == PARAMETERS[name]
 
 
 @pytest.mark.parametrize("crop_size", [224, 227])
@@ -92,3 +96,69 @@ def test_overrides_leave_zero_biases_and_take_dropout_out():
     assert Dropout(rate=0.25) in halved.after
     with pytest.raises(UserError, match="--dropout=1"):
         with_overrides(ARCHITECTURES["paper"], bias=None, dropout=1.0)
+
+
+def test_a_layer_without_a_deviation_is_drawn_as_pytorch_draws_it():
+    """Kernels and biases from U(-1, 1) / sqrt(fan in); a locally connected layer has the fan in of one position."""
+    conv = {"init_std": None, "after": ()}
+    table = Architecture(
+        name="drawn",
+        layers=(
+            Convolution(name="conv1", width=16, kernel=5, reads="image", **conv),
+            Convolution(name="local2", width=32, kernel=3, shared=False, **conv),
+            Dense(name="fc3", width=64, init_std=None),
+            Classifier(name="fc4", init_std=None),
+        ),
+    )
+    draw = jax.jit(lambda key: initial_params(table, classes=300, crop_size=10, key=key))
+    params = draw(jax.random.key(0))
+    fans = {"conv1": 3 * 5 * 5, "local2": 8 * 3 * 3, "fc3": 2 * 4 * 4 * 16, "fc4": 32}
+    biases = {"conv1": (2, 8), "local2": (2, 4, 4, 16), "fc3": (2, 32), "fc4": (300,)}
+    for layer, fan_in in fans.items():
+        assert params[layer]["bias"].shape == biases[layer]
+        for values in params[layer].values():
+            drawn = np.sort(np.asarray(values).ravel()) * fan_in**0.5
+            assert -1.001 < drawn[0] < drawn[-1] < 1.001
+            # 2.2: the statistic of Kolmogorov and Smirnov exceeds it once in 8,000.
+            below = np.arange(len(drawn)) / len(drawn)
+            assert np.abs((drawn + 1) / 2 - below).max() * len(drawn) ** 0.5 < 2.2
+
+
+def forward_shape(table: Architecture, layer: str | None = None, **options):
+    """What a pass over two images gives; nothing is computed."""
+    graph, params = split(table, classes=10, crop_size=table.crop_size, dtype=jnp.dtype(jnp.bfloat16))
+    images = jax.ShapeDtypeStruct((2, table.crop_size, table.crop_size, 3), jnp.float32)
+
+    def run(params, images):
+        network = merge(graph, params)
+        return network.activations(images, layer, **options) if layer else network(images, **options)
+
+    return jax.eval_shape(run, params, images)
+
+
+@pytest.mark.parametrize("name", ["caffe", "source2012", "torchvision", "cifar", "cifar_tanh"])
+def test_a_table_gives_float32_logits(name):
+    logits = forward_shape(ARCHITECTURES[name])
+    assert (logits.shape, logits.dtype) == ((2, 10), jnp.float32)
+
+
+def test_activations_are_those_of_the_layer_asked_for_one_array_per_tower():
+    table = ARCHITECTURES["paper"]
+    for layer, shape in (("conv1", (2, 27, 27, 48)), ("conv5", (2, 6, 6, 128)), ("fc6", (2, 2048))):
+        assert [(one.shape, one.dtype) for one in forward_shape(table, layer)] == [(shape, jnp.bfloat16)] * 2
+    with pytest.raises(ValueError, match="no hidden layer 'fc8' in paper"):
+        forward_shape(table, "fc8")
+
+
+def test_every_dropout_of_every_tower_has_a_stream_of_its_own(monkeypatch):
+    streams = []
+
+    def dropout(x, keys, stream, rate):
+        streams.append(stream)
+        return x
+
+    monkeypatch.setattr(ops, "dropout", dropout)
+    forward_shape(ARCHITECTURES["paper"])
+    assert streams == []  # none without keys
+    forward_shape(ARCHITECTURES["paper"], dropout_keys=jax.random.split(jax.random.key(0), 2))
+    assert len(set(streams)) == len(streams) == 4

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from alexnet_jax.augment import colour_components, colour_noise, crops, random_crops, views
+from alexnet_jax.augment import View, colour_components, colour_noise, crops, random_crops, views
 
 UNSCALED = (1.0, 1.0, 1.0)
 
@@ -46,6 +46,32 @@ def test_random_crops_are_uniform_and_mirrored_half_of_the_time():
     assert (never[:, 0, 0, 1] < never[:, 0, -1, 1]).all()
 
 
+@pytest.mark.parametrize("scale", [(2.0, 1.0, 1.0), (1.0, 2.0, 1.0), (1.0, 1.0, 2.0), UNSCALED])
+def test_each_channel_has_a_scale_of_its_own(scale):
+    images, mean = pictures(1, 4)
+    corner, plain = jnp.zeros(1, jnp.int32), jnp.zeros(1, bool)
+    ours = crops(jnp.asarray(images), jnp.asarray(mean), corner, corner, plain, 3, scale)
+    np.testing.assert_allclose(ours, (images - mean)[:, :3, :3] / np.array(scale), rtol=1e-6)
+
+
+def test_the_components_of_colour_noise_are_scaled_as_each_source_has_it():
+    std, vectors = np.array([10.0, 20.0, 51.0]), np.arange(9.0).reshape(3, 3)
+    np.testing.assert_allclose(colour_components("2012", std, vectors), vectors @ np.diag(std), rtol=1e-12)
+    np.testing.assert_allclose(colour_components("paper", std, vectors), vectors @ np.diag(std**2) / 255, rtol=1e-12)
+
+
+@pytest.mark.parametrize(("form", "divisor"), [("2012", 1.25), ("paper", 1.0)])
+def test_a_shift_of_colour_is_drawn_from_the_key_and_follows_the_scale_of_the_pixels(form, divisor):
+    keys, scale = jax.random.split(jax.random.key(3), 2), (2.0, 4.0, 5.0)
+    pixels = np.random.default_rng(0).normal(0, 50, (2, 2, 2, 3)).astype(np.float32)
+    components, scaled = jnp.arange(9.0).reshape(3, 3), jnp.asarray(pixels) / jnp.array(scale)
+    ours = colour_noise(scaled, components, keys, jnp.float32(0.25), form, scale)
+    draws = np.stack([jax.random.normal(key, (3,)) for key in keys])
+    shifts = np.einsum("ni,ci->nc", 0.25 * draws, components)
+    expected = (pixels + shifts[:, None, None]) / divisor / np.array(scale)
+    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("form", ["2012", "paper"])
 def test_colour_noise_is_one_shift_per_image_with_the_2012_constants(form):
     """The covariance of what is added: with standard deviations and a division by 1.1 in the 2012 source, with the
@@ -76,6 +102,7 @@ def test_the_ten_views_are_corners_and_centre_and_their_mirrors():
     assert places == {(0, 0), (0, 32), (32, 0), (32, 32), (16, 16)}
     assert len(set(ten)) == 10
     assert sum(view.mirrored for view in ten) == 5
-    assert views(1, 256, 224) == (ten[4],)
+    assert [view.mirrored for view in ten] == [False] * 5 + [True] * 5
+    assert views(1, 256, 224) == (ten[4],) == (View(16, 16, False),)
     with pytest.raises(ValueError, match="not 5"):
         views(5, 256, 224)

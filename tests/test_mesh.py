@@ -1,17 +1,21 @@
 """The mesh: placement, collectives, and that the towers talk where the paper says and nowhere else."""
 
 import re
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec as P
 from networks import CLASSES, CROP, LAYOUTS, make_mesh, small_model
 
+from alexnet_jax import ops
 from alexnet_jax.architectures import ARCHITECTURES
 from alexnet_jax.errors import UserError
-from alexnet_jax.network import initial_params, merge, split
+from alexnet_jax.layers import MaxPool, Relu, ResponseNorm
+from alexnet_jax.network import Params, initial_params, merge, param_specs, split
 
 
 @pytest.mark.parametrize(("spmd", "mesh"), LAYOUTS)
@@ -20,9 +24,10 @@ def test_arrays_go_onto_the_devices_and_come_back(spmd, mesh):
     tree = {
         "kernel": np.arange(24, dtype=np.float32).reshape(2, 3, 4),
         "batch": np.arange(40, dtype=np.uint8).reshape(8, 5),
+        "maps": np.arange(96, dtype=np.float32).reshape(8, 3, 4),
         "step": np.int32(7),
     }
-    specs = {"kernel": P("tower"), "batch": P("data"), "step": P()}
+    specs = {"kernel": P("tower"), "batch": P("data"), "maps": P("data", None, "tower"), "step": P()}
     placed = topology.put(tree, specs)
     jax.tree.map(np.testing.assert_array_equal, topology.fetch(placed, specs), tree)
     whole = topology.from_compiled(placed, specs)
@@ -40,17 +45,20 @@ def test_collectives_stay_in_their_row_or_column(spmd, mesh):
 
     def program(x):  # x: (1, 1), the device's number
         place = jnp.array([data.index(), tower.index()])
-        return place[None, None], tower.gather(x), tower.sum(x), data.sum(x), data.mean(x)
+        slope = jax.grad(lambda x: (3 * tower.sum_of_partials(x)).sum())(x)
+        return place[None, None], tower.gather(x), tower.sum(x), data.sum(x), data.mean(x), tower.sum_of_partials(x), slope
 
     numbers = np.arange(rows * columns, dtype=np.float32).reshape(rows, columns)
     spec = P("data", "tower")
     results = topology.compile(program, spec, spec)(topology.put(numbers, spec))
-    place, gathered, row_sum, column_sum, column_mean = (topology.fetch(result, spec) for result in results)
+    place, gathered, row_sum, column_sum, column_mean, total, slope = topology.fetch(results, spec)
     np.testing.assert_array_equal(place.reshape(-1, 2), np.argwhere(np.ones_like(numbers)))
     np.testing.assert_array_equal(gathered.reshape(rows, columns, columns), np.repeat(numbers[:, None], columns, 1))
     np.testing.assert_array_equal(row_sum, np.repeat(numbers.sum(1, keepdims=True), columns, 1))
     np.testing.assert_array_equal(column_sum, np.repeat(numbers.sum(0, keepdims=True), rows, 0))
     np.testing.assert_array_equal(column_mean, np.repeat(numbers.mean(0, keepdims=True), rows, 0))
+    np.testing.assert_array_equal(total, row_sum)
+    np.testing.assert_array_equal(slope, np.full_like(numbers, 3))  # and not 3 times the number of towers
 
 
 def compiled_forward(architecture: str) -> str:
@@ -78,6 +86,7 @@ def test_cross_talk_is_the_only_communication(architecture, gathers):
     assert sorted(found) == ["all-gather"] * gathers + ["all-reduce"]
 
 
+@pytest.mark.slow  # the quick one is Figure 2 written out
 def test_towers_do_not_meet_before_conv3():
     """The gradient of tower 1's maps with respect to tower 0's conv1 and conv2 is zero; after conv3 it is not."""
     table = ARCHITECTURES["paper_eighth"]
@@ -96,10 +105,38 @@ def test_towers_do_not_meet_before_conv3():
             assert np.any(after[layer][part][0])
 
 
-def test_auto_gives_each_tower_its_own_device():
-    shape = lambda towers: dict(make_mesh("auto", towers, 8).grid.shape)  # noqa: E731
-    assert shape(2) == {"data": 4, "tower": 2}
-    assert shape(1) == {"data": 8, "tower": 1}
+@pytest.mark.parametrize(
+    ("devices", "towers", "shape"),
+    [(8, 2, (4, 2)), (8, 1, (8, 1)), (6, 2, (3, 2)), (5, 2, (5, 1)), (3, 2, (3, 1)), (2, 2, (1, 2)), (1, 2, (1, 1))],
+)
+def test_auto_takes_every_device_and_gives_each_tower_its_own_where_they_are_even(devices, towers, shape, monkeypatch):
+    present = jax.devices()[:devices]
+    monkeypatch.setattr(jax, "devices", lambda: present)
+    grid = make_mesh("auto", towers, 120).grid
+    assert (grid.shape["data"], grid.shape["tower"]) == shape
+    assert list(grid.devices.flat) == present
+
+
+def test_rows_of_one_slice_lie_together(monkeypatch):
+    @dataclass(frozen=True)
+    class Chip:
+        number: int
+        slice_index: int
+        process_index: int = 0
+
+    chips = [Chip(number, number // 2 % 2) for number in range(8)]  # slices 0, 0, 1, 1, 0, 0, 1, 1
+    monkeypatch.setattr(jax, "devices", lambda: chips)
+    grid = make_mesh("4x2", 2, 8).grid
+    assert [chip.number for chip in grid.devices.flat] == [0, 1, 4, 5, 2, 3, 6, 7]
+
+
+def test_several_processes_train_on_all_of_their_devices_under_shard_map(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    for mesh, spmd in (("2x2", "shard_map"), ("8x1", "pmap"), ("4x2", "pmap")):
+        with pytest.raises(UserError, match=f"--mesh={mesh} --spmd={spmd}: several processes train on all of their 8 dev"):
+            make_mesh(mesh, 2, 8, spmd)
+    assert make_mesh("8x1", 2, 8).data_size == 8
+    assert make_mesh("auto", 2, 8).tower_size == 2
 
 
 @pytest.mark.parametrize(
@@ -118,11 +155,8 @@ def test_impossible_meshes_are_named(mesh, towers, batch, message):
         make_mesh(mesh, towers, batch)
 
 
-def test_a_mesh_may_leave_devices_over_and_auto_takes_all(monkeypatch):
-    devices = jax.devices()
-    monkeypatch.setattr(jax, "devices", lambda: devices[:3])
-    assert dict(make_mesh("auto", 2, 6).grid.shape) == {"data": 3, "tower": 1}
-    assert list(make_mesh("1x2", 2, 6).grid.devices.flat) == devices[:2]
+def test_a_mesh_may_leave_devices_over():
+    assert list(make_mesh("1x2", 2, 6).grid.devices.flat) == jax.devices()[:2]
 
 
 @pytest.mark.parametrize(("spmd", "mesh"), [("shard_map", "2x2"), ("pmap", "2x2"), ("shard_map", "4x2")])
@@ -131,6 +165,8 @@ def test_rows_of_a_batch_go_to_their_row_of_the_mesh(spmd, mesh):
     topology = make_mesh(mesh, 2, 8, spmd)
     assert topology.rows_here(8) == (0, 8)
     rows = np.arange(24).reshape(8, 3)
+    spread = topology.put_rows(rows.reshape(8, 1, 3), 0, 8)
+    np.testing.assert_array_equal(topology.fetch(spread, P("data")), rows[:, None])
     placed = topology.put_rows({"x": rows}, 0, 8)["x"]
     np.testing.assert_array_equal(topology.fetch(placed, P("data")), rows)
     shares = {shard.device.id: np.asarray(shard.data).reshape(-1, 3) for shard in placed.addressable_shards}
@@ -143,3 +179,87 @@ def test_a_vote_counts_devices():
     ask = make_mesh("2x2", 2, 8).vote()
     assert int(ask(False)) == 0
     assert int(ask(True)) == 4
+
+
+@pytest.mark.parametrize("spmd", ["shard_map", "pmap"])
+def test_a_process_gives_only_the_rows_that_it_has(spmd, monkeypatch):
+    """As the process sees it that has the last row of the mesh, and is asked for nothing else."""
+    topology, rows = make_mesh("2x2", 2, 8, spmd), np.arange(48).reshape(8, 2, 3)
+    mine, asked = set(topology.grid.devices[-1]), []
+
+    def callback(shape, sharding, share):
+        asked.extend(share(index) for device, index in sharding.devices_indices_map(shape).items() if device in mine)
+        return jnp.zeros(())
+
+    monkeypatch.setattr(jax, "make_array_from_callback", callback)
+    topology.put_rows(rows[4:], 4, 8)
+    assert len(asked) == 2
+    for share in asked:
+        np.testing.assert_array_equal(share.reshape(4, 2, 3), rows[4:])
+
+
+def test_results_of_several_processes_are_gathered_unless_every_one_has_them(monkeypatch):
+    topology = make_mesh("2x2", 2, 8)
+    tree, specs = {"batch": np.arange(8, dtype=np.float32), "loss": np.float32(3)}, {"batch": P("data"), "loss": P()}
+    placed, gathered = topology.put(tree, specs), []
+
+    def gather(x, tiled):
+        gathered.append((x.shape, tiled))
+        return np.asarray(x)
+
+    monkeypatch.setattr(multihost_utils, "process_allgather", gather)
+    for processes, expected in ((1, []), (2, [((8,), True)])):
+        monkeypatch.setattr(jax, "process_count", lambda processes=processes: processes)
+        jax.tree.map(np.testing.assert_array_equal, topology.fetch(placed, specs), tree)
+        assert gathered == expected
+
+
+def figure_2(params: Params, images: jax.Array, norm: ResponseNorm) -> jax.Array:
+    """The paper's network at the smallest crop, written out by the plain equations, tower by tower."""
+
+    def convolution(layer, x, stride=1, padding=0):
+        sides, weights = ((padding, padding),) * 2, params[layer]
+        return [ops.relu(ops.convolution(x[t], weights["kernel"][t], stride, sides) + weights["bias"][t]) for t in (0, 1)]
+
+    def normed_and_pooled(x):
+        if norm.across == "all_maps":
+            x = jnp.split(ops.response_norm(jnp.concatenate(x, -1), norm), 2, axis=-1)
+        else:
+            x = [ops.response_norm(one, norm) for one in x]
+        return [ops.max_pool(one, MaxPool()) for one in x]
+
+    def dense(layer, x):
+        weights = params[layer]
+        return [ops.relu(jnp.concatenate(x, -1) @ weights["kernel"][t] + weights["bias"][t]) for t in (0, 1)]
+
+    x = normed_and_pooled(convolution("conv1", [images, images], stride=4))
+    x = normed_and_pooled(convolution("conv2", x, padding=2))
+    x = convolution("conv3", [jnp.concatenate(x, -1)] * 2, padding=1)
+    x = convolution("conv5", convolution("conv4", x, padding=1), padding=1)
+    x = dense("fc7", dense("fc6", [ops.max_pool(one, MaxPool()).reshape(len(one), -1) for one in x]))
+    return x[0] @ params["fc8"]["kernel"][0] + x[1] @ params["fc8"]["kernel"][1] + params["fc8"]["bias"]
+
+
+@pytest.mark.parametrize(
+    "norm", [ResponseNorm(alpha=0.1), ResponseNorm(across="all_maps", alpha=0.1)], ids=lambda n: n.across
+)
+def test_the_towers_are_figure_2_together_and_apart(norm):
+    table, after = ARCHITECTURES["paper_eighth"], (Relu(), norm, MaxPool())
+    table = table.changed("conv1", after=after).changed("conv2", after=after)
+    graph, shapes = split(table, classes=CLASSES, crop_size=CROP, dtype=jnp.dtype(jnp.float32))
+    rng, specs = np.random.default_rng(0), param_specs(shapes)
+
+    def draw(x):  # biases of the size of what they are added to
+        fan_in = np.prod(x.shape[1:-1]) if x.ndim > 2 else 1
+        return rng.normal(0, fan_in**-0.5, x.shape).astype(np.float32)
+
+    params = jax.tree.map(draw, shapes)
+    images = rng.normal(size=(8, CROP, CROP, 3)).astype(np.float32)
+    expected = jax.jit(figure_2, static_argnums=2)(params, images, norm)
+    assert jnp.abs(expected).max() > 0.1
+    for mesh in ("1x1", "1x2"):
+        topology = make_mesh(mesh, 2, 8)
+        program = lambda params, images, tower=topology.tower: merge(graph, params)(images, tower=tower)  # noqa: E731
+        compiled = topology.compile(program, (specs, P("data")), P("data"))
+        logits = compiled(topology.put(params, specs), topology.put(images, P("data")))
+        np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)

@@ -1,4 +1,6 @@
-"""The operations against NumPy loops and against JAX's own gradients, on ties, zeros and odd sizes."""
+"""The operations against NumPy loops, their gradients against JAX's own of the plain forms, on ties, zeros and odd sizes."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,23 @@ def draw(*shape, seed=0, ties=False):
     rng = np.random.default_rng(seed)
     values = rng.integers(-2, 3, shape) if ties else rng.standard_normal(shape)
     return values.astype(np.float32)
+
+
+def assert_gradients(ours, plain, *operands, rtol=1e-5):
+    """A hand-written form has the values of the plain one, and its gradients with respect to every operand."""
+
+    @partial(jax.jit, static_argnums=0)
+    def value_and_pull(function, g, *operands):
+        y, pull = jax.vjp(function, *operands)
+        return y, pull(g)
+
+    shape = jax.eval_shape(plain, *operands)
+    g = jnp.asarray(draw(*shape.shape, seed=7), shape.dtype)
+    mine, reference = (value_and_pull(function, g, *operands) for function in (ours, plain))
+    for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(reference), strict=True):
+        assert a.dtype == b.dtype
+        a, b = (np.asarray(x, np.float64) for x in (a, b))
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=rtol * np.abs(b).max())
 
 
 def response_norm_loop(x, norm):
@@ -74,6 +93,13 @@ def test_response_norm_values_and_gradient(norm):
     np.testing.assert_allclose(ours, jax.vjp(plain, x)[1](g)[0], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("maps", [1, 2, 5])
+def test_response_norm_of_fewer_maps_than_its_window(maps):
+    """The paper's max(0, i - n/2) and min(N - 1, i + n/2) meet."""
+    x, norm = draw(1, 2, 2, maps), ResponseNorm(alpha=0.5)
+    np.testing.assert_allclose(gradients.response_norm(jnp.asarray(x), norm), response_norm_loop(x, norm), rtol=1e-5)
+
+
 def test_response_norm_in_the_same_map():
     norm = ResponseNorm(across="space", alpha=0.1, k=1.0)
     x = draw(2, 6, 7, 3)
@@ -101,9 +127,10 @@ def test_response_norm_refuses_an_even_window():
 def test_max_pool_on_ties(size, pool):
     x = draw(2, *size, 5, ties=True)
     y, weights, gradient = max_pool_loop(x, pool)
-    np.testing.assert_array_equal(gradients.max_pool(jnp.asarray(x), pool), y)
-    ours = jax.vjp(lambda x: gradients.max_pool(x, pool), jnp.asarray(x))[1](weights)[0]
-    np.testing.assert_allclose(ours, gradient, rtol=1e-6, atol=1e-6)
+    pooled = jax.jit(lambda x: gradients.max_pool(x, pool))
+    np.testing.assert_array_equal(pooled(x), y)
+    pulled = jax.jit(lambda x, g: jax.vjp(lambda x: gradients.max_pool(x, pool), x)[1](g)[0])
+    np.testing.assert_allclose(pulled(x, weights), gradient, rtol=1e-6, atol=1e-6)
 
 
 def test_max_pool_passes_nan_on():
@@ -144,7 +171,8 @@ def test_dense_is_one_product_per_tower_with_its_gradients(towers):
 def test_dropout_rate_scale_and_streams(rate):
     keys = jax.random.split(jax.random.key(0), 64)
     x = jnp.ones((64, 1000))
-    first, again, other = (np.asarray(ops.dropout(x, keys, stream, rate)) for stream in (3, 3, 4))
+    dropped = jax.jit(lambda stream: ops.dropout(x, keys, stream, rate))
+    first, again, other = (np.asarray(dropped(stream)) for stream in (3, 3, 4))
     np.testing.assert_array_equal(first, again)
     np.testing.assert_allclose(np.unique(first), [0, 1 / (1 - rate)], rtol=1e-6)
     # 64,000 draws: 5 standard deviations of the mean.
@@ -158,8 +186,8 @@ def test_dropout_rate_scale_and_streams(rate):
 def test_dropout_of_an_example_does_not_depend_on_its_neighbours():
     keys = jax.random.split(jax.random.key(0), 4)
     x = jnp.ones((4, 3, 3, 11))
-    whole = ops.dropout(x, keys, 0, 0.5)
-    np.testing.assert_array_equal(whole[2:3], ops.dropout(x[2:3], keys[2:3], 0, 0.5))
+    dropout = jax.jit(ops.dropout, static_argnums=(2, 3))
+    np.testing.assert_array_equal(dropout(x, keys, 0, 0.5)[2:3], dropout(x[2:3], keys[2:3], 0, 0.5))
 
 
 @pytest.mark.parametrize(
@@ -167,7 +195,7 @@ def test_dropout_of_an_example_does_not_depend_on_its_neighbours():
     [((23, 27), 11, 4, (0, 0)), ((24, 21), 11, 4, (0, 3)), ((9, 12), 3, 2, (1, 1)), ((10, 7), 2, 2, (0, 0)),
      ((13, 13), 5, 3, (2, 1)), ((12, 14), 2, 3, (0, 0)), ((9, 12), 3, 1, (1, 1)), ((7, 8), 5, 1, (2, 0))],
 )  # fmt: skip
-@pytest.mark.parametrize("batch", [3, 8, 19])
+@pytest.mark.parametrize("batch", [3, 19])
 def test_a_convolution_has_the_gradients_of_the_plain_one(side, kernel, stride, padding, batch):
     """On even and odd sides, where the last windows leave pixels over and where they hang over the padding; in batches
     of one part, and of several that do not come out even."""
@@ -198,20 +226,54 @@ def test_a_local_convolution_has_a_kernel_for_each_position():
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("norm", [ResponseNorm(alpha=0.3), ResponseNorm(beta=0.5, alpha=2.0)], ids=str)
-def test_hand_written_gradients_are_those_of_the_equations(norm):
-    """In float64, on values without ties, so that nothing is left to rounding."""
-    with jax.enable_x64(True):
-        x, g = (jnp.asarray(draw(2, 7, 6, 5, seed=seed), jnp.float64) for seed in (0, 1))
-        for ours, plain in (
-            (lambda x: gradients.response_norm(x, norm), lambda x: ops.response_norm(x, norm)),
-            (lambda x: gradients.max_pool(x, MaxPool()), lambda x: ops.max_pool(x, MaxPool())),
-            (gradients.relu, ops.relu),
-        ):
-            (value, pull), (expected, reference) = jax.vjp(ours, x), jax.vjp(plain, x)
-            np.testing.assert_array_equal(value, expected)
-            weights = g[:, : value.shape[1], : value.shape[2]]
-            np.testing.assert_allclose(pull(weights)[0], reference(weights)[0], rtol=1e-12, atol=1e-12)
+PLAIN_FORMS = {
+    "convolution": ("convolution", [(9, 6, 7, 3), (3, 3, 3, 4)], {"stride": 1, "padding": ((1, 1), (0, 2))}),
+    "strided convolution": ("convolution", [(9, 8, 7, 3), (3, 2, 3, 4)], {"stride": 2, "padding": ((0, 1), (1, 0))}),
+    "dense": ("dense", [(2, 5, 7), (2, 7, 3)], {}),
+    "relu": ("relu", [(4, 9)], {}),
+    "norm": ("response_norm", [(2, 3, 4, 7)], {"norm": ResponseNorm(alpha=0.5)}),
+    "norm of another power": ("response_norm", [(2, 3, 4, 7)], {"norm": ResponseNorm(beta=0.5, alpha=2.0)}),
+    "norm in the same map": ("response_norm", [(2, 3, 4, 7)], {"norm": ResponseNorm(across="space", alpha=0.5)}),
+    "max pool": ("max_pool", [(2, 6, 9, 3)], {"pool": MaxPool()}),
+}  # fmt: skip
+
+
+def both_forms(name, dtype):
+    """The hand-written form, the plain one, and operands."""
+    function, shapes, options = PLAIN_FORMS[name]
+    ours, plain = (partial(getattr(module, function), **options) for module in (gradients, ops))
+    return ours, plain, *(jnp.asarray(draw(*shape, seed=number), dtype) for number, shape in enumerate(shapes))
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [("float64", 1e-12), ("bfloat16", 2e-2)])
+@pytest.mark.parametrize("name", PLAIN_FORMS)
+def test_hand_written_gradients_are_those_of_the_equations(name, dtype, rtol):
+    """In float64 nothing is left to rounding."""
+    with jax.enable_x64(dtype == "float64"):
+        ours, plain, *operands = both_forms(name, dtype)
+        assert jax.eval_shape(ours, *operands).dtype == dtype
+        assert_gradients(ours, plain, *operands, rtol=rtol)
+
+
+def test_a_weight_gradient_off_the_cpu_is_of_the_whole_batch(monkeypatch):
+    monkeypatch.setattr(lax, "platform_dependent", lambda *operands, cpu, default: default(*operands))
+    ours, plain, *operands = both_forms("strided convolution", "float32")
+    assert_gradients(ours, plain, *operands)
+
+
+@pytest.mark.parametrize(("batch", "parts"), [(7, 1), (8, 1), (9, 2), (64, 8), (256, 32), (1024, 32)])
+def test_a_weight_gradient_is_summed_over_parts_of_eight_images_and_over_32_of_them_at_most(batch, parts):
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((batch, 5, 5, 2), (batch, 3, 3, 4))]
+    traced = jax.make_jaxpr(lambda x, g: gradients._weight_gradient_in_parts(x, g, (3, 3, 2, 4), ((0, 0), (0, 0))))(*shapes)
+    added = [equation for equation in traced.eqns if equation.primitive.name == "add"]
+    assert len(added) == parts  # the first one to the 0 that a sum begins with
+
+
+def test_a_mask_of_one_half_takes_one_random_bit_per_unit():
+    keys, x = jax.random.split(jax.random.key(0), 3), draw(3, 5, 7)
+    words = np.stack([jax.random.bits(jax.random.fold_in(key, 6), (2,)) for key in keys])  # 64 bits for 35 units
+    bits = np.unpackbits(words.astype("<u4").view(np.uint8), axis=1, bitorder="little")[:, :35].reshape(x.shape)
+    np.testing.assert_array_equal(ops.dropout(jnp.asarray(x), keys, 6, 0.5), np.where(bits, 2 * x, 0))
 
 
 @pytest.mark.parametrize("pool", [MaxPool(), MaxPool(ceil_mode=False), MaxPool(size=2, stride=3)], ids=str)

@@ -65,6 +65,23 @@ def test_the_rate_inside_and_outside_the_velocity(inside):
     np.testing.assert_allclose(ours["l"]["kernel"], -(1 + 0.9 + 0.1) if inside else theirs, rtol=1e-6)
 
 
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_lasting_rate_is_the_common_sgd_with_weight_decay(inside):
+    """Decay is added to the gradient before anything else, so that both forms are one as long as the rate lasts."""
+    options = {"momentum": 0.9, "weight_decay": 0.5, "bias_decay": True, "rate_in_velocity": inside}
+    ours = momentum_2012({"l": {"kernel": 0.25, "bias": 0.25}}, **options)
+    theirs = optax.chain(optax.add_decayed_weights(0.5), optax.sgd(0.25, 0.9))
+    ends = []
+    for optimizer in (ours, theirs):
+        weights = {"l": {"kernel": jnp.array([1.0, -2.0]), "bias": jnp.ones(1)}}
+        state = optimizer.init(weights)
+        for number in range(3):
+            updates, state = optimizer.update(optax.tree.full_like(weights, number - 0.5), state, weights)
+            weights = optax.apply_updates(weights, updates)
+        ends.append(weights)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), *ends)
+
+
 def test_steps_schedule_drops_at_its_epochs():
     steps = schedule(schedule="steps", drop_epochs=["2", "5.5"])  # 10 steps an epoch
     rates = [steps.rate(k, Plateau()) for k in (0, 19, 20, 54, 55, 900)]
@@ -72,11 +89,15 @@ def test_steps_schedule_drops_at_its_epochs():
 
 
 def test_staged_schedule_of_the_lab_notes():
-    staged = schedule(schedule="staged")
-    weights = [staged.rates(k, Plateau())["conv1"]["kernel"] for k in (0, 249, 250, 500, 750, 999)]
-    np.testing.assert_allclose(weights, [0.01, 0.01, 0.01 / 6.3, 0.01 / 6.3**2, 0.01 / 250, 0.01 / 250], rtol=1e-2)
-    biases = [staged.rates(k, Plateau())["conv1"]["bias"] for k in (0, 250, 499, 500, 999)]
-    np.testing.assert_allclose(biases, [0.02, 0.02, 0.02, 0.002, 0.002])
+    """Four equal stages, 250 times in all; the rate of biases drops ten times, once, at half. The steps on either side."""
+    staged, third = schedule(schedule="staged"), 250 ** (1 / 3)
+    steps = (0, 249, 250, 499, 500, 749, 750, 999, 1000)
+    weights = [staged.rates(k, Plateau())["conv1"]["kernel"] for k in steps]
+    expected = [0.01 / third**stage for stage in (0, 0, 1, 1, 2, 2, 3, 3, 3)]
+    np.testing.assert_allclose(weights, expected, rtol=1e-12)
+    assert [staged.rate(k, Plateau()) for k in steps] == weights
+    biases = [staged.rates(k, Plateau())["conv1"]["bias"] for k in steps]
+    np.testing.assert_allclose(biases, [0.02] * 4 + [0.002] * 5, rtol=1e-12)
 
 
 def test_plateau_schedule_divides_three_times():
@@ -88,6 +109,19 @@ def test_plateau_schedule_divides_three_times():
     assert drops == [0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 3, 3, 3, 3, 3]
     assert plateau.best_error == 78
     assert schedule(schedule="plateau").rate(0, plateau) == pytest.approx(1e-5)
+
+
+@pytest.mark.parametrize("patience", [1, 2, 5])
+def test_a_plateau_is_as_many_validations_as_patience_says(patience):
+    """An equal error is no new best. A new best begins the count anew, and so does a drop, if one is left."""
+    now = Plateau().after(50.0, patience=patience, max_drops=2)
+    assert now == Plateau(50.0, 0, 0)
+    for since in range(1, patience):
+        now = now.after(50.0, patience=patience, max_drops=2)
+        assert now == Plateau(50.0, since, 0)
+    assert now.after(49.9, patience=patience, max_drops=2) == Plateau(49.9, 0, 0)
+    assert now.after(50.0, patience=patience, max_drops=2) == Plateau(50.0, 0, 1)
+    assert now.after(50.0, patience=patience, max_drops=0) == Plateau(50.0, patience, 0)
 
 
 def test_layer_rates_and_freezing():

@@ -2,44 +2,66 @@
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from networks import CROP, LAYOUTS, constant_rates, small_batch, small_mean, small_model
+from networks import CLASSES, CROP, LAYOUTS, constant_rates, make_mesh, small_batch, small_mean, small_model
 
 from alexnet_jax.data.loader import Batch
-from alexnet_jax.network import merge
+from alexnet_jax.network import initial_params, merge
 from alexnet_jax.step import (
     Knobs,
     Model,
     Pixels,
     cross_entropy,
     example_keys,
+    make_checksum,
     make_feature_step,
     make_nonfinite_count,
     make_train_step,
+    make_view_step,
     rank,
 )
 
 
-def train(model: Model, steps: int) -> list[float]:
+@functools.cache
+def trainer(**fields) -> tuple[Model, Callable]:
+    """A model and its compiled step, traced once."""
+    model = small_model(**fields)
+    return model, make_train_step(model)
+
+
+def on_devices(model: Model, strength: float = 0.1) -> tuple[Knobs, Pixels]:
+    """What the host gives every step."""
+    knobs = Knobs(constant_rates(model), np.float32(strength))
+    pixels = Pixels(small_mean(), np.diag([30.0, 20.0, 10.0]).astype(np.float32))
+    return model.mesh.put((knobs, pixels), P())
+
+
+def first_loss(model: Model, step: Callable, strength: float) -> float:
+    """Of fresh parameters."""
+    batch = model.mesh.put(small_batch(), P("data"))
+    return float(model.mesh.fetch(step(model.initial_state(), batch, *on_devices(model, strength))[1].loss, P()))
+
+
+def train(steps: int, **fields) -> list[float]:
     """Losses of a few steps from fresh parameters."""
+    model, step = trainer(**fields)
     put, fetch = model.mesh.put, model.mesh.fetch
-    step, state = make_train_step(model), model.initial_state()
-    knobs = put(Knobs(constant_rates(model), np.float32(0.1)), P())
-    pixels = put(Pixels(small_mean(), np.diag([30.0, 20.0, 10.0]).astype(np.float32)), P())
-    losses = []
+    constants, state = on_devices(model), model.initial_state()
+    fresh, losses = jax.tree.leaves(state), []
     with compilations() as compiled:
         for number in range(steps):
-            state, metrics = step(state, put(small_batch(seed=number % 2), P("data")), knobs, pixels)
+            state, metrics = step(state, put(small_batch(seed=number % 2), P("data")), *constants)
             losses.append(float(fetch(metrics, P()).loss))
             if not number:
                 first = len(compiled)
     assert fetch(state.step, P()) == steps
+    assert all(x.is_deleted() for x in fresh)  # donated: there is room for one state only
     assert first > 0
     assert len(compiled) == first  # fresh parameters and updated ones are one type: compiled once
     return losses
@@ -63,7 +85,7 @@ def compilations() -> Iterator[list[str]]:
 
 @functools.cache
 def reference_losses() -> list[float]:
-    return train(small_model(), 10)
+    return train(10)
 
 
 def test_it_learns():
@@ -78,15 +100,28 @@ QUICK = (("shard_map", "1x2"), ("shard_map", "2x2"), ("pmap", "2x2"))
     ("spmd", "mesh"), [pytest.param(*one, marks=() if one in QUICK else pytest.mark.slow) for one in LAYOUTS[1:]]
 )
 def test_the_same_losses_on_every_mesh(spmd, mesh):
-    np.testing.assert_allclose(train(small_model(spmd, mesh), 4), reference_losses()[:4], rtol=1e-4)
+    np.testing.assert_allclose(train(4, spmd=spmd, mesh=mesh), reference_losses()[:4], rtol=1e-4)
 
 
-def test_accumulated_micro_batches_are_the_whole_batch():
-    np.testing.assert_allclose(train(small_model(mesh="2x1", accumulate=2), 2), reference_losses()[:2], rtol=1e-4)
+def test_accumulated_micro_batches_are_the_whole_batch_one_after_the_other():
+    np.testing.assert_allclose(train(2, mesh="2x1", accumulate=2), reference_losses()[:2], rtol=1e-4)
+    model, step = trainer(mesh="2x1", accumulate=2)
+    arguments = model.initial_state(), model.mesh.put(small_batch(), P("data")), *on_devices(model)
+    (barrier,) = (line for line in step.lower(*arguments).as_text().splitlines() if "optimization_barrier" in line)
+    # The second part waits for the whole sum of the first: its images, every gradient and the metrics.
+    assert barrier.partition("=")[2].count("%") == 1 + len(jax.tree.leaves(model.shapes)) + 3
+
+
+def test_colour_noise_is_a_knob():
+    """Off, it changes the loss of the first step and nothing else does: with it on the loss is the reference's."""
+    model, step = trainer()
+    losses = [first_loss(model, step, np.float32(strength)) for strength in (0.1, 0.0)]
+    assert losses[0] == reference_losses()[0]
+    assert losses[1] != pytest.approx(losses[0], rel=1e-6)
 
 
 def test_another_seed_gives_other_losses():
-    assert not np.allclose(train(small_model(seed=1), 1), reference_losses()[:1], rtol=1e-4)
+    assert not np.allclose(train(1, seed=1), reference_losses()[:1], rtol=1e-4)
 
 
 def test_every_example_has_a_key_of_its_own_wherever_it_lies():
@@ -117,7 +152,7 @@ def test_metrics_are_means_over_the_batch_and_errors_count_ranks():
     logits = np.asarray(jax.jit(lambda params, x: merge(model.graph, params)(x))(params, pixels), np.float64)
     params["fc8"]["bias"] = np.float32(-logits.mean(0))  # centred, or all examples would be of one class
     logits += params["fc8"]["bias"]
-    hparams = put(Knobs(constant_rates(model, 0.0), np.float32(0)), P())
+    hparams = put(Knobs(constant_rates(model, 0.0), np.float32(0.1)), P())
     stats = put(Pixels(np.full((CROP, CROP, 3), 100, np.float32), np.eye(3, dtype=np.float32)), P())
     state = state._replace(params=put(params, model.specs))
     after, metrics = make_train_step(model)(state, put(batch, P("data")), hparams, stats)
@@ -129,6 +164,18 @@ def test_metrics_are_means_over_the_batch_and_errors_count_ranks():
     assert 0 < top5 < top1
     for ours, old in zip(jax.tree.leaves(after.params), jax.tree.leaves(params), strict=True):
         np.testing.assert_array_equal(ours, old)
+
+
+@pytest.mark.parametrize("mesh", ["1x1", "1x2"])
+def test_a_view_gives_log_probabilities_plus_the_logarithm_of_its_weight(mesh):
+    model, batch = small_model(mesh=mesh), small_batch()
+    params = jax.device_get(small_model().initial_state().params)
+    put, fetch = model.mesh.put, model.mesh.fetch
+    place = put((small_mean(), np.int32(1), np.int32(3), np.bool(True), np.float32(-2.5)), P())
+    found = fetch(make_view_step(model)(put(params, model.specs), put(batch.images, P("data")), *place), P("data"))
+    pixels = jnp.asarray(batch.images[:, 1 : 1 + CROP, 3 : 3 + CROP][:, :, ::-1], jnp.float32) - 127
+    logits = jax.jit(lambda params, x: merge(small_model().graph, params)(x))(params, pixels)
+    np.testing.assert_allclose(found, jax.nn.log_softmax(logits) - 2.5, rtol=1e-4, atol=1e-4)
 
 
 def test_features_of_a_layer_are_the_networks_activations():
@@ -149,20 +196,32 @@ def test_parameters_are_born_sharded():
     kernel = state.params["fc6"]["kernel"]
     assert kernel.sharding.spec == P("tower")
     assert {shard.data.shape[0] for shard in kernel.addressable_shards} == {1}
+    assert state.params["conv1"]["bias"].sharding.spec == P("tower")
     assert state.params["fc8"]["bias"].sharding.spec == P()
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves((state.step, state.optimizer)))
     assert state.optimizer[-1].trace["fc6"]["kernel"].sharding.spec == P("tower")
 
 
-def test_initial_parameters_are_the_tables():
-    model = small_model(architecture="paper", bias_init=None)
-    params = model.initial_state().params
-    for layer, std, bias in [("conv1", 0.01, 0), ("conv3", 0.03, 0), ("conv4", 0.03, 1), ("fc7", 0.01, 1)]:
+def test_initial_parameters_are_the_tables_and_drawn_apart_from_the_steps():
+    """From the last number that a step can have. An eighth as wide, all deviations but conv1's are the root of 8 larger."""
+    table = small_model(bias_init=None).config.table()
+    draw = jax.jit(lambda key: initial_params(table, classes=CLASSES, crop_size=CROP, key=key))
+    params, other = (small_model(bias_init=None, seed=seed).initial_state().params for seed in (0, 1))
+    for seed, drawn in enumerate((params, other)):
+        expected = draw(jax.random.fold_in(jax.random.key(seed), np.uint32(2**32 - 1)))
+        jax.tree.map(np.testing.assert_array_equal, drawn, expected)
+    wider = 8**0.5
+    for layer, std, bias in [
+        ("conv1", 0.01, 0),
+        ("conv3", 0.03 * wider, 0),
+        ("conv4", 0.03 * wider, 1),
+        ("fc7", 0.01 * wider, 1),
+    ]:
         kernel = np.asarray(params[layer]["kernel"])
         assert abs(kernel.mean()) < 5 * std / np.sqrt(kernel.size)
         assert kernel.std() == pytest.approx(std, rel=0.05)
         np.testing.assert_array_equal(params[layer]["bias"], np.full_like(params[layer]["bias"], bias))
     assert not np.array_equal(params["conv2"]["kernel"][0], params["conv2"]["kernel"][1])
-    other = small_model(architecture="paper", bias_init=None, seed=1).initial_state().params
     assert not np.array_equal(params["conv1"]["kernel"], other["conv1"]["kernel"])
 
 
@@ -202,3 +261,18 @@ def test_a_parameter_that_is_not_finite_is_counted_wherever_it_lies(mesh):
     assert count(params) == 0
     params["conv4"]["kernel"] = params["conv4"]["kernel"].at[1, 0, 0, 0, 0].set(jnp.inf)
     assert count(params) == 1
+
+
+@pytest.mark.parametrize(("spmd", "mesh"), [("shard_map", "1x1"), ("shard_map", "2x2"), ("pmap", "1x2")])
+def test_a_checksum_is_of_every_bit_in_its_place(spmd, mesh):
+    """Written out in whole numbers: each pattern times an odd number that tells its place, the leaves chained."""
+    layout = make_mesh(mesh, 2, 8, spmd)
+    rng = np.random.default_rng(0)
+    tree = {"a": rng.normal(size=(2, 3, 4)).astype(np.float32), "b": rng.normal(size=5).astype(np.float32)}
+    specs = {"a": P("tower"), "b": P()}
+    expected = 0
+    for name in ("a", "b"):
+        bits = [int(value) for value in tree[name].view(np.uint32).ravel()]
+        expected = expected * 16777619 + sum(value * (2 * place + 1) for place, value in enumerate(bits))
+    checksum = make_checksum(layout, specs)
+    assert layout.fetch(checksum(layout.put(tree, specs)), P()) == expected % 2**32
