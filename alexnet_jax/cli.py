@@ -67,15 +67,15 @@ class Command:
                 return 0
             self._run(options, argv)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            _say(f"error: {error}")
             return 1
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
                 raise
-            print(f"error: {error.filename or 'the disk'} cannot be written: {error.strerror}", file=sys.stderr)
+            _say(f"error: {error.filename or 'the disk'} cannot be written: {error.strerror}")
             return 1
         except Interrupted as stop:
-            print(stop, file=sys.stderr)
+            _say(str(stop))
             return RESUME_STATUS
         return 0
 
@@ -102,6 +102,11 @@ def parse(options: flags.FlagValues, argv: Sequence[str]) -> list[str]:
         raise UserError(" ".join(str(error).split())) from error
 
 
+def _say(line: str) -> None:
+    """In one write: `print` makes two where Python is unbuffered, and the lines of several processes get mixed."""
+    sys.stderr.write(f"{line}\n")
+
+
 def _extra(options: flags.FlagValues) -> list[str]:
     """The flags of $ALEXNET_FLAGS that this command has. Raises UserError if it cannot be split into words."""
     try:
@@ -110,7 +115,7 @@ def _extra(options: flags.FlagValues) -> list[str]:
         raise UserError(f"{EXTRA}={os.environ[EXTRA]} cannot be read: {error}") from error
     mine = [word for word in words if _has(options, word.lstrip("-").partition("=")[0])]
     if mine:
-        print(f"note: {EXTRA} adds {shlex.join(mine)}", file=sys.stderr)
+        _say(f"note: {EXTRA} adds {shlex.join(mine)}")
     return mine
 
 

@@ -14,7 +14,6 @@ import numpy as np
 from jaxtyping import Int64
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
 
 from alexnet_jax.files import replacing
 
@@ -150,6 +149,8 @@ class Recorder:
         self._file = _reopened(workdir, "metrics.jsonl", resume_step, silent, validation_due)
         self._examples = _reopened(workdir, "examples.jsonl", resume_step, silent) if log_examples else None
         events = str(workdir / "tensorboard")
+        from tensorboardX import SummaryWriter  # takes two seconds where PyTorch is installed, which it imports
+
         self._events = SummaryWriter(events, purge_step=resume_step + 1, write_to_disk=not silent)
         self.console = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty(), quiet=silent)
         self._progress = Progress(

@@ -11,11 +11,14 @@ from networks import ROOT
 from alexnet_jax import cli
 
 
+SET_BY_SCRIPTS = ("PYTHON", "VENV", "REQUIREMENTS", "WORKERS")  # these tests may be run by .ci/run itself
+
+
 def shell(script: str, cwd: Path, timeout: float = 60, **environment: str) -> subprocess.CompletedProcess[str]:
     """A block as a person pastes it into a terminal, stopping at the first failure."""
     return subprocess.run(
         ["bash", "-euc", script], cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False,
-        env={name: value for name, value in os.environ.items() if name != "REQUIREMENTS"} | environment,
+        env={name: value for name, value in os.environ.items() if name not in SET_BY_SCRIPTS} | environment,
     )  # fmt: skip
 
 
