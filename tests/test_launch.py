@@ -10,7 +10,6 @@ from networks import ROOT
 
 from alexnet_jax import cli
 
-
 SET_BY_SCRIPTS = ("PYTHON", "VENV", "REQUIREMENTS", "WORKERS")  # these tests may be run by .ci/run itself
 
 
