@@ -6,7 +6,6 @@ and its example layers for CIFAR-10), Caffe's `bvlc_alexnet`, torchvision's `ale
 
 from dataclasses import replace
 
-from alexnet_jax.errors import UserError
 from alexnet_jax.layers import (
     Architecture,
     Classifier,
@@ -20,6 +19,7 @@ from alexnet_jax.layers import (
     ResponseNorm,
     Tanh,
 )
+from alexnet_jax.system.errors import UserError
 
 
 def _paper() -> Architecture:

@@ -7,9 +7,9 @@ from typing import Any
 
 from absl import flags
 
-from alexnet_jax import cli
 from alexnet_jax.architectures import ARCHITECTURES, Architecture, with_overrides
-from alexnet_jax.errors import UserError
+from alexnet_jax.system import cli
+from alexnet_jax.system.errors import UserError
 from alexnet_jax.values import Fold, LayerRate, MeshShape, Spmd, number_text, parse_epochs
 
 SCHEDULES = ("plateau", "steps", "staged", "constant")

@@ -19,21 +19,21 @@ from jaxtyping import Float32, Int
 from rich.console import Console
 from rich.progress import track
 
-from alexnet_jax import cli, runtime
 from alexnet_jax.augment import views
-from alexnet_jax.checkpoint import Checkpoints, chosen_step
 from alexnet_jax.config import Config, check, parsed
 from alexnet_jax.config import define_flags as define_config_flags
 from alexnet_jax.data.dataset import Dataset, open_dataset
-from alexnet_jax.data.feed import Feed
-from alexnet_jax.data.loader import Subset, evaluation_order
-from alexnet_jax.errors import UserError
-from alexnet_jax.files import replacing
-from alexnet_jax.interrupt import Interrupted
+from alexnet_jax.data.loader import Feed
+from alexnet_jax.data.splits import Subset, evaluation_order
 from alexnet_jax.mesh import TowerMesh, make_mesh
 from alexnet_jax.network import Params
+from alexnet_jax.run.checkpoint import Checkpoints, chosen_step
+from alexnet_jax.run.workdir import read_config
 from alexnet_jax.step import Model, make_model, make_view_step, rank
-from alexnet_jax.workdir import read_config
+from alexnet_jax.system import cli, runtime
+from alexnet_jax.system.errors import UserError
+from alexnet_jax.system.files import replacing
+from alexnet_jax.system.signals import Interrupted
 
 
 @dataclass(frozen=True)

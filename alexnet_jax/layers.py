@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from alexnet_jax.errors import UserError
+from alexnet_jax.system.errors import UserError
 
 Reads = Literal["image", "own", "all"]  # what a tower's layer sees: the image, its own tower, or every tower
 

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from alexnet_jax import pmap
-from alexnet_jax.errors import UserError
+from alexnet_jax.system.errors import UserError
 from alexnet_jax.values import MeshShape, Spmd
 
 PyTree = Any

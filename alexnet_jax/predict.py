@@ -19,15 +19,15 @@ from jaxtyping import Float32, UInt8
 from rich.console import Console
 from rich.progress import track
 
-from alexnet_jax import cli, runtime
 from alexnet_jax.config import define_flags as define_config_flags
 from alexnet_jax.config import parsed
 from alexnet_jax.data.decode import square_rgb
 from alexnet_jax.data.parallel import ordered_map
-from alexnet_jax.errors import UserError
 from alexnet_jax.figures import draw_predictions, write_figure
-from alexnet_jax.files import replacing
-from alexnet_jax.trained import Classification, Features, Trained, load_trained, top_classes
+from alexnet_jax.inference.predictor import Classification, Features, Trained, load_trained, top_classes
+from alexnet_jax.system import cli, runtime
+from alexnet_jax.system.errors import UserError
+from alexnet_jax.system.files import replacing
 
 DRAWN = 12  # images in a figure
 

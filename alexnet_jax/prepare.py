@@ -20,12 +20,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, T
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-from alexnet_jax import cli
 from alexnet_jax.data.decode import RESIZES
 from alexnet_jax.data.sources import Source, open_source
 from alexnet_jax.data.store import Store, open_store, store_path, verify
 from alexnet_jax.data.writer import Advance, write_store
-from alexnet_jax.errors import UserError
+from alexnet_jax.system import cli
+from alexnet_jax.system.errors import UserError
 
 ON_ERROR = ("fail", "skip")
 

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from alexnet_jax.augment import colour_noise, crops, random_crops
 from alexnet_jax.config import Config
-from alexnet_jax.data.loader import Batch
+from alexnet_jax.data.splits import Batch
 from alexnet_jax.mesh import TowerMesh
 from alexnet_jax.network import Params, initial_params, merge, param_specs, split
 from alexnet_jax.optimizer import Rates, momentum_2012

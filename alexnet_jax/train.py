@@ -17,25 +17,25 @@ from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Int64
 
-from alexnet_jax import cli, runtime
 from alexnet_jax.augment import COLOUR_NOISE
-from alexnet_jax.calendar import Calendar, Progress
-from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.config import Config, define_flags, from_flags
 from alexnet_jax.data.dataset import Dataset, open_dataset
-from alexnet_jax.data.feed import Feed
-from alexnet_jax.data.loader import Order
-from alexnet_jax.diagnostics import DeadNetwork, label_entropy
-from alexnet_jax.errors import UserError
+from alexnet_jax.data.loader import Feed
+from alexnet_jax.data.splits import Order
 from alexnet_jax.evaluate import Evaluator, make_viewer
-from alexnet_jax.interrupt import RESUME_STATUS, Interrupted, Interruption
-from alexnet_jax.magnitudes import MagnitudeMeter
 from alexnet_jax.mesh import make_mesh
-from alexnet_jax.metrics import Recorder, Row, SpeedMeter, Stopwatch, Window
 from alexnet_jax.optimizer import Schedule
+from alexnet_jax.run.checkpoint import Checkpoints
+from alexnet_jax.run.diagnostics import DeadNetwork, label_entropy
+from alexnet_jax.run.fine_tune import transfer, transferred_layers
+from alexnet_jax.run.intervals import Calendar, Progress
+from alexnet_jax.run.metrics import Recorder, Row, SpeedMeter, Stopwatch, Window
+from alexnet_jax.run.param_stats import MagnitudeMeter
+from alexnet_jax.run.workdir import locked, open_for_training
 from alexnet_jax.step import Knobs, Metrics, Model, Pixels, TrainState, make_model, make_nonfinite_count, make_train_step
-from alexnet_jax.transfer import transfer, transferred_layers
-from alexnet_jax.workdir import locked, open_for_training
+from alexnet_jax.system import cli, runtime
+from alexnet_jax.system.errors import UserError
+from alexnet_jax.system.signals import RESUME_STATUS, Interrupted, Interruption
 
 
 class _Pending(NamedTuple):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from alexnet_jax.errors import UserError
+from alexnet_jax.system.errors import UserError
 
 Spmd = Literal["shard_map", "pmap"]
 

@@ -16,11 +16,11 @@ from absl import flags
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from alexnet_jax import cli
-from alexnet_jax.errors import UserError
 from alexnet_jax.figures import COLOURS, save_figure
-from alexnet_jax.files import read_json, replacing
-from alexnet_jax.metrics import read_rows
+from alexnet_jax.run.metrics import read_rows
+from alexnet_jax.system import cli
+from alexnet_jax.system.errors import UserError
+from alexnet_jax.system.files import read_json, replacing
 from experiments.claims.claim import FOLDER, read_claim
 
 FOLDER_OUT = FOLDER.parent / "results" / "figure1"

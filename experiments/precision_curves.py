@@ -11,10 +11,10 @@ from pathlib import Path
 import matplotlib
 from absl import flags
 
-from alexnet_jax import cli
-from alexnet_jax.errors import UserError
 from alexnet_jax.figures import write_figure
-from alexnet_jax.workdir import read_config
+from alexnet_jax.run.workdir import read_config
+from alexnet_jax.system import cli
+from alexnet_jax.system.errors import UserError
 
 PRECISIONS = {"float32": "#0072B2", "bfloat16": "#D55E00"}
 

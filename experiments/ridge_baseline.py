@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from alexnet_jax import cli
 from alexnet_jax.config import define_flags as define_config_flags
-from alexnet_jax.data.loader import fold_split, whole
+from alexnet_jax.data.splits import fold_split, whole
 from alexnet_jax.data.store import Split, open_store, store_path
+from alexnet_jax.system import cli
 
 STRENGTHS = tuple(10.0**power for power in range(-3, 4))
 

@@ -19,13 +19,13 @@ import numpy as np
 from absl import flags
 from jax.sharding import PartitionSpec as P
 
-from alexnet_jax import cli, runtime
 from alexnet_jax.benchmark.ours import CLASSES, noise_batch, training_flops
 from alexnet_jax.config import Config
 from alexnet_jax.figures import write_figure
 from alexnet_jax.layers import trace
 from alexnet_jax.mesh import make_mesh
 from alexnet_jax.step import Knobs, Model, Pixels, make_model, make_train_step
+from alexnet_jax.system import cli, runtime
 from alexnet_jax.values import MeshShape
 
 DEVICES = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)

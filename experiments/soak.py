@@ -23,15 +23,15 @@ import jax
 import numpy as np
 from absl import flags
 
-from alexnet_jax import cli, runtime
-from alexnet_jax.checkpoint import Checkpoints
-from alexnet_jax.errors import UserError
-from alexnet_jax.interrupt import RESUME_STATUS
 from alexnet_jax.mesh import make_mesh
-from alexnet_jax.metrics import read_rows
+from alexnet_jax.run.checkpoint import Checkpoints
+from alexnet_jax.run.metrics import read_rows
+from alexnet_jax.run.workdir import provenance, read_config
 from alexnet_jax.step import TrainState, make_model
+from alexnet_jax.system import cli, runtime
+from alexnet_jax.system.errors import UserError
+from alexnet_jax.system.signals import RESUME_STATUS
 from alexnet_jax.values import MeshShape
-from alexnet_jax.workdir import provenance, read_config
 
 STEPS, EXAMPLES = 30, 675
 # The rate is so small that rounding, which differs between meshes, does not grow: at 0.001 uninterrupted runs on two meshes

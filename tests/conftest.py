@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from alexnet_jax.runtime import cache_folder
+from alexnet_jax.system.runtime import cache_folder
 
 DEVICES = 8
 # With a bound JAX guards the cache by a lock, which several workers and the processes that they start need.

@@ -7,9 +7,9 @@ import pytest
 
 from alexnet_jax import ops
 from alexnet_jax.architectures import ARCHITECTURES, with_overrides
-from alexnet_jax.errors import UserError
 from alexnet_jax.layers import Architecture, Classifier, Convolution, Dense, Dropout, convolution_padding, trace
 from alexnet_jax.network import initial_params, merge, split
+from alexnet_jax.system.errors import UserError
 
 PARAMETERS = {
     "paper": 60_965_224,

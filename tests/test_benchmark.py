@@ -16,9 +16,9 @@ from alexnet_jax.benchmark.ours import Ours, training_flops
 from alexnet_jax.benchmark.peers import Torch, peers
 from alexnet_jax.benchmark.worker import Failed, Worker
 from alexnet_jax.config import Config
-from alexnet_jax.errors import UserError
 from alexnet_jax.layers import trace
 from alexnet_jax.step import make_model
+from alexnet_jax.system.errors import UserError
 from alexnet_jax.values import MeshShape
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None

@@ -16,7 +16,7 @@ from alexnet_jax.architectures import ARCHITECTURES
 from alexnet_jax.convert.__main__ import read_mean, read_own, read_weights
 from alexnet_jax.convert.layouts import check_blobs
 from alexnet_jax.convert.pickles import read_arrays, read_dictionary
-from alexnet_jax.errors import UserError
+from alexnet_jax.system.errors import UserError
 
 
 class Calls:

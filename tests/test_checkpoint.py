@@ -11,9 +11,9 @@ import orbax.checkpoint as ocp
 import pytest
 from networks import LAYOUTS, damages_checkpoints, small_model
 
-from alexnet_jax.checkpoint import Checkpoints, chosen_step
-from alexnet_jax.errors import UserError
+from alexnet_jax.run.checkpoint import Checkpoints, chosen_step
 from alexnet_jax.step import Model, TrainState, make_checksum
+from alexnet_jax.system.errors import UserError
 
 
 def whole_state(model, state: TrainState) -> list[np.ndarray]:

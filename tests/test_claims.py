@@ -12,10 +12,10 @@ from networks import CROP, ROOT, SIZE, run
 from PIL import Image
 from scipy import stats
 
-from alexnet_jax import workdir
 from alexnet_jax.config import changed_flags, from_words
-from alexnet_jax.errors import UserError
-from alexnet_jax.interrupt import Interrupted
+from alexnet_jax.run import workdir
+from alexnet_jax.system.errors import UserError
+from alexnet_jax.system.signals import Interrupted
 from experiments import figure1
 from experiments.claims import __main__ as command
 from experiments.claims import scoreboard
@@ -114,7 +114,7 @@ def test_a_panel_of_the_scoreboard_has_a_line_for_each_seed_and_their_mean():
 
 
 def test_records_do_not_make_the_next_one_that_of_changed_code(tmp_path, monkeypatch):
-    for file in ("alexnet_jax/workdir.py", "experiments/README.md", "experiments/results/old.json"):
+    for file in ("alexnet_jax/run/workdir.py", "experiments/README.md", "experiments/results/old.json"):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text("as it was")
     git = ["git", "-c", "user.name=n", "-c", "user.email=e"]

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from networks import ROOT, tiny_flags
 
-from alexnet_jax.metrics import read_rows
+from alexnet_jax.run.metrics import read_rows
 
 AWKWARD = "--dataset=folder:photos of 'two' \"kinds\" & $HOME"
 # JobSet's own part of the CRD at v1alpha2 (kubernetes-sigs/jobset), as far as it is used; the rest is a Job.

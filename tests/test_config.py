@@ -9,7 +9,7 @@ import pytest
 from networks import SIZE, run, small_config, start, tiny_config, tiny_flags
 
 from alexnet_jax.config import Config, as_dict, changed_flags, check, from_dict, from_words
-from alexnet_jax.errors import UserError
+from alexnet_jax.system.errors import UserError
 from alexnet_jax.train import train
 from alexnet_jax.values import LayerRate, MeshShape
 

@@ -23,7 +23,7 @@ from alexnet_jax.data.dataset import open_dataset
 from alexnet_jax.data.sources import Listed
 from alexnet_jax.data.store import store_path
 from alexnet_jax.data.writer import write_store
-from alexnet_jax.trained import load_trained
+from alexnet_jax.inference.predictor import load_trained
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-benchmark.txt): its files are skipped")
 pytest.importorskip("safetensors", reason="safetensors is not installed (requirements-convert.txt)")

@@ -10,8 +10,8 @@ import pytest
 from networks import CLASSES, CROP, SIZE, run, small_mean, small_model, tiny_config
 
 from alexnet_jax.augment import views
-from alexnet_jax.data.feed import Feed
-from alexnet_jax.data.loader import Subset, whole
+from alexnet_jax.data.loader import Feed
+from alexnet_jax.data.splits import Subset, whole
 from alexnet_jax.data.store import Split
 from alexnet_jax.evaluate import Evaluator, make_viewer
 from alexnet_jax.network import merge

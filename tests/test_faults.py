@@ -21,10 +21,10 @@ import pytest
 from networks import DEVICES, ROOT, damages_checkpoints, run, start, tiny_config, tiny_flags
 from test_train import assert_same, leaves_of, rows_of, saved_in
 
-from alexnet_jax.errors import UserError
 from alexnet_jax.evaluate import Evaluator
-from alexnet_jax.interrupt import RESUME_STATUS, Interrupted, Interruption
-from alexnet_jax.metrics import Recorder, read_rows
+from alexnet_jax.run.metrics import Recorder, read_rows
+from alexnet_jax.system.errors import UserError
+from alexnet_jax.system.signals import RESUME_STATUS, Interrupted, Interruption
 from alexnet_jax.train import train
 
 OPTIONS = {"steps": 12, "log_every": 3, "eval_every": 4, "checkpoint_every": 6, "schedule": "plateau", "patience": 1,

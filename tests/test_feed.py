@@ -14,11 +14,11 @@ from jax.sharding import PartitionSpec as P
 from networks import LAYOUTS, make_mesh
 from test_loader import numbered
 
-from alexnet_jax.data import feed
-from alexnet_jax.data.feed import Feed
-from alexnet_jax.data.loader import Order, Subset, fold_split, whole
+from alexnet_jax.data import loader as feed
+from alexnet_jax.data.loader import Feed
+from alexnet_jax.data.splits import Order, Subset, fold_split, whole
 from alexnet_jax.data.store import Split
-from alexnet_jax.errors import UserError
+from alexnet_jax.system.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 
@@ -221,8 +221,8 @@ jax.config.update("jax_num_cpu_devices", {devices})
 jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id={process})
 import numpy as np
 from test_loader import numbered
-from alexnet_jax.data.feed import Feed
-from alexnet_jax.data.loader import Order
+from alexnet_jax.data.loader import Feed
+from alexnet_jax.data.splits import Order
 from networks import make_mesh
 
 split, read, found = numbered(64), [], {{}}
@@ -284,8 +284,8 @@ _MEMORY = """
 import sys
 from pathlib import Path
 import numpy as np
-from alexnet_jax.data.feed import Feed
-from alexnet_jax.data.loader import Order, whole
+from alexnet_jax.data.loader import Feed
+from alexnet_jax.data.splits import Order, whole
 from alexnet_jax.data.store import Split
 from alexnet_jax.mesh import make_mesh
 from alexnet_jax.values import MeshShape

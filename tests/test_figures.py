@@ -14,17 +14,8 @@ from matplotlib import pyplot as plt
 from networks import CROP, SIZE, run, small_model, tiny_config
 from PIL import Image
 
-from alexnet_jax.analysis import (
-    confused_pairs,
-    confusion,
-    errors_by_class,
-    judge,
-    neighbours,
-    open_data,
-    right_and_wrong,
-)
 from alexnet_jax.config import Config
-from alexnet_jax.data.loader import Subset
+from alexnet_jax.data.splits import Subset
 from alexnet_jax.figures import (
     draw_activations,
     draw_confusion,
@@ -37,10 +28,19 @@ from alexnet_jax.figures import (
     save_figure,
     tiled,
 )
-from alexnet_jax.metrics import read_rows
+from alexnet_jax.inference.analysis import (
+    confused_pairs,
+    confusion,
+    errors_by_class,
+    judge,
+    neighbours,
+    open_data,
+    right_and_wrong,
+)
+from alexnet_jax.inference.predictor import load_trained
 from alexnet_jax.network import merge
+from alexnet_jax.run.metrics import read_rows
 from alexnet_jax.train import train
-from alexnet_jax.trained import load_trained
 
 mpl.use("agg")
 

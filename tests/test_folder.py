@@ -8,7 +8,7 @@ import pytest
 from pictures import encode, smooth
 
 from alexnet_jax.data.folder import open_folder
-from alexnet_jax.errors import UserError
+from alexnet_jax.system.errors import UserError
 
 
 def fill(root, *names):

@@ -8,7 +8,7 @@ import pytest
 from absl import flags
 from networks import ROOT
 
-from alexnet_jax import cli
+from alexnet_jax.system import cli
 
 SET_BY_SCRIPTS = ("PYTHON", "VENV", "REQUIREMENTS", "WORKERS")  # these tests may be run by .ci/run itself
 

@@ -6,8 +6,8 @@ import weakref
 import numpy as np
 import pytest
 
-from alexnet_jax.data import loader
-from alexnet_jax.data.loader import Batch, Order, epoch_order, evaluation_order, fold_split, whole
+from alexnet_jax.data import splits as loader
+from alexnet_jax.data.splits import Batch, Order, epoch_order, evaluation_order, fold_split, whole
 from alexnet_jax.data.store import Split
 
 

@@ -6,9 +6,9 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from networks import constant_rates, small_batch, small_mean, small_model, tiny_config
 
-from alexnet_jax.checkpoint import Checkpoints
-from alexnet_jax.magnitudes import MagnitudeMeter
-from alexnet_jax.metrics import read_rows
+from alexnet_jax.run.checkpoint import Checkpoints
+from alexnet_jax.run.metrics import read_rows
+from alexnet_jax.run.param_stats import MagnitudeMeter
 from alexnet_jax.step import Knobs, Pixels, make_train_step
 from alexnet_jax.train import train
 

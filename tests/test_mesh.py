@@ -13,9 +13,9 @@ from networks import CLASSES, CROP, LAYOUTS, make_mesh, small_model
 
 from alexnet_jax import ops
 from alexnet_jax.architectures import ARCHITECTURES
-from alexnet_jax.errors import UserError
 from alexnet_jax.layers import MaxPool, Relu, ResponseNorm
 from alexnet_jax.network import Params, initial_params, merge, param_specs, split
+from alexnet_jax.system.errors import UserError
 
 
 @pytest.mark.parametrize(("spmd", "mesh"), LAYOUTS)

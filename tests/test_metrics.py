@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
-from alexnet_jax.metrics import Recorder, Row, SpeedMeter, Stopwatch, Window, read_rows
+from alexnet_jax.run.metrics import Recorder, Row, SpeedMeter, Stopwatch, Window, read_rows
 
 
 def row(step: int, split: str = "train", **fields) -> Row:
@@ -173,7 +173,7 @@ def test_a_window_sums_its_steps():
 
 def test_speed_counts_the_steps_since_the_last_row_and_leaves_out_pauses(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("alexnet_jax.metrics.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("alexnet_jax.run.metrics.time.monotonic", lambda: now[0])
     meter = SpeedMeter(batch_size=8)
     for _ in range(3):
         meter.count()
@@ -193,7 +193,7 @@ def test_a_record_that_is_not_there_has_no_rows(tmp_path):
 
 def test_a_paused_stopwatch_stands_still(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("alexnet_jax.metrics.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("alexnet_jax.run.metrics.time.monotonic", lambda: now[0])
     watch = Stopwatch()
     now[0] = 3.0
     with watch.paused():

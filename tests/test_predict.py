@@ -16,11 +16,11 @@ from PIL import Image
 
 from alexnet_jax import predict
 from alexnet_jax.data.store import open_store, store_path
-from alexnet_jax.errors import UserError
+from alexnet_jax.inference.predictor import load_trained, top_classes
 from alexnet_jax.network import merge
 from alexnet_jax.predict import image_paths
+from alexnet_jax.system.errors import UserError
 from alexnet_jax.train import train
-from alexnet_jax.trained import load_trained, top_classes
 
 
 @pytest.fixture(scope="module")

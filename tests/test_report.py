@@ -20,15 +20,15 @@ import pytest
 from networks import run, tiny_config
 from PIL import Image
 
-from alexnet_jax.analysis import judge, open_data, right_and_wrong
-from alexnet_jax.errors import UserError
 from alexnet_jax.figures import kernel_images, tiled
-from alexnet_jax.metrics import read_rows
+from alexnet_jax.inference.analysis import judge, open_data, right_and_wrong
+from alexnet_jax.inference.predictor import load_trained
 from alexnet_jax.report.charts import POINTS, chart, series
 from alexnet_jax.report.gather import gather
 from alexnet_jax.report.page import render
+from alexnet_jax.run.metrics import read_rows
+from alexnet_jax.system.errors import UserError
 from alexnet_jax.train import train
-from alexnet_jax.trained import load_trained
 
 mpl.use("agg")
 

@@ -9,7 +9,7 @@ import jax
 import pytest
 from networks import ROOT, tiny_flags
 
-from alexnet_jax import runtime
+from alexnet_jax.system import runtime
 
 
 def start(module, *flags, **environment):

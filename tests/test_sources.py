@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from alexnet_jax.data.sources import open_source
-from alexnet_jax.errors import UserError
+from alexnet_jax.system.errors import UserError
 
 TFDS_DIR = Path(__file__).parents[2] / "shared/data/tfds"
 needs_cifar10 = pytest.mark.skipif(not (TFDS_DIR / "cifar10").is_dir(), reason="CIFAR-10 is not beside the repository")

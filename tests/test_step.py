@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from networks import CLASSES, CROP, LAYOUTS, constant_rates, make_mesh, small_batch, small_mean, small_model
 
-from alexnet_jax.data.loader import Batch
+from alexnet_jax.data.splits import Batch
 from alexnet_jax.network import initial_params, merge
 from alexnet_jax.step import (
     Knobs,

@@ -8,7 +8,7 @@ import pytest
 
 from alexnet_jax.data import store as store_module
 from alexnet_jax.data.store import FORMAT_VERSION, open_store, store_path, synthetic_store, verify
-from alexnet_jax.errors import UserError
+from alexnet_jax.system.errors import UserError
 
 SIZE = 6
 COUNTS = {"train": 5, "validation": 2, "test": 3}

@@ -16,12 +16,12 @@ from networks import run, small_config, start, tiny_flags
 from PIL import Image
 from sqlalchemy.exc import IntegrityError
 
-from alexnet_jax.errors import UserError
+from alexnet_jax.run.workdir import read_config
 from alexnet_jax.sweep import __main__ as sweep_command
 from alexnet_jax.sweep import study as studies
 from alexnet_jax.sweep import summary
 from alexnet_jax.sweep.space import as_flags, changed, read_space, with_values
-from alexnet_jax.workdir import read_config
+from alexnet_jax.system.errors import UserError
 
 SPACE = """
 [learning_rate]

@@ -14,11 +14,11 @@ import pytest
 from networks import DEVICES, run, small_model, start, tiny_config, tiny_flags
 
 from alexnet_jax.augment import COLOUR_NOISE
-from alexnet_jax.calendar import Calendar
-from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.config import Config
-from alexnet_jax.errors import UserError
-from alexnet_jax.metrics import read_rows
+from alexnet_jax.run.checkpoint import Checkpoints
+from alexnet_jax.run.intervals import Calendar
+from alexnet_jax.run.metrics import read_rows
+from alexnet_jax.system.errors import UserError
 from alexnet_jax.train import Trainer, train
 
 
@@ -269,7 +269,7 @@ def test_colour_noise_ends_after_its_epochs(data_dir, tmp_path):
 
 def test_a_dead_network_is_told_once_and_noise_ends_after_its_epochs(data_dir, tmp_path, capsys, monkeypatch):
     """Nothing is learned. 50 images in batches of 8: step 7 is the last that begins within the first epoch."""
-    monkeypatch.setattr("alexnet_jax.diagnostics.DEAD_AFTER_STEPS", 4)
+    monkeypatch.setattr("alexnet_jax.run.diagnostics.DEAD_AFTER_STEPS", 4)
     due, noises = Trainer._hparams, []
 
     def noted(trainer, progress):

@@ -21,7 +21,7 @@ from alexnet_jax.data.decode import square_rgb
 from alexnet_jax.data.npy import NpyWriter
 from alexnet_jax.data.sources import Example, Listed, Source
 from alexnet_jax.data.writer import write_store
-from alexnet_jax.errors import UserError
+from alexnet_jax.system.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 

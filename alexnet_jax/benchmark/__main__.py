@@ -13,13 +13,13 @@ from pathlib import Path
 from absl import flags
 from rich.console import Console
 
-from alexnet_jax import cli, runtime
 from alexnet_jax.benchmark import inputs, steps
 from alexnet_jax.benchmark.ours import Ours
 from alexnet_jax.benchmark.results import draw
 from alexnet_jax.config import define_flags as define_config_flags
 from alexnet_jax.config import from_flags
-from alexnet_jax.errors import UserError
+from alexnet_jax.system import cli, runtime
+from alexnet_jax.system.errors import UserError
 
 DEFAULT_STEPS = 5
 

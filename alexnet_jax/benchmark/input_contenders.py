@@ -23,8 +23,8 @@ from PIL import Image
 
 from alexnet_jax.augment import COLOUR_NOISE
 from alexnet_jax.data.dataset import Dataset
-from alexnet_jax.data.feed import Feed
-from alexnet_jax.data.loader import Order, Subset
+from alexnet_jax.data.loader import Feed
+from alexnet_jax.data.splits import Order, Subset
 from alexnet_jax.step import Knobs, Model, Pixels, make_train_step
 
 JPEG_QUALITY = 90

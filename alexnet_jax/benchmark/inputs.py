@@ -13,8 +13,8 @@ from alexnet_jax.benchmark.results import Rates, ratio, row
 from alexnet_jax.config import Config
 from alexnet_jax.data.dataset import open_dataset
 from alexnet_jax.mesh import make_mesh
+from alexnet_jax.run.workdir import provenance
 from alexnet_jax.step import make_model
-from alexnet_jax.workdir import provenance
 
 OURS = ("store and loader, data_on_device=no", "store and loader, data_on_device=yes")
 

@@ -8,15 +8,15 @@ import jax
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from alexnet_jax import runtime
 from alexnet_jax.augment import COLOUR_NOISE
 from alexnet_jax.config import Config
-from alexnet_jax.data.loader import Batch
+from alexnet_jax.data.splits import Batch
 from alexnet_jax.evaluate import Evaluator, make_viewer
 from alexnet_jax.layers import trace
 from alexnet_jax.mesh import make_mesh
 from alexnet_jax.network import merge
 from alexnet_jax.step import Knobs, Model, Pixels, make_model, make_train_step
+from alexnet_jax.system import runtime
 
 Mode = Literal["train", "forward", "evaluate", "ten views"]
 MODES: tuple[Mode, ...] = ("train", "forward", "evaluate", "ten views")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from alexnet_jax.errors import UserError
+from alexnet_jax.system.errors import UserError
 
 Net = Literal["two towers", "torchvision"]
 

@@ -18,10 +18,10 @@ from alexnet_jax.benchmark.peers import Torch, peers
 from alexnet_jax.benchmark.results import Rates, ratio, row
 from alexnet_jax.benchmark.worker import Contender, Failed, Worker
 from alexnet_jax.config import Config, as_dict
-from alexnet_jax.errors import UserError
 from alexnet_jax.mesh import make_mesh
+from alexnet_jax.run.workdir import provenance
 from alexnet_jax.step import make_model
-from alexnet_jax.workdir import provenance
+from alexnet_jax.system.errors import UserError
 
 PRODUCT_SIDE = {"cpu": 4096}  # of the square matrices whose product is the machine's own rate
 LARGE_PRODUCT_SIDE = 16384

@@ -14,23 +14,23 @@ import numpy as np
 from absl import flags
 from jaxtyping import Float32
 
-from alexnet_jax import cli, runtime
 from alexnet_jax.architectures import ARCHITECTURES, Architecture
-from alexnet_jax.checkpoint import Checkpoints
 from alexnet_jax.config import Config, as_dict, check, from_dict, parsed
 from alexnet_jax.config import define_flags as define_config_flags
 from alexnet_jax.convert import caffe, pytorch, stablehlo
 from alexnet_jax.convert.layouts import Blobs, check_blobs, flip_colours, to_blobs, to_params
 from alexnet_jax.data.store import open_store, store_path
-from alexnet_jax.errors import UserError
-from alexnet_jax.files import replacing
+from alexnet_jax.inference.predictor import Trained, load_trained
 from alexnet_jax.mesh import make_mesh
 from alexnet_jax.network import Params
+from alexnet_jax.run.checkpoint import Checkpoints
+from alexnet_jax.run.workdir import locked, open_for_training, read_config
 from alexnet_jax.step import TrainState, make_model
+from alexnet_jax.system import cli, runtime
+from alexnet_jax.system.errors import UserError
+from alexnet_jax.system.files import replacing
 from alexnet_jax.train import Progress
-from alexnet_jax.trained import Trained, load_trained
 from alexnet_jax.values import MeshShape
-from alexnet_jax.workdir import locked, open_for_training, read_config
 
 SOURCES = ("caffe", "torchvision", "safetensors")
 EXPORTS = ("safetensors", "torchvision", "caffe", "stablehlo")

@@ -14,8 +14,8 @@ from google.protobuf.message import DecodeError
 
 from alexnet_jax.convert.layouts import Blobs, groups
 from alexnet_jax.convert.pickles import read_dictionary
-from alexnet_jax.errors import UserError
 from alexnet_jax.layers import Architecture, Classifier, Convolution, Dense, Dropout, MaxPool, Relu, ResponseNorm
+from alexnet_jax.system.errors import UserError
 
 _MOST_BYTES = 2**31 - 1  # of a protobuf message
 

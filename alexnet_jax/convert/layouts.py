@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
-from alexnet_jax.errors import UserError
 from alexnet_jax.layers import Architecture, Classifier, Convolution, Dense, trace
 from alexnet_jax.network import Params
+from alexnet_jax.system.errors import UserError
 
 
 class Blobs(NamedTuple):

@@ -12,7 +12,7 @@ from typing import IO, Any, cast
 
 import numpy as np
 
-from alexnet_jax.errors import UserError
+from alexnet_jax.system.errors import UserError
 
 
 class _Kind:

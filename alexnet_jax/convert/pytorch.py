@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from alexnet_jax.convert.layouts import Blobs
-from alexnet_jax.errors import UserError
-from alexnet_jax.files import replacing
 from alexnet_jax.layers import Architecture
+from alexnet_jax.system.errors import UserError
+from alexnet_jax.system.files import replacing
 
 # torchvision.models.alexnet
 TORCHVISION_NAMES = {

@@ -7,9 +7,9 @@ from jax import export
 from jaxtyping import Array, Float, Float32, UInt8
 
 from alexnet_jax.augment import views
-from alexnet_jax.errors import UserError
+from alexnet_jax.inference.predictor import Trained
 from alexnet_jax.network import merge
-from alexnet_jax.trained import Trained
+from alexnet_jax.system.errors import UserError
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 

@@ -11,7 +11,7 @@ from types import MappingProxyType
 import numpy as np
 
 from alexnet_jax.data.sources import Example, Examples, Listed, Source
-from alexnet_jax.errors import UserError
+from alexnet_jax.system.errors import UserError
 
 _SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "test": "test"}
 # Where a folder has no splits of its own, of each class: one tenth to test on, one tenth to validate on.

@@ -1,109 +1,118 @@
-"""The order of images, a pure function of (seed, epoch, position), and reading them from the memory maps."""
+"""Batches on the devices: read and transferred ahead of the step, or gathered from a set that stays on the devices."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
+import itertools
+import sys
+from collections.abc import Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int32, Int64, UInt8
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Int64, UInt8
 
-from alexnet_jax.data.store import Split
+from alexnet_jax.data.parallel import run_ahead
+from alexnet_jax.data.splits import Batch, Subset
+from alexnet_jax.mesh import TowerMesh
+from alexnet_jax.system.errors import UserError
 
-
-class Batch(NamedTuple):
-    """Host arrays of one global batch."""
-
-    images: UInt8[np.ndarray, "batch size size 3"]
-    labels: Int32[np.ndarray, "batch"]
-
-
-def epoch_order(seed: int, epoch: int, examples: int) -> Int64[np.ndarray, "examples"]:
-    """A permutation of the examples. Sorts raw Philox words, whose stream NumPy guarantees from version to version."""
-    words = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(examples)
-    return np.argsort(words, kind="stable")
+_AHEAD = 2
+_READERS = 4  # two are enough for a copy from memory; a disk wants more requests at a time
+# Of a device's free memory: the rest is for the network.
+_SHARE_OF_MEMORY = 0.5
 
 
-@dataclass
-class Order:
-    """Which examples each training step sees. Epochs follow each other without a gap: a batch may span two."""
+class Feed:
+    """The examples of a split as batches, P('data') on the mesh."""
 
-    seed: int
-    examples: int
-    batch_size: int
+    def __init__(self, mesh: TowerMesh, split: Subset, data_on_device: str = "no"):
+        """Puts the split on every device where that is wanted: 'yes', 'no', or 'auto', where it fits in their own memory.
 
-    def __post_init__(self) -> None:
-        self._cached: dict[int, np.ndarray] = {}
+        A CPU's own memory is the host's, where the images already are: 'auto' leaves them.
 
-    def step(self, step: int) -> Int64[np.ndarray, "batch"]:
-        """Numbers of the examples in the batch of `step`, counted from 0."""
-        positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        epochs, places = np.divmod(positions, self.examples)
-        return np.concatenate([self._epoch(epoch)[places[epochs == epoch]] for epoch in np.unique(epochs).tolist()])
+        Raises:
+            UserError: 'yes', and they do not fit.
+        """
+        self.split, self._mesh = split, mesh
+        self._resident: Batch | None = None
+        if _stays(mesh, split, data_on_device):
+            # Unless it is a fold, the memory map itself: nothing is copied on the host.
+            plain = len(split.parts) == 1 and len(split) == len(split.parts[0])
+            whole = Batch(split.parts[0].images, split.parts[0].labels) if plain else split.read(np.arange(len(split)))
+            self._resident = mesh.put(whole, P())
 
-    def _epoch(self, epoch: int) -> Int64[np.ndarray, "examples"]:
-        if epoch not in self._cached:
-            self._cached = {old: order for old, order in self._cached.items() if old == epoch - 1}
-            self._cached[epoch] = epoch_order(self.seed, epoch, self.examples)
-        return self._cached[epoch]
+            def gather(resident: Batch, numbers: jax.Array) -> Batch:
+                return jax.tree.map(lambda x: jnp.take(x, numbers, axis=0, mode="clip"), resident)
 
-
-@dataclass(frozen=True)
-class Subset:
-    """Examples of one or more stored splits. Nothing is copied out of their memory maps until `read`."""
-
-    parts: tuple[Split, ...]
-    rows: Int64[np.ndarray, "examples"]  # into the parts laid end to end
-
-    def __len__(self) -> int:
-        return len(self.rows)
+            self._gather = mesh.compile(gather, (P(), P("data")), P("data"))
 
     @property
-    def labels(self) -> Int32[np.ndarray, "examples"]:
-        """All labels, in order."""
-        return np.concatenate([part.labels for part in self.parts])[self.rows]
+    def on_device(self) -> bool:
+        """Whether the examples stay on the devices."""
+        return self._resident is not None
 
-    def read(self, examples: Int64[np.ndarray, "batch"]) -> Batch:
-        """These examples, in the given order."""
-        images = np.empty((len(examples), *self.parts[0].images.shape[1:]), np.uint8)
-        labels = np.empty(len(examples), np.int32)
-        self.read_into(examples, Batch(images, labels))
-        return Batch(images, labels)
+    def batches(self, order: Iterable[Int64[np.ndarray, "batch"]]) -> Generator[Batch, None, None]:
+        """The batches with these examples, in this order. Each process reads those rows that its own devices hold.
 
-    def read_into(self, examples: Int64[np.ndarray, "batch"], batch: Batch) -> None:
-        """These examples, in the given order, into arrays made before: one copy, and no Python per image."""
-        wanted = self.rows[examples]
-        if len(self.parts) == 1:
-            # Without `clip` NumPy would copy into a buffer first; `rows` are in range.
-            np.take(self.parts[0].images, wanted, axis=0, out=batch.images, mode="clip")
-            np.take(self.parts[0].labels, wanted, axis=0, out=batch.labels, mode="clip")
+        Close the generator to stop the thread that reads ahead.
+        """
+        if self._resident is not None:
+            for numbers in order:
+                yield self._gather(self._resident, self._mesh.put(numbers.astype(np.int32), P("data")))
             return
-        start = 0
-        for part in self.parts:
-            places = np.flatnonzero((wanted >= start) & (wanted < start + len(part)))
-            batch.images[places] = part.images[wanted[places] - start]
-            batch.labels[places] = part.labels[wanted[places] - start]
-            start += len(part)
+        with ThreadPoolExecutor(_READERS, thread_name_prefix="reader") as pool:
+            buffers = _Buffers()
+            yield from run_ahead((self._load(numbers, pool, buffers) for numbers in order), _AHEAD)
+
+    def _load(self, numbers: Int64[np.ndarray, "batch"], pool: ThreadPoolExecutor, buffers: "_Buffers") -> Batch:
+        first, end = self._mesh.rows_here(len(numbers))
+        mine = numbers[first:end]
+        images = buffers.take((len(mine), *self.split.parts[0].images.shape[1:]))
+        batch = Batch(images, np.empty(len(mine), np.int32))
+        cuts = np.linspace(0, len(mine), min(_READERS, len(mine)) + 1).astype(int).tolist()
+        pieces = [slice(start, stop) for start, stop in itertools.pairwise(cuts)]
+        list(pool.map(lambda p: self.split.read_into(mine[p], Batch(batch.images[p], batch.labels[p])), pieces))
+        return self._mesh.put_rows(batch, first, len(numbers))
 
 
-def whole(*parts: Split) -> Subset:
-    """Every example of the parts, in order."""
-    return Subset(parts, np.arange(sum(map(len, parts))))
+class _Buffers:
+    """Memory for batches, used again as soon as no one holds the batch: fresh pages cost as much as filling them.
+
+    An array begins at a multiple of 64 bytes, which a CPU device takes over as it is and does not copy. It must not be
+    written while JAX holds it, so a buffer is free only when nothing but this list refers to it: every view of it, JAX's
+    own included, counts as a reference.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: list[np.ndarray] = []
+        lone = [object()]
+        self._references_of_free = sys.getrefcount(lone[0])
+
+    def take(self, shape: tuple[int, ...]) -> UInt8[np.ndarray, "..."]:
+        """An array that no one else uses, its content undefined. For one thread."""
+        size = int(np.prod(shape))
+        for index in range(len(self._buffers)):
+            if sys.getrefcount(self._buffers[index]) == self._references_of_free and self._buffers[index].size >= size + 64:
+                memory = self._buffers[index]
+                break
+        else:
+            memory = np.empty(size + 64, np.uint8)
+            self._buffers.append(memory)
+        start = -memory.ctypes.data % 64
+        return memory[start : start + size].reshape(shape)
 
 
-def evaluation_order(examples: int, batch_size: int) -> Iterator[tuple[Int64[np.ndarray, "batch"], int]]:
-    """Every example once, in order: the numbers of full batches, the last one filled up with its own first example, and how
-    many of each are real."""
-    for start in range(0, examples, batch_size):
-        real = min(batch_size, examples - start)
-        numbers = np.full(batch_size, start)
-        numbers[:real] = np.arange(start, start + real)
-        yield numbers, real
-
-
-def fold_split(pooled: Subset, index: int, count: int) -> tuple[Subset, Subset]:
-    """(train, validation): fold `index` of `count` held out. The folds are the same whatever the seed of the run."""
-    folds = epoch_order(0, 0, len(pooled)) % count
-    return (
-        Subset(pooled.parts, pooled.rows[folds != index]),
-        Subset(pooled.parts, pooled.rows[folds == index]),
-    )
+def _stays(mesh: TowerMesh, split: Subset, data_on_device: str) -> bool:
+    if data_on_device == "no":
+        return False
+    needed = len(split) * int(np.prod(split.parts[0].images.shape[1:]))
+    memories = [device.memory_stats() for device in mesh.grid.devices.flat if device.process_index == jax.process_index()]
+    known = [stats for stats in memories if stats and "bytes_limit" in stats]
+    free = min((stats["bytes_limit"] - stats.get("bytes_in_use", 0) for stats in known), default=None)
+    if data_on_device == "auto":
+        return free is not None and needed <= _SHARE_OF_MEMORY * free
+    if free is not None and needed > free:
+        raise UserError(
+            f"--data_on_device=yes: the images take {needed / 1e9:.1f} GB and a device has {free / 1e9:.1f} GB free"
+        )
+    return True

@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import UInt8
 
-from alexnet_jax.errors import UserError
+from alexnet_jax.system.errors import UserError
 
 EncodedImage = bytes | Path | UInt8[np.ndarray, "height width channels"]
 

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
 from alexnet_jax.data.statistics import Fingerprint, measure
-from alexnet_jax.errors import UserError
+from alexnet_jax.system.errors import UserError
 
 FORMAT_VERSION = 2
 SPLITS = ("train", "validation", "test")

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from alexnet_jax.data.sources import Example, Examples, Source
-from alexnet_jax.errors import UserError
+from alexnet_jax.system.errors import UserError
 
 _SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
 _READ_AT_ONCE = 64

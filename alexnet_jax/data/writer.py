@@ -24,8 +24,8 @@ from alexnet_jax.data.parallel import ordered_map
 from alexnet_jax.data.sources import Example, Examples, Source
 from alexnet_jax.data.statistics import COMPUTED, Fingerprint, Moments, Statistics, measure
 from alexnet_jax.data.store import FORMAT_VERSION, SPLITS, Store, open_store
-from alexnet_jax.errors import UserError
-from alexnet_jax.files import write_json
+from alexnet_jax.system.errors import UserError
+from alexnet_jax.system.files import write_json
 
 # Prepared pixels that one thread works on at a time: memory is a small multiple of this for each core.
 BLOCK_BYTES = 4 << 20

@@ -12,12 +12,9 @@ import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 
-from alexnet_jax import cli, runtime
-from alexnet_jax.analysis import by_lot, confusion, guessed, judge, last_hidden, neighbours, open_data, right_and_wrong
 from alexnet_jax.config import Config
 from alexnet_jax.config import define_flags as define_config_flags
 from alexnet_jax.data.dataset import Dataset
-from alexnet_jax.errors import UserError
 from alexnet_jax.figures import (
     draw_activations,
     draw_confusion,
@@ -31,9 +28,21 @@ from alexnet_jax.figures import (
     save_figure,
 )
 from alexnet_jax.figures.curves import Rows
-from alexnet_jax.metrics import read_rows
-from alexnet_jax.trained import Features, Trained, load_trained
-from alexnet_jax.workdir import read_config
+from alexnet_jax.inference.analysis import (
+    by_lot,
+    confusion,
+    guessed,
+    judge,
+    last_hidden,
+    neighbours,
+    open_data,
+    right_and_wrong,
+)
+from alexnet_jax.inference.predictor import Features, Trained, load_trained
+from alexnet_jax.run.metrics import read_rows
+from alexnet_jax.run.workdir import read_config
+from alexnet_jax.system import cli, runtime
+from alexnet_jax.system.errors import UserError
 
 OF_RECORD = ("curves", "training_error", "magnitudes")
 OF_IMAGES = ("predictions", "nearest", "confusion", "activations")

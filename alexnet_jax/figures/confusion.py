@@ -7,8 +7,8 @@ from jaxtyping import Int
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from alexnet_jax.analysis import confused_pairs
 from alexnet_jax.figures.style import COLOURS, short
+from alexnet_jax.inference.analysis import confused_pairs
 
 READABLE = 100  # classes whose names still fit beside a matrix
 COUNTED = 25  # classes whose counts still fit into its cells

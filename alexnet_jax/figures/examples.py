@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from alexnet_jax.analysis import Guessed, Query
 from alexnet_jax.figures.style import COLOURS, short
+from alexnet_jax.inference.analysis import Guessed, Query
 
 
 def draw_predictions(items: Sequence[Guessed], title: str, columns: int = 4) -> Figure:

@@ -8,12 +8,12 @@ from jaxtyping import Float, UInt8
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from alexnet_jax.checkpoint import Checkpoints, chosen_step
 from alexnet_jax.config import Config
 from alexnet_jax.mesh import make_mesh
+from alexnet_jax.run.checkpoint import Checkpoints, chosen_step
+from alexnet_jax.run.workdir import read_classes
 from alexnet_jax.step import make_model
 from alexnet_jax.values import MeshShape
-from alexnet_jax.workdir import read_classes
 
 MAPS = 48  # of each tower in a figure: all of conv1
 

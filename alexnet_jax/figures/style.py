@@ -5,7 +5,7 @@ from pathlib import Path
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from alexnet_jax.files import replacing
+from alexnet_jax.system.files import replacing
 
 # Okabe and Ito's colours.
 COLOURS = {"train": "#0072B2", "validation": "#D55E00", "test": "#009E73"}

@@ -8,12 +8,12 @@ from pathlib import Path
 import matplotlib
 from absl import flags
 
-from alexnet_jax import cli, runtime
 from alexnet_jax.config import define_flags as define_config_flags
-from alexnet_jax.errors import UserError
-from alexnet_jax.files import replacing
 from alexnet_jax.report.gather import gather
 from alexnet_jax.report.page import render
+from alexnet_jax.system import cli, runtime
+from alexnet_jax.system.errors import UserError
+from alexnet_jax.system.files import replacing
 
 
 def main(options: flags.FlagValues) -> None:

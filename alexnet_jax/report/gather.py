@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from alexnet_jax.analysis import (
+from alexnet_jax.config import Config, as_dict
+from alexnet_jax.figures import run_labels
+from alexnet_jax.inference.analysis import (
     Guessed,
     Judged,
     Query,
@@ -22,13 +24,11 @@ from alexnet_jax.analysis import (
     open_data,
     right_and_wrong,
 )
-from alexnet_jax.config import Config, as_dict
-from alexnet_jax.errors import UserError
-from alexnet_jax.figures import run_labels
-from alexnet_jax.files import read_json
-from alexnet_jax.metrics import read_rows
-from alexnet_jax.trained import Trained, load_trained
-from alexnet_jax.workdir import read_config
+from alexnet_jax.inference.predictor import Trained, load_trained
+from alexnet_jax.run.metrics import read_rows
+from alexnet_jax.run.workdir import read_config
+from alexnet_jax.system.errors import UserError
+from alexnet_jax.system.files import read_json
 
 SHOWN = 4  # images that are right, and as many that are wrong
 QUERIES = 3

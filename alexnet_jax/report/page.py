@@ -14,8 +14,8 @@ import numpy as np
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from alexnet_jax.analysis import Guessed, Neighbour, Square, errors_by_class
 from alexnet_jax.figures import PALETTE, draw_confusion, kernel_images, tiled
+from alexnet_jax.inference.analysis import Guessed, Neighbour, Square, errors_by_class
 from alexnet_jax.report.charts import Chart, learning, magnitudes
 from alexnet_jax.report.gather import Run
 

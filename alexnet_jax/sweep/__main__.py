@@ -17,17 +17,17 @@ from optuna.trial import TrialState
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from alexnet_jax import cli
 from alexnet_jax.config import Config, from_flags
 from alexnet_jax.config import define_flags as define_config_flags
 from alexnet_jax.data.dataset import open_dataset
-from alexnet_jax.errors import UserError
-from alexnet_jax.files import exclusively, read_json, write_json
-from alexnet_jax.interrupt import RESUME_STATUS, Interrupted, Interruption
 from alexnet_jax.sweep import study as studies
 from alexnet_jax.sweep.space import Space, changed, read_space, with_values
 from alexnet_jax.sweep.summary import write_summary
 from alexnet_jax.sweep.trials import Outcome, Place, run_trial, validations
+from alexnet_jax.system import cli
+from alexnet_jax.system.errors import UserError
+from alexnet_jax.system.files import exclusively, read_json, write_json
+from alexnet_jax.system.signals import RESUME_STATUS, Interrupted, Interruption
 
 STATES: dict[Outcome, TrialState] = {
     "complete": TrialState.COMPLETE,

@@ -17,7 +17,7 @@ from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from alexnet_jax.figures import COLOURS
-from alexnet_jax.metrics import read_rows
+from alexnet_jax.run.metrics import read_rows
 from alexnet_jax.sweep.space import Parameter
 from alexnet_jax.sweep.trials import Place
 

@@ -23,7 +23,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from alexnet_jax.config import Config, as_dict, from_words
-from alexnet_jax.errors import UserError
+from alexnet_jax.system.errors import UserError
 
 KINDS = ("log", "uniform", "int", "choice")
 # What every trial gets from the sweep, or what has to be the same for all.

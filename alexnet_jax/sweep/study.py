@@ -13,8 +13,8 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
 from alexnet_jax.config import Config
-from alexnet_jax.errors import UserError
 from alexnet_jax.sweep.space import Space
+from alexnet_jax.system.errors import UserError
 
 SAMPLERS = ("tpe", "random", "grid")
 CONNECT_SECONDS = 60

@@ -11,9 +11,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from alexnet_jax.config import Config
 from alexnet_jax.figures import save_figure
-from alexnet_jax.files import replacing
 from alexnet_jax.sweep import plots
 from alexnet_jax.sweep.space import Space, as_flags, changed
+from alexnet_jax.system.files import replacing
 
 ROWS_OF_TABLE = 5
 

@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 import optuna
 
-from alexnet_jax.files import exclusively
-from alexnet_jax.interrupt import RESUME_STATUS, Interruption
-from alexnet_jax.metrics import read_rows
+from alexnet_jax.run.metrics import read_rows
 from alexnet_jax.sweep.space import as_flags
+from alexnet_jax.system.files import exclusively
+from alexnet_jax.system.signals import RESUME_STATUS, Interruption
 
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 120  # a trainer that is compiling sees a signal only afterwards

@@ -16,12 +16,12 @@ from typing import Any
 
 from absl import flags
 
-from alexnet_jax import cli
 from alexnet_jax.config import changed_flags, from_words
-from alexnet_jax.errors import UserError
-from alexnet_jax.files import read_json, write_json
-from alexnet_jax.interrupt import RESUME_STATUS, Interrupted
-from alexnet_jax.workdir import read_config
+from alexnet_jax.run.workdir import read_config
+from alexnet_jax.system import cli
+from alexnet_jax.system.errors import UserError
+from alexnet_jax.system.files import read_json, write_json
+from alexnet_jax.system.signals import RESUME_STATUS, Interrupted
 from experiments.claims.claim import FOLDER, Claim, judge, read_claim
 from experiments.claims.measures import MEASURES
 from experiments.claims.scoreboard import update

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy.special import stdtrit
 
-from alexnet_jax.errors import UserError
+from alexnet_jax.system.errors import UserError
 
 FOLDER = Path(__file__).parent
 CONFIDENCE = 0.9  # of an interval: a twentieth on either side

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Float
 
 from alexnet_jax.figures import conv1_kernel
-from alexnet_jax.metrics import read_rows
-from alexnet_jax.workdir import read_classes, read_config
+from alexnet_jax.run.metrics import read_rows
+from alexnet_jax.run.workdir import read_classes, read_config
 from experiments.claims.claim import Claim
 
 DEALS = 1000  # random ways of dealing the kernels to the towers

@@ -10,9 +10,9 @@ import matplotlib
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from alexnet_jax.errors import UserError
 from alexnet_jax.figures import COLOURS, save_figure
-from alexnet_jax.files import read_json, replacing
+from alexnet_jax.system.errors import UserError
+from alexnet_jax.system.files import read_json, replacing
 
 BEGIN, END = "<!-- scoreboard: written by python -m experiments.claims -->", "<!-- end of the scoreboard -->"
 COLUMNS = 4  # of the figure's panels

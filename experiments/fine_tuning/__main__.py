@@ -16,11 +16,11 @@ from absl import flags
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from alexnet_jax import cli
 from alexnet_jax.figures import PALETTE, save_figure
-from alexnet_jax.files import read_json, write_json
-from alexnet_jax.metrics import read_rows
-from alexnet_jax.workdir import read_config
+from alexnet_jax.run.metrics import read_rows
+from alexnet_jax.run.workdir import read_config
+from alexnet_jax.system import cli
+from alexnet_jax.system.files import read_json, write_json
 from experiments.claims.__main__ import PROVENANCE, trained_and_scored
 from experiments.claims.claim import judge
 

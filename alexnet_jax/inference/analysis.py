@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.progress import track
 
 from alexnet_jax.data.dataset import Dataset, open_dataset
-from alexnet_jax.data.feed import Feed
-from alexnet_jax.data.loader import Subset, evaluation_order
-from alexnet_jax.errors import UserError
+from alexnet_jax.data.loader import Feed
+from alexnet_jax.data.splits import Subset, evaluation_order
 from alexnet_jax.evaluate import Evaluator, Score, make_viewer
+from alexnet_jax.inference.predictor import Features, Trained, top_classes
 from alexnet_jax.layers import Classifier
-from alexnet_jax.trained import Features, Trained, top_classes
+from alexnet_jax.system.errors import UserError
 
 Square = UInt8[np.ndarray, "size size 3"]
 

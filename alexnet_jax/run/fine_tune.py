@@ -3,11 +3,11 @@
 from dataclasses import replace
 from pathlib import Path
 
-from alexnet_jax.checkpoint import Checkpoints, chosen_step
-from alexnet_jax.errors import UserError
 from alexnet_jax.layers import Convolution
+from alexnet_jax.run.checkpoint import Checkpoints, chosen_step
+from alexnet_jax.run.workdir import read_classes, read_config
 from alexnet_jax.step import Model, TrainState, make_model
-from alexnet_jax.workdir import read_classes, read_config
+from alexnet_jax.system.errors import UserError
 
 
 def transferred_layers(model: Model) -> list[str]:

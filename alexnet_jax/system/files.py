@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from alexnet_jax.errors import UserError
+from alexnet_jax.system.errors import UserError
 
 
 @contextlib.contextmanager

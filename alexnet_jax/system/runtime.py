@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from alexnet_jax.errors import UserError
+from alexnet_jax.system.errors import UserError
 
 HEARTBEAT_SECONDS = 20  # without a sign of life a process is taken for dead
 CONNECT_SECONDS = 300  # hosts of a cluster start minutes apart

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from alexnet_jax.config import Config
-from alexnet_jax.metrics import Window
 from alexnet_jax.optimizer import Plateau
+from alexnet_jax.run.metrics import Window
 
 
 @dataclass(frozen=True)

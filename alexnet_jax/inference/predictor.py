@@ -9,17 +9,17 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Float32, UInt8
 
 from alexnet_jax.augment import views
-from alexnet_jax.checkpoint import Checkpoints, chosen_step
 from alexnet_jax.config import Config
 from alexnet_jax.data.dataset import open_dataset
-from alexnet_jax.errors import UserError
 from alexnet_jax.evaluate import Evaluator, Member, make_viewer
 from alexnet_jax.layers import Classifier
 from alexnet_jax.mesh import make_mesh
 from alexnet_jax.network import Params
+from alexnet_jax.run.checkpoint import Checkpoints, chosen_step
+from alexnet_jax.run.workdir import read_classes, read_config, read_mean
 from alexnet_jax.step import Model, make_feature_step, make_model
+from alexnet_jax.system.errors import UserError
 from alexnet_jax.values import MeshShape
-from alexnet_jax.workdir import read_classes, read_config, read_mean
 
 
 @dataclass(frozen=True)

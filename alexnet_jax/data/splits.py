@@ -1,0 +1,109 @@
+"""The order of images, a pure function of (seed, epoch, position), and reading them from the memory maps."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int32, Int64, UInt8
+
+from alexnet_jax.data.store import Split
+
+
+class Batch(NamedTuple):
+    """Host arrays of one global batch."""
+
+    images: UInt8[np.ndarray, "batch size size 3"]
+    labels: Int32[np.ndarray, "batch"]
+
+
+def epoch_order(seed: int, epoch: int, examples: int) -> Int64[np.ndarray, "examples"]:
+    """A permutation of the examples. Sorts raw Philox words, whose stream NumPy guarantees from version to version."""
+    words = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(examples)
+    return np.argsort(words, kind="stable")
+
+
+@dataclass
+class Order:
+    """Which examples each training step sees. Epochs follow each other without a gap: a batch may span two."""
+
+    seed: int
+    examples: int
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        self._cached: dict[int, np.ndarray] = {}
+
+    def step(self, step: int) -> Int64[np.ndarray, "batch"]:
+        """Numbers of the examples in the batch of `step`, counted from 0."""
+        positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        epochs, places = np.divmod(positions, self.examples)
+        return np.concatenate([self._epoch(epoch)[places[epochs == epoch]] for epoch in np.unique(epochs).tolist()])
+
+    def _epoch(self, epoch: int) -> Int64[np.ndarray, "examples"]:
+        if epoch not in self._cached:
+            self._cached = {old: order for old, order in self._cached.items() if old == epoch - 1}
+            self._cached[epoch] = epoch_order(self.seed, epoch, self.examples)
+        return self._cached[epoch]
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Examples of one or more stored splits. Nothing is copied out of their memory maps until `read`."""
+
+    parts: tuple[Split, ...]
+    rows: Int64[np.ndarray, "examples"]  # into the parts laid end to end
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def labels(self) -> Int32[np.ndarray, "examples"]:
+        """All labels, in order."""
+        return np.concatenate([part.labels for part in self.parts])[self.rows]
+
+    def read(self, examples: Int64[np.ndarray, "batch"]) -> Batch:
+        """These examples, in the given order."""
+        images = np.empty((len(examples), *self.parts[0].images.shape[1:]), np.uint8)
+        labels = np.empty(len(examples), np.int32)
+        self.read_into(examples, Batch(images, labels))
+        return Batch(images, labels)
+
+    def read_into(self, examples: Int64[np.ndarray, "batch"], batch: Batch) -> None:
+        """These examples, in the given order, into arrays made before: one copy, and no Python per image."""
+        wanted = self.rows[examples]
+        if len(self.parts) == 1:
+            # Without `clip` NumPy would copy into a buffer first; `rows` are in range.
+            np.take(self.parts[0].images, wanted, axis=0, out=batch.images, mode="clip")
+            np.take(self.parts[0].labels, wanted, axis=0, out=batch.labels, mode="clip")
+            return
+        start = 0
+        for part in self.parts:
+            places = np.flatnonzero((wanted >= start) & (wanted < start + len(part)))
+            batch.images[places] = part.images[wanted[places] - start]
+            batch.labels[places] = part.labels[wanted[places] - start]
+            start += len(part)
+
+
+def whole(*parts: Split) -> Subset:
+    """Every example of the parts, in order."""
+    return Subset(parts, np.arange(sum(map(len, parts))))
+
+
+def evaluation_order(examples: int, batch_size: int) -> Iterator[tuple[Int64[np.ndarray, "batch"], int]]:
+    """Every example once, in order: the numbers of full batches, the last one filled up with its own first example, and how
+    many of each are real."""
+    for start in range(0, examples, batch_size):
+        real = min(batch_size, examples - start)
+        numbers = np.full(batch_size, start)
+        numbers[:real] = np.arange(start, start + real)
+        yield numbers, real
+
+
+def fold_split(pooled: Subset, index: int, count: int) -> tuple[Subset, Subset]:
+    """(train, validation): fold `index` of `count` held out. The folds are the same whatever the seed of the run."""
+    folds = epoch_order(0, 0, len(pooled)) % count
+    return (
+        Subset(pooled.parts, pooled.rows[folds != index]),
+        Subset(pooled.parts, pooled.rows[folds == index]),
+    )
