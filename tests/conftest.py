@@ -12,7 +12,11 @@ import pytest
 
 from alexnet_jax.system.runtime import cache_folder
 
+pytest_plugins = ["programs"]
+
 DEVICES = 8
+# The files that take longest come first, so that the workers end together.
+LONGEST = ("readme", "several", "faults", "sweep", "step", "train", "checkpoint", "imagenet", "claims", "ops", "benchmark")
 # With a bound JAX guards the cache by a lock, which several workers and the processes that they start need.
 CACHE = {
     "jax_compilation_cache_dir": os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(cache_folder("tests")),
@@ -31,11 +35,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The quick ones first. A nightly test is a slow one too, before the marks are chosen from."""
+    """Whole files go to the workers in this order. A nightly test is a slow one too, before the marks are chosen from."""
     for item in items:
         if item.get_closest_marker("nightly"):
             item.add_marker("slow")
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+    def place(item: pytest.Item) -> tuple[int, bool]:
+        name = item.path.stem.removeprefix("test_")
+        order = LONGEST.index(name) if name in LONGEST else len(LONGEST)
+        return order, item.get_closest_marker("slow") is not None
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")

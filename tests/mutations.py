@@ -2,8 +2,8 @@
 
     python tests/mutations.py [--count=60] [--seed=0] [--jobs=1] [--out=FILE.json]
 
-The places are drawn from the syntax trees by the seed, evenly over the files. The repository is copied first, so the work
-tree stays as it is. Prints a line for each mutant, and the share that was killed.
+The places are drawn from the syntax trees by the seed, evenly over the files. Copies of the repository are broken, so the
+work tree stays as it is. Prints a line for each mutant, and the share that was killed.
 """
 
 import argparse
@@ -20,8 +20,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from queue import SimpleQueue
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from alexnet_jax.runtime import cache_folder  # noqa: E402
+
 # The files that are broken, each with the tests that are likeliest to notice. The other quick tests follow.
 CORE = {
     "network": ("torch_reference", "mesh", "architectures", "step"),
@@ -170,29 +175,43 @@ def sample(count: int, seed: int) -> list[Mutant]:
     return chosen
 
 
-def is_killed(mutant: Mutant | None, folder: Path, cache: Path) -> bool:
-    """Whether the quick tests fail in a copy of the repository with this line broken; None breaks nothing."""
-    with tempfile.TemporaryDirectory(dir=folder) as place:
-        copied = Path(place) / "repository"
+class Copy:
+    """A copy of the repository to break, one for each job; it keeps its bytecode, so that a start takes seconds."""
+
+    def __init__(self, folder: Path, cache: Path):
+        """`cache`: folder of compiled programs."""
+        self._root, self._tmp = folder / "repository", folder / "tmp"
         ignored = shutil.ignore_patterns(".git", ".venv*", "__pycache__", "runs", "data_*", "results", ".*_cache")
-        shutil.copytree(ROOT, copied, ignore=ignored)
-        tests = sorted(path.name for path in (copied / "tests").glob("test_*.py"))
-        if mutant is not None:
-            (copied / "alexnet_jax" / mutant.file).write_text(mutant.source)
-            first = [f"test_{name}.py" for name in CORE[mutant.file.removesuffix(".py")]]
-            tests = [name for name in first if name in tests] + [name for name in tests if name not in first]
+        shutil.copytree(ROOT, self._root, ignore=ignored)
+        self._environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
+        self._environment.pop("PYTHONDONTWRITEBYTECODE", None)
+
+    def kills(self, mutant: Mutant) -> bool:
+        """Whether the quick tests fail with this line broken: the likeliest first, then the others."""
+        first = [f"test_{name}.py" for name in CORE[mutant.file.removesuffix(".py")]]
+        broken = self._root / "alexnet_jax" / mutant.file
+        broken.write_text(mutant.source)
+        try:
+            return self.fails(first) or self.fails([name for name in self.tests() if name not in first])
+        finally:
+            shutil.copy2(ROOT / "alexnet_jax" / mutant.file, broken)
+
+    def tests(self) -> list[str]:
+        """The test files."""
+        return sorted(path.name for path in (self._root / "tests").glob("test_*.py"))
+
+    def fails(self, tests: list[str]) -> bool:
+        """Whether the quick tests of these files fail, or take too long."""
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", QUICK, "-p", "no:cacheprovider", "-p", "no:xdist"]
-        command += [f"--basetemp={place}/tmp", *(f"tests/{name}" for name in tests)]
-        environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache), "PYTHONDONTWRITEBYTECODE": "1"}
+        command += [f"--basetemp={self._tmp}", *(f"tests/{name}" for name in tests)]
         try:
             done = subprocess.run(
-                command, cwd=copied, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                command, cwd=self._root, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                 timeout=SECONDS, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             return True
-        if mutant is None and done.returncode:
-            print(done.stdout[-3000:])
+        self.said = done.stdout[-3000:]
         return done.returncode != 0
 
 
@@ -206,12 +225,27 @@ def main() -> int:
     options = parser.parse_args()
     chosen = sample(options.count, options.seed)
     with tempfile.TemporaryDirectory(prefix="mutations-") as place, ThreadPoolExecutor(options.jobs) as pool:
-        folder, cache = Path(place), Path(place) / "cache"
-        if is_killed(None, folder, cache):  # fills the cache, too
-            print("the quick tests fail without a mutant", file=sys.stderr)
+        cache = Path(place) / "cache"  # broken programs are not kept
+        if (kept := cache_folder("tests")).exists():
+            shutil.copytree(kept, cache)
+        copies = SimpleQueue[Copy]()
+        for job in range(options.jobs):
+            copies.put(Copy(Path(place) / str(job), cache))
+
+        def is_killed(mutant: Mutant) -> bool:
+            mine = copies.get()
+            try:
+                return mine.kills(mutant)
+            finally:
+                copies.put(mine)
+
+        whole = copies.get()
+        if whole.fails(whole.tests()):
+            print(f"the quick tests fail without a mutant:\n{whole.said}", file=sys.stderr)
             return 1
+        copies.put(whole)
         killed = []
-        for mutant, dead in zip(chosen, pool.map(lambda one: is_killed(one, folder, cache), chosen), strict=True):
+        for mutant, dead in zip(chosen, pool.map(is_killed, chosen), strict=True):
             killed.append(dead)
             word = "killed  " if dead else "SURVIVED"
             print(f"{word} {mutant.file}:{mutant.line}: {mutant.before}  ->  {mutant.after}", flush=True)

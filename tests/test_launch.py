@@ -109,6 +109,7 @@ def test_the_test_script_leaves_out_nightly_ones_unless_it_is_told(tmp_path, wor
     ((program, *called),) = calls_in(tmp_path)
     assert program == "venv/bin/python"
     ours = ["-m", "pytest", "--durations=15", "--durations-min=1", *marks, "-n", "3", "--maxprocesses=8", "--dist=loadfile"]
+    ours += ["--no-loadscope-reorder"]
     assert called == [*ours, *passed]
 
 

@@ -1,0 +1,57 @@
+"""Equal networks share their compiled programs within one process of pytest: to trace them is most of a short run."""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+# What a program depends on. The other fields of a config are about files, intervals and rates, which are arguments.
+COMPILED_FOR = (
+    "architecture", "bias_init", "dropout", "precision", "image_size", "crop_size", "mirror", "colour_noise", "batch_size",
+    "accumulate", "momentum", "rate_in_velocity", "weight_decay", "bias_decay", "seed",
+)  # fmt: skip
+
+
+def _key(argument: Any) -> Any:
+    """What makes two arguments of a maker equal: a model, a mesh, a number or a tree of specs."""
+    from alexnet_jax.step import Model
+
+    if isinstance(argument, Model):
+        return argument.mesh, argument.classes, *(getattr(argument.config, name) for name in COMPILED_FOR)
+    leaves, structure = jax.tree.flatten(argument, is_leaf=lambda node: isinstance(node, P))
+    return structure, *leaves
+
+
+def _once(make: Callable[..., Any]) -> Callable[..., Any]:
+    """`make`, called once for each of its arguments."""
+    made: dict[Any, Any] = {}
+
+    @functools.wraps(make)
+    def shared(*arguments: Any) -> Any:
+        key = tuple(_key(argument) for argument in arguments)
+        if key not in made:
+            made[key] = make(*arguments)
+        return made[key]
+
+    return shared
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_programs() -> Iterator[None]:
+    """What trainer, evaluation and checkpoints compile is compiled once. `alexnet_jax.step` itself stays as it is."""
+    from alexnet_jax import checkpoint, evaluate, train
+    from alexnet_jax.step import Model
+
+    initial_state = _once(Model.initial_state)
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in (
+            (train, "make_train_step"), (train, "make_nonfinite_count"), (train, "MagnitudeMeter"), (train, "Evaluator"),
+            (evaluate, "make_view_step"), (checkpoint, "make_checksum"),
+        ):  # fmt: skip
+            patch.setattr(module, name, _once(getattr(module, name)))
+        # A training step is given the state's memory, so every run gets a copy.
+        patch.setattr(Model, "initial_state", lambda model: jax.tree.map(lambda x: x.copy(), initial_state(model)))
+        yield
