@@ -6,7 +6,7 @@ python -m alexnet_jax.evaluate --workdir=W [--workdir=W2 ...] [--views=10] [--sp
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,15 @@ from rich.console import Console
 from rich.progress import track
 
 from alexnet_jax.augment import views
-from alexnet_jax.config import Config, check, parsed
 from alexnet_jax.config import define_flags as define_config_flags
-from alexnet_jax.data.dataset import Dataset, open_dataset
+from alexnet_jax.config import parsed
 from alexnet_jax.data.loader import Feed
 from alexnet_jax.data.splits import Subset, evaluation_order
 from alexnet_jax.mesh import TowerMesh, make_mesh
 from alexnet_jax.network import Params
-from alexnet_jax.run.checkpoint import Checkpoints, chosen_step
+from alexnet_jax.run.open import open_run
 from alexnet_jax.run.workdir import read_config
-from alexnet_jax.step import Model, make_model, make_view_step, rank
+from alexnet_jax.step import Model, make_view_step, rank
 from alexnet_jax.system import cli, runtime
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.files import replacing
@@ -148,15 +147,6 @@ def _score(losses: Float32[np.ndarray, "examples"], ranks: Int[np.ndarray, "exam
     )
 
 
-def load_member(config: Config, step: str, mesh: TowerMesh, dataset: Dataset) -> tuple[Member, int]:
-    """A trained network on a mesh, and the step of its checkpoint. Raises UserError if it cannot be restored."""
-    model = make_model(config, len(dataset.classes), mesh)
-    with Checkpoints(Path(config.workdir), keep=config.keep, writable=False) as checkpoints:
-        chosen = chosen_step(checkpoints, config.workdir, step)
-        params = checkpoints.restore_params(model, chosen)
-    return (make_viewer(model, dataset.mean), params), chosen
-
-
 def write_predictions(path: Path, log_probabilities: np.ndarray, split: Subset, classes: Sequence[str]) -> None:
     """An .npz in order of the split: probabilities (examples, classes) float32, labels (examples,) int32, class names."""
     with replacing(path, "wb") as file:
@@ -168,31 +158,26 @@ def main(options: flags.FlagValues) -> None:
     if not options.workdir:
         raise UserError("--workdir is missing: name the folder of a run; repeat it to average several")
     configs = [read_config(workdir) for workdir in options.workdir]
-    machine = parsed(options, ("spmd", "mesh", "host_devices"))
-    for name in ("batch_size", "data_dir", "precision"):
-        if options[name].present:
-            machine[name] = options[name].value
-    configs = [replace(config, accumulate=1, **machine) for config in configs]
     first = configs[0]
     for config in configs:
-        check(config)
         if (config.dataset, config.image_size) != (first.dataset, first.image_size):
             raise UserError(f"--workdir={config.workdir} was trained on other images than --workdir={first.workdir}")
     if options.predictions and not Path(options.predictions).absolute().parent.is_dir():
         raise UserError(f"--predictions={options.predictions}: there is no such folder")
     runtime.start(options.host_devices)
-    towers = min(config.table().towers for config in configs)
-    mesh = make_mesh(machine["mesh"], towers, first.batch_size, options.spmd)
-    datasets = [open_dataset(config) for config in configs]
-    split = datasets[0].split(options.split)
-    loaded = [load_member(config, options.step, mesh, data) for config, data in zip(configs, datasets, strict=True)]
-    evaluator = Evaluator(mesh, first.batch_size)
-    members = [member for member, _ in loaded]
-    quiet = not sys.stderr.isatty()
-    score, kept = evaluator(members, Feed(mesh, split), options.views, keep=bool(options.predictions), quiet=quiet)
+    given = [name for name in ("batch_size", "data_dir", "precision") if options[name].present]
+    machine = parsed(options, ("spmd", "mesh", *given))
+    batch_size = machine.setdefault("batch_size", first.batch_size)
+    mesh = make_mesh(machine["mesh"], min(config.table().towers for config in configs), batch_size, options.spmd)
+    runs = [open_run(config.workdir, on=mesh, **machine) for config in configs]
+    splits = [run.data().split(options.split) for run in runs]  # of each: all of them have to be there
+    networks = [run.restore(options.step) for run in runs]
+    members = [(make_viewer(network.model, network.mean), network.params) for network in networks]
+    feed, quiet = Feed(mesh, splits[0]), not sys.stderr.isatty()
+    score, kept = Evaluator(mesh, batch_size)(members, feed, options.views, keep=bool(options.predictions), quiet=quiet)
     if kept is not None:
-        write_predictions(Path(options.predictions), kept, split, datasets[0].classes)
-    steps = [step for _, step in loaded]
+        write_predictions(Path(options.predictions), kept, splits[0], runs[0].classes)
+    steps = [network.step for network in networks]
     judged = asdict(score)
     summary = {"split": options.split, "examples": judged.pop("examples"), "views": options.views}
     print(json.dumps(summary | {"step": steps[0] if len(steps) == 1 else steps} | judged))

@@ -13,26 +13,25 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 import numpy as np
 from absl import flags
-from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Int64
 
 from alexnet_jax.augment import COLOUR_NOISE
 from alexnet_jax.config import Config, define_flags, from_flags
-from alexnet_jax.data.dataset import Dataset, open_dataset
+from alexnet_jax.data.dataset import Dataset
 from alexnet_jax.data.loader import Feed
 from alexnet_jax.data.splits import Order
 from alexnet_jax.evaluate import Evaluator, make_viewer
-from alexnet_jax.mesh import make_mesh
 from alexnet_jax.optimizer import Schedule
 from alexnet_jax.run.checkpoint import Checkpoints
 from alexnet_jax.run.diagnostics import DeadNetwork, label_entropy
 from alexnet_jax.run.fine_tune import transfer, transferred_layers
 from alexnet_jax.run.intervals import Calendar, Progress
 from alexnet_jax.run.metrics import Recorder, Row, SpeedMeter, Stopwatch, Window
+from alexnet_jax.run.open import start_run
 from alexnet_jax.run.param_stats import MagnitudeMeter
 from alexnet_jax.run.workdir import locked, open_for_training
-from alexnet_jax.step import Knobs, Metrics, Model, Pixels, TrainState, make_model, make_nonfinite_count, make_train_step
+from alexnet_jax.step import Knobs, Metrics, Model, Pixels, TrainState, make_nonfinite_count, make_train_step
 from alexnet_jax.system import cli, runtime
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.signals import RESUME_STATUS, Interrupted, Interruption
@@ -234,14 +233,6 @@ class _OnDevices:
         return self._device
 
 
-def _opened(config: Config) -> Dataset:
-    """The data set. Of several processes the first one may have to prepare it; the others wait."""
-    dataset = None if jax.process_index() else open_dataset(config)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("the data set is prepared")
-    return dataset or open_dataset(config)
-
-
 def train(config: Config) -> None:
     """Trains or resumes the run in `config.workdir`, up to the end. Call it in the main thread.
 
@@ -249,14 +240,8 @@ def train(config: Config) -> None:
         UserError: bad input, before anything is compiled or overwritten; or the run diverged, or the disk is full.
         Interrupted: SIGTERM or SIGINT; what was done is saved.
     """
-    mesh = make_mesh(config.mesh, config.table().towers, config.batch_size, config.spmd)
-    if config.batch_size // config.accumulate % mesh.data_size:
-        raise UserError(
-            f"--accumulate={config.accumulate} parts of --batch_size={config.batch_size} cannot be shared evenly by the "
-            f"{mesh.data_size} rows of the mesh"
-        )
-    dataset = _opened(config)
-    model = make_model(config, len(dataset.classes), mesh)
+    run, dataset = start_run(config)
+    model = run.model
     calendar = Calendar(config, len(dataset.splits["train"]), "validation" in dataset.splits)
     taken = transferred_layers(model) if config.init else []
     with Interruption() as interruption, locked(config.workdir):
@@ -278,7 +263,7 @@ def train(config: Config) -> None:
             ) as recorder:
                 recorder.say(
                     f"{config.architecture} on {config.dataset}: step {progress.step} of {calendar.total_steps}, "
-                    f"mesh {mesh.data_size}x{mesh.tower_size} (data x tower), {config.spmd}, {config.precision}"
+                    f"mesh {model.mesh.data_size}x{model.mesh.tower_size} (data x tower), {config.spmd}, {config.precision}"
                 )
                 if config.init and restored is None:
                     anew = ", ".join(layer for layer in model.shapes if layer not in taken) or "nothing"

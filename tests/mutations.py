@@ -25,7 +25,7 @@ from queue import SimpleQueue
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from alexnet_jax.runtime import cache_folder  # noqa: E402
+from alexnet_jax.system.runtime import cache_folder  # noqa: E402
 
 # The files that are broken, each with the tests that are likeliest to notice. The other quick tests follow.
 CORE = {

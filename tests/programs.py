@@ -42,7 +42,8 @@ def _once(make: Callable[..., Any]) -> Callable[..., Any]:
 @pytest.fixture(scope="session", autouse=True)
 def shared_programs() -> Iterator[None]:
     """What trainer, evaluation and checkpoints compile is compiled once. `alexnet_jax.step` itself stays as it is."""
-    from alexnet_jax import checkpoint, evaluate, train
+    from alexnet_jax import evaluate, train
+    from alexnet_jax.run import checkpoint
     from alexnet_jax.step import Model
 
     initial_state = _once(Model.initial_state)

@@ -12,7 +12,6 @@ from alexnet_jax.config import Config
 from alexnet_jax.data.splits import Subset, fold_split, whole
 from alexnet_jax.data.store import Store, open_store, store_path, synthetic_store
 from alexnet_jax.prepare import prepare
-from alexnet_jax.run.workdir import read_mean
 from alexnet_jax.system.errors import UserError
 
 
@@ -34,11 +33,15 @@ class Dataset:
         return self.splits[name]
 
 
-def open_dataset(config: Config) -> Dataset:
+def open_dataset(config: Config, own_mean: Float32[np.ndarray, "size size 3"] | None = None) -> Dataset:
     """Opens the prepared set of a config; the embedded photographs are prepared on first use.
 
+    Args:
+        config: of the run.
+        own_mean: what --mean=own subtracts.
+
     Raises:
-        UserError: the set is missing, unprepared or damaged, or it has no validation split where the schedule needs one.
+        UserError: the set is missing, not prepared or damaged.
     """
     store = _open(config)
     if "train" not in store.splits or not len(store.splits["train"]):
@@ -47,27 +50,23 @@ def open_dataset(config: Config) -> Dataset:
     if config.fold is not None:
         pooled = whole(*(store.splits[name] for name in ("train", "validation") if name in store.splits))
         splits["train"], splits["validation"] = fold_split(pooled, config.fold.index, config.fold.count)
-    if config.schedule == "plateau" and "validation" not in splits:
-        raise UserError(
-            f"--schedule=plateau needs a validation split and {config.dataset} has none: "
-            "hold out a tenth of train with --fold=0/10, or choose --schedule=steps"
-        )
     return Dataset(
         name=config.dataset,
         classes=store.classes,
         splits=splits,
-        mean=_mean(config, store),
+        mean=_mean(config, store, own_mean),
         colours=colour_components(config.colour_noise, store.colour_std, store.colour_vectors),
         fingerprint=store.fingerprint,
     )
 
 
-def _mean(config: Config, store: Store) -> Float32[np.ndarray, "size size 3"]:
+def _mean(
+    config: Config, store: Store, own: Float32[np.ndarray, "size size 3"] | None
+) -> Float32[np.ndarray, "size size 3"]:
     if config.mean == "image":
         return np.ascontiguousarray(store.mean_image)
     if config.mean == "channel":
         return np.ascontiguousarray(np.broadcast_to(store.channel_mean, store.mean_image.shape))
-    own = read_mean(config)
     if own is None:
         raise UserError("--mean=own: neither --workdir nor --init has a mean.npy: choose --mean=image or --mean=channel")
     return own

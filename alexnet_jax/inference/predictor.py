@@ -1,46 +1,18 @@
 """A trained network with all that it needs to look at images, read from the folder of its run; no data set is opened."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float32, UInt8
 
 from alexnet_jax.augment import views
-from alexnet_jax.config import Config
-from alexnet_jax.data.dataset import open_dataset
 from alexnet_jax.evaluate import Evaluator, Member, make_viewer
 from alexnet_jax.layers import Classifier
-from alexnet_jax.mesh import make_mesh
-from alexnet_jax.network import Params
-from alexnet_jax.run.checkpoint import Checkpoints, chosen_step
-from alexnet_jax.run.workdir import read_classes, read_config, read_mean
-from alexnet_jax.step import Model, make_feature_step, make_model
+from alexnet_jax.run.open import Trained, open_run
+from alexnet_jax.step import make_feature_step
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.values import MeshShape
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A network on this machine's devices. `step` is that of its checkpoint."""
-
-    model: Model
-    classes: tuple[str, ...]
-    mean: Float32[np.ndarray, "size size 3"]
-    params: Params
-    step: int
-
-    @property
-    def config(self) -> Config:
-        """Of the run."""
-        return self.model.config
-
-    @property
-    def title(self) -> str:
-        """One line for a figure."""
-        return f"{self.config.architecture} on {self.config.dataset}, seed {self.config.seed}, step {self.step}"
 
 
 def load_trained(
@@ -57,18 +29,7 @@ def load_trained(
     Raises:
         UserError: there is no such run or checkpoint, or it cannot be read.
     """
-    if not workdir:
-        raise UserError("--workdir is missing: name the folder of a run")
-    config = replace(read_config(workdir), accumulate=1, batch_size=batch_size, mesh=mesh)
-    classes = read_classes(workdir)
-    mean = read_mean(config)
-    if mean is None:  # of a run that an earlier version trained
-        mean = open_dataset(config).mean
-    model = make_model(config, len(classes), make_mesh(mesh, config.table().towers, batch_size, config.spmd))
-    with Checkpoints(Path(workdir), keep=config.keep, writable=False) as checkpoints:
-        chosen = chosen_step(checkpoints, workdir, step)
-        params = checkpoints.restore_params(model, chosen)
-    return Trained(model, classes, mean, params, chosen)
+    return open_run(workdir, mesh=mesh, batch_size=batch_size).restore(step)
 
 
 class Classification:

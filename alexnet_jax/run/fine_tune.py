@@ -1,12 +1,8 @@
 """Fine-tuning: a run that starts from the parameters of another."""
 
-from dataclasses import replace
-from pathlib import Path
-
 from alexnet_jax.layers import Convolution
-from alexnet_jax.run.checkpoint import Checkpoints, chosen_step
-from alexnet_jax.run.workdir import read_classes, read_config
-from alexnet_jax.step import Model, TrainState, make_model
+from alexnet_jax.run.open import Run, open_run
+from alexnet_jax.step import Model, TrainState
 from alexnet_jax.system.errors import UserError
 
 
@@ -18,7 +14,7 @@ def transferred_layers(model: Model) -> list[str]:
     Raises:
         UserError: there is no such run, or one of its convolutions or of --init_layers does not fit.
     """
-    source, named = _source(model), model.config.init_layers
+    source, named = _source(model).model, model.config.init_layers
     fitting = [
         layer
         for layer, shapes in model.shapes.items()
@@ -42,12 +38,9 @@ def transfer(model: Model, state: TrainState, layers: list[str]) -> TrainState:
     Raises:
         UserError: the checkpoint cannot be read.
     """
-    source = _source(model)
-    with Checkpoints(Path(model.config.init), keep=source.config.keep, writable=False) as checkpoints:
-        params = checkpoints.restore_params(source, chosen_step(checkpoints, model.config.init, "latest"))
+    params = _source(model).restore().params
     return state._replace(params=state.params | {layer: params[layer] for layer in layers})
 
 
-def _source(model: Model) -> Model:
-    config = replace(read_config(model.config.init), spmd=model.config.spmd)
-    return make_model(config, len(read_classes(model.config.init)), model.mesh)
+def _source(model: Model) -> Run:
+    return open_run(model.config.init, on=model.mesh, spmd=model.config.spmd)

@@ -145,6 +145,8 @@ def _check_resumable(path: Path, config: Config, fingerprint: str) -> None:
 
 def read_config(workdir: str) -> Config:
     """The config of the run in a folder. Raises UserError if there is none."""
+    if not workdir:
+        raise UserError("--workdir is missing: name the folder of a run")
     path = Path(workdir) / "config.json"
     if not path.exists():
         raise UserError(f"--workdir={workdir} holds no run: there is no config.json")

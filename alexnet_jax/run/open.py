@@ -1,0 +1,141 @@
+"""The one door into a run: what was typed (`Config`) becomes what it means (`Run`). Nothing is compiled here."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypedDict, Unpack
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Float32
+
+from alexnet_jax.config import Config, check
+from alexnet_jax.data.dataset import Dataset, open_dataset
+from alexnet_jax.mesh import TowerMesh, make_mesh
+from alexnet_jax.network import Params
+from alexnet_jax.run.checkpoint import Checkpoints, chosen_step
+from alexnet_jax.run.workdir import read_classes, read_config, read_mean
+from alexnet_jax.step import Model, make_model
+from alexnet_jax.system.errors import UserError
+from alexnet_jax.values import MeshShape, Spmd
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run: its table traced to shapes on a mesh, its classes, and the mean image that it subtracts."""
+
+    model: Model
+    classes: tuple[str, ...]
+    mean: Float32[np.ndarray, "size size 3"]
+
+    @property
+    def config(self) -> Config:
+        """The flags of the run."""
+        return self.model.config
+
+    @property
+    def title(self) -> str:
+        """One line for a figure."""
+        return f"{self.config.architecture} on {self.config.dataset}, seed {self.config.seed}"
+
+    def data(self, data_dir: str | None = None) -> Dataset:
+        """The run's data set, under `data_dir` if that is given.
+
+        Raises:
+            UserError: it is not there, or its classes are not those that the run was trained on.
+        """
+        config = replace(self.config, data_dir=data_dir or self.config.data_dir)
+        dataset = open_data(config)
+        if dataset.classes != self.classes:
+            raise UserError(
+                f"--data_dir={config.data_dir}: {config.dataset} has other classes there than the run was trained on"
+            )
+        return dataset
+
+    def restore(self, step: str = "latest") -> "Trained":
+        """The network of a checkpoint: a step, 'latest', or 'best', the one with the lowest validation error.
+
+        Raises:
+            UserError: there is no such checkpoint, or it cannot be read.
+        """
+        with Checkpoints(Path(self.config.workdir), keep=self.config.keep, writable=False) as checkpoints:
+            chosen = chosen_step(checkpoints, self.config.workdir, step)
+            params = checkpoints.restore_params(self.model, chosen)
+        return Trained(self.model, self.classes, self.mean, params, chosen)
+
+
+@dataclass(frozen=True)
+class Trained(Run):
+    """A run with the parameters of one of its checkpoints."""
+
+    params: Params
+    step: int
+
+    @property
+    def title(self) -> str:
+        """One line for a figure."""
+        return f"{super().title}, step {self.step}"
+
+
+class Machine(TypedDict, total=False):
+    """The fields of `Config` that say how a run is looked at here, not what it is."""
+
+    mesh: MeshShape | None
+    spmd: Spmd
+    batch_size: int
+    precision: str
+    data_dir: str
+
+
+def open_run(workdir: str, *, on: TowerMesh | None = None, **machine: Unpack[Machine]) -> Run:
+    """The run in a folder, to look at; no data set is needed.
+
+    Args:
+        workdir: folder of the run.
+        on: the mesh to use, such as that of another run; None makes one as the config says.
+        machine: in place of what the config says.
+
+    Raises:
+        UserError: there is no run, or it does not fit the machine.
+    """
+    config = replace(read_config(workdir), accumulate=1, **machine)
+    check(config)
+    mesh = on or make_mesh(config.mesh, config.table().towers, config.batch_size, config.spmd)
+    classes, mean = read_classes(workdir), read_mean(config)
+    if mean is None:  # an earlier version trained it
+        mean = open_data(config).mean
+    return Run(make_model(config, len(classes), mesh), classes, mean)
+
+
+def start_run(config: Config) -> tuple[Run, Dataset]:
+    """The run that a config describes, to train it, with its data set. Nothing is written.
+
+    Raises:
+        UserError: the data set is missing, or the flags do not fit it, the devices or the network.
+    """
+    mesh = make_mesh(config.mesh, config.table().towers, config.batch_size, config.spmd)
+    if config.batch_size // config.accumulate % mesh.data_size:
+        raise UserError(
+            f"--accumulate={config.accumulate} parts of --batch_size={config.batch_size} cannot be shared evenly by the "
+            f"{mesh.data_size} rows of the mesh"
+        )
+    # Of several processes the first one may have to prepare the data; the others wait.
+    dataset = None if jax.process_index() else open_data(config)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("the data set is prepared")
+    dataset = dataset or open_data(config)
+    if config.schedule == "plateau" and "validation" not in dataset.splits:
+        raise UserError(
+            f"--schedule=plateau needs a validation split and {config.dataset} has none: "
+            "hold out a tenth of train with --fold=0/10, or choose --schedule=steps"
+        )
+    return Run(make_model(config, len(dataset.classes), mesh), dataset.classes, dataset.mean), dataset
+
+
+def open_data(config: Config) -> Dataset:
+    """The data set of a config, with the mean image that the run subtracts.
+
+    Raises:
+        UserError: it is missing, not prepared or damaged.
+    """
+    return open_dataset(config, read_mean(config) if config.mean == "own" else None)
