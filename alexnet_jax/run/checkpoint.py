@@ -60,14 +60,10 @@ class Checkpoints:
             create=writable,
         )
         if writable and jax.process_index() == 0:  # not by Orbax, whose thread for it outlives a run that ends at once
-            for left_over in self.folder.glob("*.orbax-checkpoint-tmp"):
+            for left_over in self.folder.glob("*[!0-9]*"):  # a finished one is named by its step
                 shutil.rmtree(left_over)
-        self._handlers: dict[str, Any] = {
-            "params": ocp.StandardCheckpointHandler(),
-            "optimizer": ocp.StandardCheckpointHandler(),
-            "progress": ocp.JsonCheckpointHandler(),
-        }
-        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=self._handlers)
+        self._handlers = _handlers()
+        self._manager = ocp.CheckpointManager(self.folder, options=options, handler_registry=self._handlers)
         self._checksums: dict[tuple[int, str], tuple[Model, Any]] = {}  # compiled once for each model and item
 
     def __enter__(self) -> "Checkpoints":
@@ -214,7 +210,8 @@ class Checkpoints:
 
     def _item(self, step: int, name: str, args: Any) -> Any:
         """Straight from the item's handler: the manager would have all processes wait for one whose read has failed."""
-        return self._handlers[name].restore(self.folder / str(step) / name, args=args)
+        handler: Any = self._handlers.get(name, args)
+        return handler.restore(self.folder / str(step) / name, args=args)
 
     def _arrays(self, model: Model, step: int, name: str, shapes: Any) -> Any:
         specs = getattr(model.state_specs, name)
@@ -265,6 +262,19 @@ def chosen_step(checkpoints: Checkpoints, workdir: str, step: str) -> int:
     if not step.isdecimal() or int(step) not in steps:
         raise UserError(f"--step={step}: {workdir} has the checkpoints {', '.join(map(str, steps))}, 'latest' and 'best'")
     return int(step)
+
+
+def _handlers() -> ocp.handlers.DefaultCheckpointHandlerRegistry:
+    """What reads and writes each item of a checkpoint."""
+    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    for item in ("params", "optimizer"):
+        arrays = ocp.StandardCheckpointHandler()
+        for args in (ocp.args.StandardSave, ocp.args.StandardRestore):
+            registry.add(item, args, arrays)
+    progress = ocp.JsonCheckpointHandler()
+    for args in (ocp.args.JsonSave, ocp.args.JsonRestore):
+        registry.add("progress", args, progress)
+    return registry
 
 
 def _optimizer_shapes(model: Model) -> Any:
