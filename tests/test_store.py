@@ -89,7 +89,7 @@ def test_one_changed_bit_is_seen(folder, name, monkeypatch):
         verify(folder, store)
 
 
-@pytest.mark.parametrize("kept", [None, -1])
+@pytest.mark.parametrize("kept", [None, -1, 0])
 def test_a_file_that_goes_while_it_is_verified_is_told_in_one_line(folder, kept):
     store, path = open_store(folder), folder / "validation_images.npy"
     verify(folder, store)

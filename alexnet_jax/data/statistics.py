@@ -104,7 +104,7 @@ def measure(path: Path, image_size: int, *, moments: bool) -> Iterator[Chunk]:
         moments: whether the sums of the pixels are wanted, next to the hash.
 
     Raises:
-        OSError, ValueError: the file cannot be read, or ends early.
+        OSError, ValueError, EOFError: the file cannot be read, or ends early.
     """
     mapped = np.load(path, mmap_mode="r")
     examples, offset, row = len(mapped), mapped.offset, image_size * image_size * 3

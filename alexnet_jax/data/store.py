@@ -113,7 +113,7 @@ def verify(path: Path, store: Store) -> None:
             for chunk in measure(path / f"{name}_images.npy", store.image_size, moments=False):
                 fingerprint.add_images(chunk.digest)
             fingerprint.add_labels(split.labels)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise _damaged(path, f"it cannot be read ({error})") from error
     if fingerprint.hexdigest() != store.fingerprint:
         raise _damaged(path, "its pixels or labels have changed since: they do not match the fingerprint in meta.json")
