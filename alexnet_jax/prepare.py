@@ -21,7 +21,8 @@ from rich.progress import Progress as Bar
 from rich.text import Text
 
 from alexnet_jax.data.decode import RESIZES
-from alexnet_jax.data.sources import Source, open_source
+from alexnet_jax.data.example import Source
+from alexnet_jax.data.sources import open_source
 from alexnet_jax.data.store import Store, open_store, store_path, verify
 from alexnet_jax.data.writer import Advance, write_store
 from alexnet_jax.system import cli

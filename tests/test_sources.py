@@ -209,7 +209,7 @@ def test_a_tfds_set_in_another_format_says_what_reads_it(tmp_path, monkeypatch):
     (info,) = tmp_path.rglob("dataset_info.json")
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
     line = error_of("greys", str(tmp_path))
-    assert "as tfrecord, which TensorFlow reads: pip install" in line
+    assert "as tfrecord, and only TensorFlow reads that: pip install" in line
 
 
 def test_a_tfds_example_carries_the_name_of_its_file(tmp_path):

@@ -18,8 +18,8 @@ from pictures import SIZE, broken, encode, listed, smooth, source_of
 
 import alexnet_jax.data.writer
 from alexnet_jax.data.decode import square_rgb
+from alexnet_jax.data.example import Example, Listed, Source
 from alexnet_jax.data.npy import NpyWriter
-from alexnet_jax.data.sources import Example, Listed, Source
 from alexnet_jax.data.writer import write_store
 from alexnet_jax.system.errors import UserError
 
@@ -261,7 +261,7 @@ _MEMORY = """
 import resource, sys
 import numpy as np
 from pathlib import Path
-from alexnet_jax.data.sources import Example, Source
+from alexnet_jax.data.example import Example, Source
 from alexnet_jax.data.writer import write_store
 
 class Noise:

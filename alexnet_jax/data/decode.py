@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from alexnet_jax.data.sources import EncodedImage
+from alexnet_jax.data.example import EncodedImage
 
 RESIZES = {
     "centre": "orientation from EXIF, alpha over white, RGB; centre square to size x size with Pillow's antialiased bicubic",

@@ -19,9 +19,9 @@ import PIL
 from jaxtyping import Int32, UInt8
 
 from alexnet_jax.data.decode import RESIZES, square_rgb
+from alexnet_jax.data.example import Example, Examples, Source
 from alexnet_jax.data.npy import NpyWriter
 from alexnet_jax.data.parallel import ordered_map
-from alexnet_jax.data.sources import Example, Examples, Source
 from alexnet_jax.data.statistics import COMPUTED, Fingerprint, Moments, Statistics, measure
 from alexnet_jax.data.store import FORMAT_VERSION, SPLITS, Store, open_store
 from alexnet_jax.system.errors import UserError
