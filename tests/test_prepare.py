@@ -1,5 +1,7 @@
-"""The command that prepares: what it says, refuses and leaves alone; the sets that it was made for."""
+"""Preparing, and its command: what it writes, says, refuses and leaves alone; the sets that it was made for."""
 
+import errno
+import fcntl
 import io
 import json
 import os
@@ -17,11 +19,11 @@ from pictures import SIZE, encode, smooth, source_of
 from PIL import Image
 from test_sources import write_greys
 
-import alexnet_jax.prepare
+import alexnet_jax.data.prepare
+from alexnet_jax.data.prepare import prepare
 from alexnet_jax.data.sources import open_source
 from alexnet_jax.data.store import open_store
 from alexnet_jax.data.writer import write_store
-from alexnet_jax.prepare import prepare
 from alexnet_jax.system.errors import UserError
 
 TFDS_DIR = Path(__file__).parents[2] / "shared/data/tfds"
@@ -41,16 +43,28 @@ def test_two_at_once_prepare_once(tmp_path, monkeypatch, capsys):
         written.append(arguments)
         return write_store(*arguments, **options)
 
-    monkeypatch.setattr(alexnet_jax.prepare, "open_source", opened)
-    monkeypatch.setattr(alexnet_jax.prepare, "write_store", slowly)
+    monkeypatch.setattr(alexnet_jax.data.prepare, "open_source", opened)
+    monkeypatch.setattr(alexnet_jax.data.prepare, "write_store", slowly)
     threads = [threading.Thread(target=prepare, args=("fake", tmp_path), kwargs={"image_size": SIZE}) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(timeout=30)
     assert len(written) == 1
-    assert "another process" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"waiting for the process that prepares {tmp_path}/fake-16" in said
+    assert "prepared by another process" in said
     assert len(open_store(tmp_path / "fake-16").splits["train"]) == 1
+
+
+@pytest.mark.parametrize("kind", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_does_without(tmp_path, monkeypatch, kind):
+    def flock(*_):
+        raise OSError(kind, "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(alexnet_jax.data.prepare, "open_source", lambda *_: source_of([encode(smooth(20, 20), "PNG")]))
+    assert len(open_store(prepare("fake", tmp_path, image_size=SIZE)).splits["train"]) == 1
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +97,7 @@ def test_groceries_as_train_prepares_it(groceries):
 def test_a_finished_store_stays_as_it_is(groceries, capsys):
     before = {path.name: path.stat().st_mtime_ns for path in groceries.iterdir()}
     assert prepare("groceries", groceries.parent, image_size=64) == groceries
-    assert "stays as it is" in capsys.readouterr().err
+    assert "already prepared" in capsys.readouterr().err
     assert {path.name: path.stat().st_mtime_ns for path in groceries.iterdir()} == before
 
 
@@ -95,7 +109,7 @@ def test_a_damaged_store_is_not_taken_for_finished(tmp_path):
 
 def test_a_data_dir_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    monkeypatch.setattr(alexnet_jax.prepare, "open_source", lambda *_: source_of([]))
+    monkeypatch.setattr(alexnet_jax.data.prepare, "open_source", lambda *_: source_of([]))
     with pytest.raises(UserError, match=r"^--data_dir=\S+/file/data cannot be used: [^\n]*Not a directory"):
         prepare("fake", tmp_path / "file/data", image_size=SIZE)
 
@@ -136,7 +150,7 @@ def test_a_folder_that_has_changed_since_is_told_and_the_old_store_stays(tmp_pat
     store = open_store(path)
     assert {split: len(of) for split, of in store.splits.items()} == {"train": 32, "validation": 4, "test": 4}
     assert prepare(name, data, image_size=SIZE) == path
-    with pytest.raises(UserError, match=r"was prepared from .*seed 0.* and now there are .*seed 1.*delete"):
+    with pytest.raises(UserError, match=r"was prepared from .*seed 0.* but the source is now .*seed 1.*delete"):
         prepare(name, data, image_size=SIZE, split_seed=1)
     (tmp_path / "photos/a/new.png").write_bytes(encode(smooth(20, 30), "PNG"))
     with pytest.raises(UserError, match=r"40 files of .* 41 files of"):
@@ -224,7 +238,7 @@ def test_a_terminal_shows_progress(tmp_path):
     """Under a pseudo-terminal there is a bar with a rate; elsewhere, as the other tests see, one line."""
     pty = pytest.importorskip("pty")
     leader, follower = pty.openpty()
-    code = f"from alexnet_jax.prepare import prepare; prepare('groceries', {str(tmp_path)!r}, image_size=8)"
+    code = f"from alexnet_jax.data.prepare import prepare; prepare('groceries', {str(tmp_path)!r}, image_size=8)"
     command = [sys.executable, "-c", code]
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "120"}
     process = subprocess.Popen(command, cwd=Path(__file__).parents[1], stderr=follower, env=environment)
