@@ -143,7 +143,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, small_blocks, stop):
     items = listed(images).items
     write_store(source_of(images, test=images[:5]), tmp_path / "at once", SIZE)
     first, second = Interrupted(items, at=stop), Interrupted(items, at=None)
-    with pytest.raises(UserError, match=r"cable.*goes on from there"):
+    with pytest.raises(UserError, match=r"cable.*rerun to resume"):
         write_store(Source("fake", ("a", "b", "c"), "made by hand", {"train": first}), tmp_path / "fake-16", SIZE)
     source = Source("fake", ("a", "b", "c"), "made by hand", {"train": first, "test": listed(images[:5])})
     with pytest.raises(UserError, match="cable"):
@@ -187,7 +187,7 @@ def test_kill_9_at_any_moment_and_again_gives_the_same_bytes(tmp_path):
         (tmp_path / f"photos/class {number % 3}/{number}.jpg").write_bytes(encode(smooth(900, 700, seed=number), "JPEG"))
     script = f"""
 import alexnet_jax.data.writer
-from alexnet_jax.prepare import prepare
+from alexnet_jax.data.prepare import prepare
 alexnet_jax.data.writer.BLOCK_BYTES = 3 * 256 * 256 * 3
 alexnet_jax.data.writer.SECONDS_BETWEEN_JOURNALS = 0
 prepare("folder:{tmp_path}/photos", "DIR", image_size=256)
@@ -223,7 +223,7 @@ def test_a_full_disk_is_one_line_and_goes_on_when_there_is_room(tmp_path, monkey
         append(self, rows)
 
     monkeypatch.setattr(NpyWriter, "append", full)
-    with pytest.raises(UserError, match=r"^--data_dir=.*No space left on device; what is done is kept"):
+    with pytest.raises(UserError, match=r"^--data_dir=.*No space left on device; finished images are kept"):
         write_store(source_of(images), tmp_path / "fake-16", SIZE)
     assert not (tmp_path / "fake-16").exists()
     monkeypatch.setattr(NpyWriter, "append", append)
