@@ -57,7 +57,7 @@ def test_a_folder_without_splits_is_split_by_class_and_seed(tmp_path):
     assert first.description != other.description
 
 
-def test_the_description_tells_another_content(tmp_path):
+def test_other_content_has_another_description(tmp_path):
     name = fill(tmp_path, "train/a/1", "train/b/1")
     before = open_folder(name, 0).description
     (tmp_path / "train/a/1").write_bytes(encode(smooth(5, 5), "PNG"))
@@ -85,7 +85,7 @@ def test_the_description_tells_another_content(tmp_path):
         (["1.jpg", "2.jpg"], r"\S+/1.jpg is out of place"),
     ],
 )
-def test_a_folder_that_is_not_as_it_should_be_is_told_in_one_line(tmp_path, files, said):
+def test_a_folder_in_disorder_is_one_line_of_error(tmp_path, files, said):
     for name in files:
         if name.endswith("/"):
             (tmp_path / name).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Batches on the devices: the order that was asked for, from the host and from the devices, over meshes and processes."""
+"""Batches on the devices come in the order asked for: from the host or the devices, over meshes and processes."""
 
 import json
 import socket
@@ -46,7 +46,7 @@ def test_batches_follow_the_order_from_any_step_on_every_mesh(spmd, mesh, on_dev
 @pytest.mark.parametrize("on_device", ["yes", "no"])
 @pytest.mark.parametrize("cuts", [(), (70,), (83,), (1, 50)])
 def test_a_fold_is_fed_like_any_other_split(cuts, on_device):
-    """Out of one, two and three parts, the first of which once has as many images as the fold."""
+    """Out of one, two and three parts. In one case the first part has as many images as the fold."""
     train, _ = fold_split(numbered(103, *cuts), 4, 5)
     assert len(train) == 83
     topology, wanted = make_mesh("2x1", 2, 8), np.array([0, 80, 3, 3, 41, 79, 60, 1])
@@ -71,20 +71,20 @@ def test_a_resident_set_is_transferred_once():
     assert sizes == [32 * 4] * 5
 
 
-# Buffers in use: two batches wait, and both threads may hold the one before and the one after, and be between two.
+# Buffers in use: two batches wait; both threads may hold the batch before and the one after, or be between two.
 AT_ONCE = 2 + 2 * 3
 
 
 @pytest.fixture
 def buffers(monkeypatch):
-    """The memory that the next feed's batches use."""
+    """The buffers of the next feed."""
     made = loader._Buffers()
     monkeypatch.setattr(loader, "_Buffers", lambda: made)
     return made._buffers
 
 
-def test_memory_is_used_again_but_not_while_a_batch_lives(buffers):
-    """Rows of a multiple of 64 bytes, which the CPU device does not copy: a buffer that is used too soon changes a batch."""
+def test_memory_is_reused_but_not_while_a_batch_lives(buffers):
+    """The CPU device does not copy rows of a multiple of 64 bytes, so a buffer reused too soon changes a batch."""
     images = np.random.default_rng(0).integers(0, 256, (300, 16, 16, 3), dtype=np.uint8)
     split, topology = whole(Split(images, np.arange(300, dtype=np.int32))), make_mesh("1x1", 2, 32)
     order, held = Order(seed=1, examples=300, batch_size=32), {}
@@ -126,7 +126,7 @@ def test_batches_of_any_size_begin_at_a_multiple_of_64_bytes(buffers, monkeypatc
 
 @pytest.mark.parametrize(("first", "end"), [(0, 16), (0, 8), (8, 16), (4, 5)])
 def test_a_process_reads_and_hands_over_only_its_own_rows(monkeypatch, first, end):
-    """As one of several processes would; two real ones are below."""
+    """As if it were one of several processes; a test below starts two."""
     read, handed, plain, topology = [], [], Subset.read_into, make_mesh("1x1", 1, 16)
 
     def reading(self, examples, batch):
@@ -153,7 +153,7 @@ def test_auto_leaves_images_in_host_memory_where_the_device_is_the_host():
 
 
 def devices_with(monkeypatch, *stats):
-    """A mesh of devices that tell this of their memory."""
+    """A mesh of devices that report these memory stats."""
     by_number = dict(enumerate(stats))
     monkeypatch.setattr(type(jax.devices()[0]), "memory_stats", lambda self: by_number[self.id])
     return make_mesh(f"{len(stats)}x1", 1, 32)
@@ -182,7 +182,7 @@ OTHER = {"bytes_limit": 10**9, "bytes_in_use": 0}
     ],
 )
 def test_auto_keeps_what_takes_up_to_half_of_the_free_device_memory_and_yes_what_fits(monkeypatch, stats, auto, yes):
-    """The fullest device decides; one that does not tell is left out."""
+    """The fullest device decides. A device that reports nothing is left out."""
     topology, split = devices_with(monkeypatch, *stats), numbered(300)
     assert Feed(topology, split, "auto").on_device == auto
     assert not Feed(topology, split, "no").on_device
@@ -193,7 +193,7 @@ def test_auto_keeps_what_takes_up_to_half_of_the_free_device_memory_and_yes_what
         Feed(topology, split, "yes")
 
 
-def test_what_does_not_fit_is_told_in_gigabytes(monkeypatch):
+def test_the_error_about_images_that_do_not_fit_counts_gigabytes(monkeypatch):
     topology = devices_with(monkeypatch, {"bytes_limit": 3 * 10**9, "bytes_in_use": 10**9})
     images = np.broadcast_to(np.uint8(0), (10**6, 64, 64, 3))
     said = r"^--data_on_device=yes: the images take 12\.3 GB and a device has 2\.0 GB free$"
@@ -201,7 +201,7 @@ def test_what_does_not_fit_is_told_in_gigabytes(monkeypatch):
         Feed(topology, whole(Split(images, np.zeros(10**6, np.int32))), "yes")
 
 
-def test_what_runs_ahead_stops_its_threads_and_passes_its_error_on():
+def test_a_feed_stops_its_threads_and_passes_their_error_on():
     before = set(threading.enumerate())
     topology, split, order = make_mesh("1x1", 1, 32), numbered(300), Order(seed=1, examples=300, batch_size=32)
     batches = Feed(topology, split).batches(map(order.step, range(1000)))
@@ -245,7 +245,7 @@ print(json.dumps(found))
 @pytest.mark.slow
 @pytest.mark.parametrize(("meshes", "devices"), [(("4x1", "2x2"), 2), (("1x2",), 1)])
 def test_two_processes_read_disjoint_halves_that_are_the_epoch(meshes, devices):
-    """Two real processes of JAX's runtime; a row of the mesh whose towers lie in both is read by both."""
+    """Two real processes of JAX's runtime. Both read a row of the mesh if its towers lie in both."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -265,7 +265,7 @@ def test_two_processes_read_disjoint_halves_that_are_the_epoch(meshes, devices):
 
 
 def check_shares(mesh: str, hosts: list[dict]) -> None:
-    """Both processes have read their halves of four batches; on 1x2 both have read all."""
+    """Each process has read its half of four batches; on 1x2 both have read all."""
     order = Order(seed=1, examples=64, batch_size=16)
     if mesh == "1x2":
         assert [sorted(host["read"]) for host in hosts] == [list(range(64))] * 2
@@ -309,7 +309,7 @@ for count in (1024, 8192):
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_memory_of_the_feed_does_not_depend_on_the_number_of_images(tmp_path):
-    """In MiB after an epoch of 13 MB and then one of 100 MB; pages of the map are the file's and not counted."""
+    """In MiB after an epoch of 13 MB, and after one of 100 MB. Pages of the memory map are not counted."""
     command = [sys.executable, "-c", _MEMORY, str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     small, large = map(int, done.stdout.split())

@@ -87,7 +87,7 @@ def test_groceries_as_train_prepares_it(groceries):
         left, top = ((side - 348) // 2 for side in photograph.size)
         square = photograph.crop((left, top, left + 348, top + 348)).resize((64, 64), Image.Resampling.BICUBIC)
         difference = store.splits["train"].images[index].astype(int) - np.asarray(square)
-        assert np.abs(difference).max() <= 24  # cut before it is resampled, so the edge sees other pixels
+        assert np.abs(difference).max() <= 24  # the reference is cut before resampling, so its edge sees other pixels
         assert np.abs(difference[3:-3, 3:-3]).max() <= 1
     np.testing.assert_allclose(store.channel_mean, store.splits["train"].images.mean(axis=(0, 1, 2)), rtol=1e-5)
     assert "39ff392b" in json.loads((groceries / "meta.json").read_text())["source"]
@@ -141,7 +141,7 @@ def test_a_store_of_something_else_is_not_taken_for_it(tmp_path):
         prepare("folder:a/b", tmp_path, image_size=SIZE)
 
 
-def test_a_folder_that_has_changed_since_is_told_and_the_old_store_stays(tmp_path):
+def test_a_folder_that_has_changed_since_is_an_error_and_the_old_store_stays(tmp_path):
     for number in range(40):
         (tmp_path / "photos" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
         (tmp_path / "photos" / "ab"[number % 2] / f"{number}.png").write_bytes(encode(smooth(20, 30, seed=number), "PNG"))
@@ -167,7 +167,7 @@ def test_an_unknown_set_leaves_no_folder_behind(tmp_path):
 
 
 def run(*command):
-    """A command of the repository as a user runs it."""
+    """Runs a command of the repository as a user does."""
     root = Path(__file__).parents[1]
     return subprocess.run([sys.executable, *command], cwd=root, capture_output=True, text=True, timeout=120)
 
@@ -235,7 +235,7 @@ def test_importing_prepare_defines_no_flags_and_no_jax():
 
 @pytest.mark.slow
 def test_a_terminal_shows_progress(tmp_path):
-    """Under a pseudo-terminal there is a bar with a rate; elsewhere, as the other tests see, one line."""
+    """A pseudo-terminal shows a bar with a rate. The other tests see one line."""
     pty = pytest.importorskip("pty")
     leader, follower = pty.openpty()
     code = f"from alexnet_jax.data.prepare import prepare; prepare('groceries', {str(tmp_path)!r}, image_size=8)"
@@ -248,7 +248,7 @@ def test_a_terminal_shows_progress(tmp_path):
         while part := os.read(leader, 65536):
             shown += part
     except OSError:
-        pass  # Linux's way of saying that the other end is closed
+        pass  # Linux raises this when the other end is closed
     os.close(leader)
     assert process.wait(timeout=60) == 0
     assert b"1393/1393" in shown

@@ -1,4 +1,4 @@
-"""The order of images: a permutation per epoch, a pure function of its arguments; reading in it."""
+"""The order of the images is a permutation per epoch and a pure function of its arguments; reading follows it."""
 
 import gc
 import weakref
@@ -12,7 +12,7 @@ from alexnet_jax.data.store import Split
 
 
 def numbered(count, *cuts):
-    """Images that tell their own number; in several parts if cuts are given."""
+    """Images whose pixels hold their number, in several parts if cuts are given."""
     images = np.zeros((count, 2, 2, 3), np.uint8)
     images[:, 0, 0, 0], images[:, 0, 0, 1] = np.divmod(np.arange(count), 256)
     labels = np.arange(count, dtype=np.int32)
@@ -33,7 +33,7 @@ def test_order_is_a_permutation_that_seed_and_epoch_change():
 
 
 def test_order_does_not_change_between_versions():
-    """NumPy guarantees the stream of raw words, so a run resumed years later sees the same images."""
+    """NumPy guarantees the stream of raw words, so a run that resumes years later sees the same images."""
     assert epoch_order(0, 0, 8).tolist() == [0, 2, 1, 5, 4, 3, 6, 7]
     assert epoch_order(2, 5, 8).tolist() == [1, 3, 4, 0, 7, 6, 5, 2]
     assert epoch_order(2**63, 2**40, 4).tolist() == [3, 1, 0, 2]
@@ -48,7 +48,7 @@ def test_every_example_once_per_epoch_where_batches_span_two():
     np.testing.assert_array_equal(seen[10:], epoch_order(3, 1, 10))
 
 
-def test_a_step_far_ahead_is_the_step_that_walking_there_gives():
+def test_jumping_to_a_step_gives_the_same_batch_as_walking_there():
     walked = Order(seed=3, examples=10, batch_size=7)
     steps = [walked.step(step) for step in range(30)]
     for step in (29, 0, 13, 12):
@@ -97,7 +97,7 @@ def test_evaluation_has_as_many_batches_as_it_needs(examples, reals):
 
 @pytest.mark.parametrize("cuts", [(), (70,), (1, 50)])
 def test_folds_partition_train_and_validation_together(cuts):
-    """Over the parts laid end to end, nothing being copied."""
+    """The parts are laid end to end, without a copy."""
     pooled, held = numbered(103, *cuts), []
     np.testing.assert_array_equal(pooled.labels, np.arange(103))
     for index in range(5):
@@ -125,7 +125,7 @@ def test_examples_are_read_in_the_asked_order(cuts):
 
 @pytest.mark.parametrize("cuts", [(), (8,)])
 def test_reading_into_arrays_touches_no_others(cuts):
-    """A slice of a batch, as a feed's threads fill it."""
+    """The threads of a feed each fill a slice of a batch like this."""
     batch = Batch(np.full((6, 2, 2, 3), 1, np.uint8), np.full(6, -1, np.int32))
     numbered(300, *cuts).read_into(np.array([9, 2]), Batch(batch.images[2:4], batch.labels[2:4]))
     assert batch.labels.tolist() == [-1, -1, 9, 2, -1, -1]
