@@ -49,7 +49,8 @@ def open_folder(dataset: str, split_seed: int) -> Source:
             files = _classes(root, where)
             classes, splits = tuple(files), _random_splits(files, split_seed)
             how = f"split at random, seed {split_seed}, a tenth each of every class for test and validation"
-        listing = [[str(path.relative_to(root)), path.stat().st_size] for path in sorted(_all(splits))]
+        paths = sorted(path for files in splits.values() for found in files.values() for path in found)
+        listing = [[str(path.relative_to(root)), path.stat().st_size] for path in paths]
     except OSError as error:
         raise UserError(f"{where} cannot be read: {error}") from error
     digest = hashlib.sha256(json.dumps(listing).encode()).hexdigest()
@@ -117,22 +118,13 @@ def _common_classes(splits: Mapping[str, _Files], where: str) -> tuple[str, ...]
 
 
 def _random_splits(files: _Files, seed: int) -> dict[str, _Files]:
-    """Of each class a tenth, rounded down, for test, as many for validation, and the rest for train.
-
-    Sorts raw Philox words, because NumPy guarantees their stream from version to version.
-    """
+    """Of each class a tenth, rounded down, for test, as many for validation, and the rest for train."""
     splits: dict[str, dict[str, list[Path]]] = {"train": {}, "validation": {}, "test": {}}
     for label, (name, paths) in enumerate(files.items()):
+        # Raw Philox words: NumPy guarantees their stream from version to version.
         words = np.random.Philox(key=np.array([seed, label], np.uint64)).random_raw(len(paths))
-        order, tenth = np.argsort(words, kind="stable").tolist(), len(paths) // _HELD_OUT
-        for split, places in (
-            ("test", order[:tenth]),
-            ("validation", order[tenth : 2 * tenth]),
-            ("train", order[2 * tenth :]),
-        ):
-            splits[split][name] = [paths[place] for place in sorted(places)]
+        tenth = len(paths) // _HELD_OUT
+        parts = np.split(np.argsort(words, kind="stable"), [tenth, 2 * tenth])
+        for split, places in zip(("test", "validation", "train"), parts, strict=True):
+            splits[split][name] = [paths[place] for place in sorted(places.tolist())]
     return {split: of_classes for split, of_classes in splits.items() if any(of_classes.values())}
-
-
-def _all(splits: Mapping[str, _Files]) -> list[Path]:
-    return [path for files in splits.values() for paths in files.values() for path in paths]

