@@ -35,10 +35,10 @@ CORE = {
     "step": ("step", "evaluate", "train"),
     "optimizer": ("optimizer", "train"),
     "augment": ("augment", "step"),
-    "mesh": ("mesh", "feed", "step"),
-    "checkpoint": ("checkpoint", "train", "faults"),
-    "data/loader": ("loader", "feed"),
-    "metrics": ("metrics", "train"),
+    "mesh": ("mesh", "loader", "step"),
+    "run/checkpoint": ("checkpoint", "train", "faults"),
+    "data/splits": ("splits", "loader"),
+    "run/metrics": ("metrics", "train"),
 }
 QUICK = "not slow"
 SECONDS = 600  # of one mutant; one that hangs is killed, and so counts

@@ -15,7 +15,7 @@ import pytest
 
 from alexnet_jax import mesh as meshes
 from alexnet_jax.config import Config, from_dict
-from alexnet_jax.data.sources import Example, Listed, Source
+from alexnet_jax.data.example import Example, Listed, Source
 from alexnet_jax.data.splits import Batch
 from alexnet_jax.step import Model, make_model
 from alexnet_jax.values import MeshShape, Spmd

@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 from PIL import Image
 
-from alexnet_jax.data.sources import Example, Listed, Source
+from alexnet_jax.data.example import Example, Listed, Source
 from alexnet_jax.figures import write_figure
 
 SIZE = 16

@@ -20,7 +20,7 @@ from alexnet_jax.architectures import ARCHITECTURES, _narrow
 from alexnet_jax.config import Config
 from alexnet_jax.convert.__main__ import export
 from alexnet_jax.data.dataset import open_dataset
-from alexnet_jax.data.sources import Listed
+from alexnet_jax.data.example import Listed
 from alexnet_jax.data.store import store_path
 from alexnet_jax.data.writer import write_store
 from alexnet_jax.inference.predictor import load_trained

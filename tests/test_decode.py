@@ -1,4 +1,4 @@
-"""One image to a square of RGB: pixels against Pillow and NumPy by hand; what cannot be decoded says so in one line."""
+"""One image to a square of RGB: pixels against Pillow and NumPy; one line of error if it cannot be decoded."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from alexnet_jax.data.decode import square_rgb
 
 @pytest.mark.parametrize(("width", "height"), [(96, 32), (32, 96), (64, 64), (40, 8), (48, 32)])
 def test_short_side_to_size_then_the_centre(width, height):
-    """Sizes whose long side needs no rounding: here the paper's two steps and the one step are the same."""
+    """The long sides need no rounding here, so one step gives the same as the paper's two."""
     image = smooth(width, height)
     scale = SIZE / min(width, height)
     whole = image.resize((round(width * scale), round(height * scale)), Image.Resampling.BICUBIC)
@@ -23,7 +23,7 @@ def test_short_side_to_size_then_the_centre(width, height):
 
 
 def test_reduction_is_antialiased():
-    """Columns of 0 and 255 in turn become grey; a filter that only looks at the nearest pixels keeps them apart."""
+    """Alternate columns of 0 and 255 become grey. A filter of the nearest pixels alone keeps them apart."""
     stripes = np.zeros((160, 160, 3), np.uint8)
     stripes[:, ::2] = 255
     assert np.abs(square_rgb(stripes, SIZE)[:, 1:-1].astype(int) - 127).max() <= 4
@@ -64,7 +64,7 @@ def test_transparency_lies_over_white():
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(orientation):
-    """The pixels of a camera that was held so are turned back; the references are written as NumPy axes."""
+    """The image is turned upright, as the same operation on NumPy axes does."""
     upright = {
         1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
         5: lambda a: a.swapaxes(0, 1), 6: lambda a: np.rot90(a, -1), 7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
@@ -78,7 +78,7 @@ def test_exif_orientation_is_applied(orientation):
 
 
 def test_warping_keeps_all_of_the_image():
-    """Caffe's: both sides to the size, whatever the proportions."""
+    """As Caffe does: both sides are scaled to the size, whatever the proportions."""
     image = smooth(96, 32)
     reference = np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BICUBIC)).astype(int)
     got = square_rgb(encode(image, "PNG"), SIZE, "warp")
@@ -104,14 +104,14 @@ def test_grey_of_more_than_eight_bits_is_scaled_and_not_clipped_at_255(value, ex
 
 
 @pytest.mark.parametrize("size", [1, 15, 17, 40])
-def test_the_square_is_as_large_as_it_is_asked_for(size):
+def test_the_square_has_the_size_asked_for(size):
     for resize in ("centre", "warp"):
         assert square_rgb(encode(smooth(31, 20), "PNG"), size, resize).shape == (size, size, 3)
 
 
 @pytest.mark.parametrize("wide", [True, False])
 def test_an_odd_rest_is_cut_off_in_halves(wide):
-    """Of 17 pixels 16 are kept: half of the first and half of the last go, so a mirrored image stays mirrored."""
+    """16 of 17 pixels are kept: half of the first and half of the last are cut, so a mirrored image stays mirrored."""
     image, flipped = (smooth(17, 16), np.s_[:, ::-1]) if wide else (smooth(16, 17), np.s_[::-1])
     pixels = np.asarray(image)
     got = square_rgb(pixels, SIZE)
@@ -137,7 +137,7 @@ def test_an_undecodable_image_is_an_error_of_one_line(kind, said):
     ("error", "raised", "said"),
     [(SyntaxError("one\n  two"), ValueError, "SyntaxError: one two"), (MemoryError("no room"), MemoryError, "no room")],
 )
-def test_an_error_becomes_one_line_but_want_of_memory_is_not_taken_for_a_broken_image(monkeypatch, error, raised, said):
+def test_an_error_becomes_one_line_but_a_lack_of_memory_is_not_a_broken_image(monkeypatch, error, raised, said):
     def fail(*_):
         raise error
 

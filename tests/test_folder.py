@@ -1,4 +1,4 @@
-"""`folder:PATH`: labels and splits from the folders, and one line for every folder that is not as it should be."""
+"""`folder:PATH`: labels and splits from the folders, and one line of error for a folder in disorder."""
 
 import re
 import unicodedata
@@ -12,7 +12,7 @@ from alexnet_jax.system.errors import UserError
 
 
 def fill(root, *names):
-    """Empty files; preparing, not opening, looks into them."""
+    """Makes empty files: opening does not look into them."""
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ def test_a_folder_without_splits_is_split_by_class_and_seed(tmp_path):
     assert first.description != other.description
 
 
-def test_the_description_tells_another_content(tmp_path):
+def test_other_content_has_another_description(tmp_path):
     name = fill(tmp_path, "train/a/1", "train/b/1")
     before = open_folder(name, 0).description
     (tmp_path / "train/a/1").write_bytes(encode(smooth(5, 5), "PNG"))
@@ -70,22 +70,22 @@ def test_the_description_tells_another_content(tmp_path):
         ([], "is empty"),
         (["train/a/1", "train/b/"], r"class \S+/train/b is empty"),
         (["a/1", "b/"], r"class \S+/b is empty"),
-        (["train/a/1", "train/A/2"], "'A' and 'a' fold to one name"),
-        (["train/a/1", "val/A/2"], "'a' and 'A' fold to one name"),
+        (["train/a/1", "train/A/2"], "'A' and 'a' differ only in case or encoding"),
+        (["train/a/1", "val/A/2"], "'a' and 'A' differ only in case or encoding"),
         (
             [f"{unicodedata.normalize(form, 'é')}/1" for form in ("NFC", "NFD")],
-            "fold to one name",
+            "differ only in case or encoding",
         ),
         (["train/a/1", "val/b/2"], "class 'b' of split validation has no training images"),
         (["val/a/1", "test/a/1"], "no folder `train`"),
         (["train/a/1", "val/a/1", "valid/a/1"], "second validation split"),
         (["train/a/1", "other/a/1"], r"\S+/other is out of place beside the splits"),
-        (["train/a/1", "README"], r"\S+/README is out of place: a folder for each class"),
-        (["train/a/deep/1"], r"\S+/train/a/deep is out of place: the images of a class"),
+        (["train/a/1", "README"], r"\S+/README is out of place: expected a folder for each class"),
+        (["train/a/deep/1"], r"\S+/train/a/deep is out of place: expected only the images of a class"),
         (["1.jpg", "2.jpg"], r"\S+/1.jpg is out of place"),
     ],
 )
-def test_a_folder_that_is_not_as_it_should_be_is_told_in_one_line(tmp_path, files, said):
+def test_a_folder_in_disorder_is_one_line_of_error(tmp_path, files, said):
     for name in files:
         if name.endswith("/"):
             (tmp_path / name).mkdir(parents=True)

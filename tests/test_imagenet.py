@@ -1,6 +1,6 @@
-"""The road of `imagenet2012`, from small tars in the official layout to an evaluated network, by the README's commands.
+"""`imagenet2012` from small tars in the official layout to an evaluated network, by the README's commands.
 
-TFDS's builder needs TensorFlow: requirements-prepare.txt. Reading what it wrote does not.
+TFDS needs TensorFlow (requirements-prepare.txt) to build the set, and not to read it.
 """
 
 import importlib.util
@@ -62,14 +62,14 @@ def test_from_the_tars_to_an_evaluated_network(tars, tmp_path):
     assert {label: len(images) for label, images in seen.items()} == {0: 6, 1: 6, 230: 7, 999: 6}
     for wnid, label in TRAIN.items():
         for content in train[wnid]:
-            # TFDS makes a JPEG of the PNG, so it is not the same to the last bit.
+            # TFDS turns the PNG into a JPEG, so its pixels differ a little.
             distances = [np.abs(square_rgb(content, 64).astype(int) - image).max() for image in seen[label]]
             assert min(distances) <= (40 if content.startswith(b"\x89PNG") else 0)
     by_label = dict(zip(store.splits["validation"].labels.tolist(), store.splits["validation"].images, strict=True))
     assert sorted(by_label) == sorted(VALIDATION)
     for number, label in enumerate(VALIDATION, start=1):
         np.testing.assert_array_equal(by_label[label], square_rgb(validation[f"ILSVRC2012_val_{number:08d}.JPEG"], 64))
-    # From here on without TensorFlow.
+    # The rest runs without TensorFlow.
     (tmp_path / "none").mkdir()
     (tmp_path / "none/tensorflow.py").write_text("raise ImportError('not wanted')\n")
     without = {"PYTHONPATH": f"{tmp_path}/none"}
@@ -89,7 +89,7 @@ def test_from_the_tars_to_an_evaluated_network(tars, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "resize"), [("source2012", "centre"), ("caffe", "warp")])
-def test_the_recipes_of_the_sources_prepare_images_as_they_did(name, resize):
+def test_the_recipes_prepare_images_as_their_sources_did(name, resize):
     config = from_words([f"--flagfile={ROOT}/experiments/imagenet2012_{name}.cfg"])
     assert (config.dataset, config.architecture, config.resize, config.schedule) == ("imagenet2012", name, resize, "steps")
 
@@ -97,7 +97,7 @@ def test_the_recipes_of_the_sources_prepare_images_as_they_did(name, resize):
 @needs_tensorflow
 @pytest.mark.slow
 def test_a_set_on_disk_as_tfrecord_is_read_and_not_built_again(tmp_path):
-    """A set of TFDS's own format of old, written by it; the order and every label are those of its reader."""
+    """TFDS writes the set in its old format. Every image keeps its label."""
     write = f"""
 import io, sys, numpy as np, tensorflow_datasets as tfds
 from PIL import Image
@@ -132,7 +132,7 @@ FAULTS = {
     "between files": "ILSVRC2012_img_val.tar ends early",
     "a class is no tar": "TFDS could not prepare it",
 }
-# Every fault in a folder of its own; one process, for TensorFlow takes seconds to import.
+# Each fault has a folder. One process tries them all, because importing TensorFlow takes seconds.
 _PREPARE_ALL = """
 import contextlib, io, json, sys
 from alexnet_jax.prepare import COMMAND

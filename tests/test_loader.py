@@ -1,132 +1,207 @@
-"""The order of images: a permutation per epoch, a pure function of its arguments; reading in it."""
+"""Batches on the devices come in the order asked for: from the host or the devices, on every mesh."""
 
-import gc
-import weakref
+import threading
 
+import jax
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
+from networks import LAYOUTS, make_mesh
+from test_splits import numbered
 
-from alexnet_jax.data import splits as loader
-from alexnet_jax.data.splits import Batch, Order, epoch_order, evaluation_order, fold_split, whole
+from alexnet_jax.data import loader
+from alexnet_jax.data.loader import Feed
+from alexnet_jax.data.splits import Order, Subset, fold_split, whole
 from alexnet_jax.data.store import Split
+from alexnet_jax.system.errors import UserError
 
 
-def numbered(count, *cuts):
-    """Images that tell their own number; in several parts if cuts are given."""
-    images = np.zeros((count, 2, 2, 3), np.uint8)
-    images[:, 0, 0, 0], images[:, 0, 0, 1] = np.divmod(np.arange(count), 256)
-    labels = np.arange(count, dtype=np.int32)
-    return whole(*(Split(*part) for part in zip(np.split(images, cuts), np.split(labels, cuts), strict=True)))
+def numbers(images):
+    images = np.asarray(images)
+    return images[:, 0, 0, 0].astype(int) * 256 + images[:, 0, 0, 1]
 
 
-def numbers(batch):
-    return batch.images[:, 0, 0, 0].astype(int) * 256 + batch.images[:, 0, 0, 1]
+@pytest.mark.parametrize("on_device", ["yes", "no"])
+@pytest.mark.parametrize(("spmd", "mesh"), LAYOUTS)
+def test_batches_follow_the_order_from_any_step_on_every_mesh(spmd, mesh, on_device):
+    topology, split = make_mesh(mesh, 2, 32, spmd), numbered(300)
+    order, fed = Order(seed=1, examples=300, batch_size=32), Feed(topology, split, on_device)
+    assert fed.on_device == (on_device == "yes")
+    for step, batch in enumerate(fed.batches(map(order.step, range(7, 12))), start=7):
+        images, labels = topology.fetch(batch, P("data"))
+        np.testing.assert_array_equal(labels, order.step(step))
+        np.testing.assert_array_equal(numbers(images), order.step(step))
+        if spmd == "shard_map":
+            assert batch.images.sharding.is_equivalent_to(topology.sharding(P("data")), 4)
+    assert step == 11
 
 
-def test_order_is_a_permutation_that_seed_and_epoch_change():
-    orders = [epoch_order(seed, epoch, 1000) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
-    for order in orders:
-        np.testing.assert_array_equal(np.sort(order), np.arange(1000))
-    assert (orders[0] != orders[1]).mean() > 0.9
-    assert (orders[0] != orders[2]).mean() > 0.9
-    np.testing.assert_array_equal(epoch_order(0, 1, 1000), orders[1])
+@pytest.mark.parametrize("on_device", ["yes", "no"])
+@pytest.mark.parametrize("cuts", [(), (70,), (83,), (1, 50)])
+def test_a_fold_is_fed_like_any_other_split(cuts, on_device):
+    """Out of one, two and three parts. In one case the first part has as many images as the fold."""
+    train, _ = fold_split(numbered(103, *cuts), 4, 5)
+    assert len(train) == 83
+    topology, wanted = make_mesh("2x1", 2, 8), np.array([0, 80, 3, 3, 41, 79, 60, 1])
+    (batch,) = Feed(topology, train, on_device).batches([wanted])
+    np.testing.assert_array_equal(np.asarray(batch.labels), train.labels[wanted])
+    np.testing.assert_array_equal(numbers(batch.images), train.labels[wanted])
 
 
-def test_order_does_not_change_between_versions():
-    """NumPy guarantees the stream of raw words, so a run resumed years later sees the same images."""
-    assert epoch_order(0, 0, 8).tolist() == [0, 2, 1, 5, 4, 3, 6, 7]
-    assert epoch_order(2, 5, 8).tolist() == [1, 3, 4, 0, 7, 6, 5, 2]
-    assert epoch_order(2**63, 2**40, 4).tolist() == [3, 1, 0, 2]
-    held = [fold_split(numbered(8), index, 3)[1].labels.tolist() for index in range(3)]
-    assert held == [[0, 5, 6], [2, 4, 7], [1, 3]]
+def test_a_resident_set_is_transferred_once():
+    """Afterwards only the numbers of the examples cross: 32 x 4 bytes, where the images have 32 x 12."""
+    topology, order = make_mesh("1x1", 1, 32), Order(seed=1, examples=300, batch_size=32)
+    fed = Feed(topology, numbered(300), "yes")
+    put, sizes = topology._place, []
+
+    def counted(self, x, *arguments):
+        sizes.append(x.nbytes)
+        return put(x, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(topology), "_place", counted)
+        list(fed.batches(map(order.step, range(5))))
+    assert sizes == [32 * 4] * 5
 
 
-def test_every_example_once_per_epoch_where_batches_span_two():
-    order = Order(seed=3, examples=10, batch_size=4)
-    seen = np.concatenate([order.step(step) for step in range(5)])
-    np.testing.assert_array_equal(seen[:10], epoch_order(3, 0, 10))
-    np.testing.assert_array_equal(seen[10:], epoch_order(3, 1, 10))
+# Buffers in use: two batches wait; both threads may hold the batch before and the one after, or be between two.
+AT_ONCE = 2 + 2 * 3
 
 
-def test_a_step_far_ahead_is_the_step_that_walking_there_gives():
-    walked = Order(seed=3, examples=10, batch_size=7)
-    steps = [walked.step(step) for step in range(30)]
-    for step in (29, 0, 13, 12):
-        np.testing.assert_array_equal(Order(seed=3, examples=10, batch_size=7).step(step), steps[step])
-        np.testing.assert_array_equal(walked.step(step), steps[step])
+@pytest.fixture
+def buffers(monkeypatch):
+    """The buffers of the next feed."""
+    made = loader._Buffers()
+    monkeypatch.setattr(loader, "_Buffers", lambda: made)
+    return made._buffers
 
 
-def test_a_batch_larger_than_the_set_spans_epochs():
-    seen = Order(seed=0, examples=3, batch_size=8).step(1)
-    assert len(seen) == 8
-    np.testing.assert_array_equal(seen, np.concatenate([epoch_order(0, epoch, 3) for epoch in (2, 3, 4, 5)])[2:10])
+def test_memory_is_reused_but_not_while_a_batch_lives(buffers):
+    """The CPU device does not copy rows of a multiple of 64 bytes, so a buffer reused too soon changes a batch."""
+    images = np.random.default_rng(0).integers(0, 256, (300, 16, 16, 3), dtype=np.uint8)
+    split, topology = whole(Split(images, np.arange(300, dtype=np.int32))), make_mesh("1x1", 2, 32)
+    order, held = Order(seed=1, examples=300, batch_size=32), {}
+    for step, batch in enumerate(Feed(topology, split).batches(map(order.step, range(60)))):
+        if step in (0, 1, 7, 30):
+            held[step] = batch
+    assert step == 59
+    assert len(held) < len(buffers) <= AT_ONCE + len(held)
+    for step, batch in held.items():
+        np.testing.assert_array_equal(np.asarray(batch.images), images[order.step(step)])
+        np.testing.assert_array_equal(np.asarray(batch.labels), order.step(step))
 
 
-def test_walking_orders_each_epoch_once_and_keeps_at_most_two(monkeypatch):
-    orders, made = {}, []
-
-    def noted(seed, epoch, examples):
-        made.append(epoch)
-        order = epoch_order(seed, epoch, examples)
-        orders[epoch] = weakref.ref(order)
-        return order
-
-    monkeypatch.setattr(loader, "epoch_order", noted)
-    order = Order(seed=3, examples=10, batch_size=4)
-    for step in range(25):
-        order.step(step)
-    assert made == list(range(10))
-    gc.collect()
-    assert len([epoch for epoch, kept in orders.items() if kept() is not None]) <= 2
+def test_every_batch_that_is_held_keeps_its_content(buffers):
+    topology, order = make_mesh("1x1", 2, 32), Order(seed=1, examples=300, batch_size=32)
+    held = list(Feed(topology, numbered(300)).batches(map(order.step, range(12))))
+    for step, batch in enumerate(held):
+        np.testing.assert_array_equal(numbers(batch.images), order.step(step))
+    assert len(buffers) <= 12
 
 
-def test_evaluation_covers_every_example_once_and_pads_the_last():
-    seen = []
-    for wanted, real in evaluation_order(661, 64):
-        assert wanted.shape == (64,)
-        seen.append(wanted[:real])
-    np.testing.assert_array_equal(np.concatenate(seen), np.arange(661))
-    assert real == 661 - 10 * 64
-    np.testing.assert_array_equal(wanted[real:], 640)
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 41, 64])
+def test_batches_of_any_size_begin_at_a_multiple_of_64_bytes(buffers, monkeypatch, size):
+    topology, starts = make_mesh("1x1", 1, 1), []
+    put = type(topology).put_rows
+
+    def noted(self, batch, *arguments):
+        starts.append(batch.images.ctypes.data % 64)
+        return put(self, batch, *arguments)
+
+    monkeypatch.setattr(type(topology), "put_rows", noted)
+    order = [np.arange(size) * 4 + step for step in range(40)]
+    for wanted, batch in zip(order, Feed(topology, numbered(300)).batches(order), strict=True):
+        np.testing.assert_array_equal(numbers(batch.images), wanted)
+        np.testing.assert_array_equal(np.asarray(batch.labels), wanted)
+    assert starts == [0] * 40
+    assert len(buffers) <= AT_ONCE
 
 
-@pytest.mark.parametrize(("examples", "reals"), [(0, []), (1, [1]), (63, [63]), (64, [64]), (65, [64, 1]), (128, [64, 64])])
-def test_evaluation_has_as_many_batches_as_it_needs(examples, reals):
-    assert [real for _, real in evaluation_order(examples, 64)] == reals
+@pytest.mark.parametrize(("first", "end"), [(0, 16), (0, 8), (8, 16), (4, 5)])
+def test_a_process_reads_and_hands_over_only_its_own_rows(monkeypatch, first, end):
+    """As if it were one of several processes; test_loader_processes.py starts two."""
+    read, handed, plain, topology = [], [], Subset.read_into, make_mesh("1x1", 1, 16)
+
+    def reading(self, examples, batch):
+        read.extend(examples.tolist())
+        plain(self, examples, batch)
+
+    def handing(self, batch, *place):
+        handed.append((numbers(batch.images).tolist(), batch.labels.tolist(), *place))
+        return batch
+
+    monkeypatch.setattr(Subset, "read_into", reading)
+    monkeypatch.setattr(type(topology), "rows_here", lambda self, rows: (first, end))
+    monkeypatch.setattr(type(topology), "put_rows", handing)
+    wanted = np.arange(64).reshape(4, 16)[:, ::-1]
+    assert len(list(Feed(topology, numbered(64)).batches(wanted))) == 4
+    assert handed == [(row[first:end].tolist(), row[first:end].tolist(), first, 16) for row in wanted]
+    assert sorted(read) == sorted(wanted[:, first:end].ravel().tolist())
 
 
-@pytest.mark.parametrize("cuts", [(), (70,), (1, 50)])
-def test_folds_partition_train_and_validation_together(cuts):
-    """Over the parts laid end to end, nothing being copied."""
-    pooled, held = numbered(103, *cuts), []
-    np.testing.assert_array_equal(pooled.labels, np.arange(103))
-    for index in range(5):
-        train, validation = fold_split(pooled, index, 5)
-        assert len(train) + len(validation) == 103
-        assert len(validation) == (21 if index < 3 else 20)
-        assert not set(train.labels) & set(validation.labels)
-        for part in (train, validation):
-            assert part.parts is pooled.parts
-            batch = part.read(np.arange(len(part)))
-            np.testing.assert_array_equal(numbers(batch), part.labels)
-            np.testing.assert_array_equal(batch.labels, part.labels)
-            assert (np.diff(part.labels) > 0).all()
-        held.extend(validation.labels.tolist())
-    assert sorted(held) == list(range(103))
+def test_auto_leaves_images_in_host_memory_where_the_device_is_the_host():
+    topology = make_mesh("1x1", 1, 32)
+    assert jax.devices()[0].platform == "cpu"
+    assert not Feed(topology, numbered(10), "auto").on_device
 
 
-@pytest.mark.parametrize("cuts", [(), (255,), (8, 299)])
-def test_examples_are_read_in_the_asked_order(cuts):
-    wanted = np.array([299, 0, 7, 7, 8, 298, 255, 254, 256])
-    batch = numbered(300, *cuts).read(wanted)
-    np.testing.assert_array_equal(numbers(batch), wanted)
-    np.testing.assert_array_equal(batch.labels, wanted)
+def devices_with(monkeypatch, *stats):
+    """A mesh of devices that report these memory stats."""
+    by_number = dict(enumerate(stats))
+    monkeypatch.setattr(type(jax.devices()[0]), "memory_stats", lambda self: by_number[self.id])
+    return make_mesh(f"{len(stats)}x1", 1, 32)
 
 
-@pytest.mark.parametrize("cuts", [(), (8,)])
-def test_reading_into_arrays_touches_no_others(cuts):
-    """A slice of a batch, as a feed's threads fill it."""
-    batch = Batch(np.full((6, 2, 2, 3), 1, np.uint8), np.full(6, -1, np.int32))
-    numbered(300, *cuts).read_into(np.array([9, 2]), Batch(batch.images[2:4], batch.labels[2:4]))
-    assert batch.labels.tolist() == [-1, -1, 9, 2, -1, -1]
-    assert numbers(batch).tolist() == [257, 257, 9, 2, 257, 257]
+NEEDED = 300 * 12
+OTHER = {"bytes_limit": 10**9, "bytes_in_use": 0}
+
+
+@pytest.mark.parametrize(
+    ("stats", "auto", "yes"),
+    [
+        ([{"bytes_limit": 3 * NEEDED + 1000, "bytes_in_use": 1000}], True, True),
+        ([{"bytes_limit": 2 * NEEDED + 1000, "bytes_in_use": 1000}], True, True),
+        ([{"bytes_limit": 2 * NEEDED + 999, "bytes_in_use": 1000}], False, True),
+        ([{"bytes_limit": 2 * NEEDED}], True, True),
+        ([{"bytes_limit": 2 * NEEDED - 1}], False, True),
+        ([{"bytes_limit": NEEDED}], False, True),
+        ([{"bytes_limit": NEEDED - 1}], False, False),
+        ([{"bytes_limit": 1000, "bytes_in_use": 1000}], False, False),
+        ([OTHER, {"bytes_limit": 2 * NEEDED - 1}], False, True),
+        ([OTHER, {"bytes_limit": NEEDED - 1}], False, False),
+        ([OTHER, {"bytes_in_use": 1}], True, True),
+        ([OTHER, None], True, True),
+        ([{"bytes_in_use": 1}], False, True),
+    ],
+)
+def test_auto_keeps_what_takes_up_to_half_of_the_free_device_memory_and_yes_what_fits(monkeypatch, stats, auto, yes):
+    """The fullest device decides. A device that reports nothing is left out."""
+    topology, split = devices_with(monkeypatch, *stats), numbered(300)
+    assert Feed(topology, split, "auto").on_device == auto
+    assert not Feed(topology, split, "no").on_device
+    if yes:
+        assert Feed(topology, split, "yes").on_device
+        return
+    with pytest.raises(UserError, match="--data_on_device=yes"):
+        Feed(topology, split, "yes")
+
+
+def test_the_error_about_images_that_do_not_fit_counts_gigabytes(monkeypatch):
+    topology = devices_with(monkeypatch, {"bytes_limit": 3 * 10**9, "bytes_in_use": 10**9})
+    images = np.broadcast_to(np.uint8(0), (10**6, 64, 64, 3))
+    said = r"^--data_on_device=yes: the images take 12\.3 GB and a device has 2\.0 GB free$"
+    with pytest.raises(UserError, match=said):
+        Feed(topology, whole(Split(images, np.zeros(10**6, np.int32))), "yes")
+
+
+def test_a_feed_stops_its_threads_and_passes_their_error_on():
+    before = set(threading.enumerate())
+    topology, split, order = make_mesh("1x1", 1, 32), numbered(300), Order(seed=1, examples=300, batch_size=32)
+    batches = Feed(topology, split).batches(map(order.step, range(1000)))
+    next(batches)
+    assert {thread.name.partition("_")[0] for thread in set(threading.enumerate()) - before} == {"run", "reader"}
+    batches.close()
+    assert not [thread for thread in set(threading.enumerate()) - before if thread.name.startswith(("run_ahead", "reader"))]
+    broken = Subset(split.parts, split.rows[:10])
+    with pytest.raises(IndexError):
+        list(Feed(topology, broken).batches(map(order.step, range(3))))

@@ -1,4 +1,4 @@
-"""The map over threads and the iterator that runs ahead: their order, how far ahead they are, and how they end."""
+"""The map over threads and the iterator that runs ahead: their order, how far ahead they run, and how they end."""
 
 import itertools
 import os
@@ -14,7 +14,7 @@ from alexnet_jax.data.parallel import ordered_map, run_ahead
 
 
 def noting(items, taken):
-    """The items; which were asked for is noted."""
+    """The items. Each one is noted in `taken` when it is asked for."""
     for item in items:
         taken.append(item)
         yield item
@@ -22,7 +22,7 @@ def noting(items, taken):
 
 @pytest.fixture
 def full(monkeypatch):
-    """Of the queues made from now on: the items that found one full."""
+    """The items that find their queue full, over all queues made from now on."""
     waiting: Queue[object] = Queue()
 
     class Watched(Queue):
@@ -36,8 +36,8 @@ def full(monkeypatch):
 
 
 @pytest.mark.parametrize(("arguments", "ahead"), [((), 2), ((1,), 1), ((3,), 3)])
-def test_what_runs_ahead_takes_as_many_items_as_may_wait_and_one_in_hand(full, arguments, ahead):
-    """The thread is seen where it waits, so nothing depends on how fast it is."""
+def test_running_ahead_takes_as_many_items_as_may_wait_and_one_in_hand(full, arguments, ahead):
+    """The test sees the thread wait, so nothing depends on its speed."""
     taken, begin = [], threading.Event()
 
     def items():
@@ -58,7 +58,7 @@ def test_what_runs_ahead_takes_as_many_items_as_may_wait_and_one_in_hand(full, a
     assert list(results) == list(range(2, 20))
 
 
-def test_closing_what_runs_ahead_ends_its_thread_after_the_item_in_hand():
+def test_closing_the_iterator_that_runs_ahead_ends_its_thread_after_the_item_in_hand():
     before, taken = set(threading.enumerate()), []
     results = run_ahead(noting(range(100_000), taken), 2)
     assert next(results) == 0
@@ -66,10 +66,10 @@ def test_closing_what_runs_ahead_ends_its_thread_after_the_item_in_hand():
     results.close()
     assert not set(threading.enumerate()) - before
     assert taken == list(range(len(taken)))
-    assert len(taken) <= 1 + 2 + 2  # the last one where the thread had just looked whether to stop
+    assert len(taken) <= 1 + 2 + 2  # one more if the thread has just checked whether to stop
 
 
-def test_an_error_of_what_runs_ahead_comes_after_the_items_before_it():
+def test_an_error_while_running_ahead_comes_after_the_items_before_it():
     results = run_ahead(10 // item for item in (5, 2, 0, 1))
     assert next(results) == 2
     assert next(results) == 5
@@ -80,7 +80,7 @@ def test_an_error_of_what_runs_ahead_comes_after_the_items_before_it():
 
 @pytest.mark.parametrize(("cores", "threads"), [(3, 3), (1, 1), (None, 1)])
 def test_a_map_over_threads_keeps_the_order_and_takes_only_a_few_items(monkeypatch, cores, threads):
-    """Two for each thread wait, and one is in hand."""
+    """Two for each thread, and one more."""
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
     taken = []
     squares = ordered_map(lambda item: item**2, noting(range(500), taken))
@@ -97,7 +97,7 @@ def test_a_map_has_a_thread_for_every_core(monkeypatch, cores, threads):
     together = threading.Barrier(threads)
 
     def meet(item):
-        together.wait(timeout=30)  # until as many are in this function
+        together.wait(timeout=30)  # until this many threads are here
         return item, threading.current_thread().name
 
     met = list(ordered_map(meet, range(4 * threads)))
@@ -105,7 +105,7 @@ def test_a_map_has_a_thread_for_every_core(monkeypatch, cores, threads):
     assert len({name for _, name in met}) == threads
 
 
-def test_an_error_of_a_map_is_raised_where_its_result_is_due():
+def test_an_error_of_a_map_is_raised_in_place_of_its_result():
     results = ordered_map(lambda item: 10 // item, [5, 2, 0, 1])
     assert next(results) == 2
     assert next(results) == 5
@@ -113,8 +113,8 @@ def test_an_error_of_a_map_is_raised_where_its_result_is_due():
         next(results)
 
 
-def test_closing_a_map_drops_what_was_not_begun_and_ends_its_threads(monkeypatch):
-    """One thread, which is held in item 1 until item 2 is seen to be dropped."""
+def test_closing_a_map_drops_items_that_were_not_begun_and_ends_its_threads(monkeypatch):
+    """The one thread waits in item 1 until item 2 is dropped."""
     taken, done, futures = [], [], []
     begun, release = threading.Event(), threading.Event()
 

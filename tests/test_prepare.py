@@ -1,5 +1,7 @@
-"""The command that prepares: what it says, refuses and leaves alone; the sets that it was made for."""
+"""Preparing, and its command: what it writes, says, refuses and leaves alone; the sets that it was made for."""
 
+import errno
+import fcntl
 import io
 import json
 import os
@@ -17,11 +19,11 @@ from pictures import SIZE, encode, smooth, source_of
 from PIL import Image
 from test_sources import write_greys
 
-import alexnet_jax.prepare
+import alexnet_jax.data.prepare
+from alexnet_jax.data.prepare import prepare
 from alexnet_jax.data.sources import open_source
 from alexnet_jax.data.store import open_store
 from alexnet_jax.data.writer import write_store
-from alexnet_jax.prepare import prepare
 from alexnet_jax.system.errors import UserError
 
 TFDS_DIR = Path(__file__).parents[2] / "shared/data/tfds"
@@ -41,16 +43,28 @@ def test_two_at_once_prepare_once(tmp_path, monkeypatch, capsys):
         written.append(arguments)
         return write_store(*arguments, **options)
 
-    monkeypatch.setattr(alexnet_jax.prepare, "open_source", opened)
-    monkeypatch.setattr(alexnet_jax.prepare, "write_store", slowly)
+    monkeypatch.setattr(alexnet_jax.data.prepare, "open_source", opened)
+    monkeypatch.setattr(alexnet_jax.data.prepare, "write_store", slowly)
     threads = [threading.Thread(target=prepare, args=("fake", tmp_path), kwargs={"image_size": SIZE}) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(timeout=30)
     assert len(written) == 1
-    assert "another process" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"waiting for the process that prepares {tmp_path}/fake-16" in said
+    assert "prepared by another process" in said
     assert len(open_store(tmp_path / "fake-16").splits["train"]) == 1
+
+
+@pytest.mark.parametrize("kind", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_does_without(tmp_path, monkeypatch, kind):
+    def flock(*_):
+        raise OSError(kind, "no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setattr(alexnet_jax.data.prepare, "open_source", lambda *_: source_of([encode(smooth(20, 20), "PNG")]))
+    assert len(open_store(prepare("fake", tmp_path, image_size=SIZE)).splits["train"]) == 1
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +87,7 @@ def test_groceries_as_train_prepares_it(groceries):
         left, top = ((side - 348) // 2 for side in photograph.size)
         square = photograph.crop((left, top, left + 348, top + 348)).resize((64, 64), Image.Resampling.BICUBIC)
         difference = store.splits["train"].images[index].astype(int) - np.asarray(square)
-        assert np.abs(difference).max() <= 24  # cut before it is resampled, so the edge sees other pixels
+        assert np.abs(difference).max() <= 24  # the reference is cut before resampling, so its edge sees other pixels
         assert np.abs(difference[3:-3, 3:-3]).max() <= 1
     np.testing.assert_allclose(store.channel_mean, store.splits["train"].images.mean(axis=(0, 1, 2)), rtol=1e-5)
     assert "39ff392b" in json.loads((groceries / "meta.json").read_text())["source"]
@@ -83,7 +97,7 @@ def test_groceries_as_train_prepares_it(groceries):
 def test_a_finished_store_stays_as_it_is(groceries, capsys):
     before = {path.name: path.stat().st_mtime_ns for path in groceries.iterdir()}
     assert prepare("groceries", groceries.parent, image_size=64) == groceries
-    assert "stays as it is" in capsys.readouterr().err
+    assert "already prepared" in capsys.readouterr().err
     assert {path.name: path.stat().st_mtime_ns for path in groceries.iterdir()} == before
 
 
@@ -95,7 +109,7 @@ def test_a_damaged_store_is_not_taken_for_finished(tmp_path):
 
 def test_a_data_dir_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    monkeypatch.setattr(alexnet_jax.prepare, "open_source", lambda *_: source_of([]))
+    monkeypatch.setattr(alexnet_jax.data.prepare, "open_source", lambda *_: source_of([]))
     with pytest.raises(UserError, match=r"^--data_dir=\S+/file/data cannot be used: [^\n]*Not a directory"):
         prepare("fake", tmp_path / "file/data", image_size=SIZE)
 
@@ -127,7 +141,7 @@ def test_a_store_of_something_else_is_not_taken_for_it(tmp_path):
         prepare("folder:a/b", tmp_path, image_size=SIZE)
 
 
-def test_a_folder_that_has_changed_since_is_told_and_the_old_store_stays(tmp_path):
+def test_a_folder_that_has_changed_since_is_an_error_and_the_old_store_stays(tmp_path):
     for number in range(40):
         (tmp_path / "photos" / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
         (tmp_path / "photos" / "ab"[number % 2] / f"{number}.png").write_bytes(encode(smooth(20, 30, seed=number), "PNG"))
@@ -136,7 +150,7 @@ def test_a_folder_that_has_changed_since_is_told_and_the_old_store_stays(tmp_pat
     store = open_store(path)
     assert {split: len(of) for split, of in store.splits.items()} == {"train": 32, "validation": 4, "test": 4}
     assert prepare(name, data, image_size=SIZE) == path
-    with pytest.raises(UserError, match=r"was prepared from .*seed 0.* and now there are .*seed 1.*delete"):
+    with pytest.raises(UserError, match=r"was prepared from .*seed 0.* but the source is now .*seed 1.*delete"):
         prepare(name, data, image_size=SIZE, split_seed=1)
     (tmp_path / "photos/a/new.png").write_bytes(encode(smooth(20, 30), "PNG"))
     with pytest.raises(UserError, match=r"40 files of .* 41 files of"):
@@ -153,7 +167,7 @@ def test_an_unknown_set_leaves_no_folder_behind(tmp_path):
 
 
 def run(*command):
-    """A command of the repository as a user runs it."""
+    """Runs a command of the repository as a user does."""
     root = Path(__file__).parents[1]
     return subprocess.run([sys.executable, *command], cwd=root, capture_output=True, text=True, timeout=120)
 
@@ -221,10 +235,10 @@ def test_importing_prepare_defines_no_flags_and_no_jax():
 
 @pytest.mark.slow
 def test_a_terminal_shows_progress(tmp_path):
-    """Under a pseudo-terminal there is a bar with a rate; elsewhere, as the other tests see, one line."""
+    """A pseudo-terminal shows a bar with a rate. The other tests see one line."""
     pty = pytest.importorskip("pty")
     leader, follower = pty.openpty()
-    code = f"from alexnet_jax.prepare import prepare; prepare('groceries', {str(tmp_path)!r}, image_size=8)"
+    code = f"from alexnet_jax.data.prepare import prepare; prepare('groceries', {str(tmp_path)!r}, image_size=8)"
     command = [sys.executable, "-c", code]
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "120"}
     process = subprocess.Popen(command, cwd=Path(__file__).parents[1], stderr=follower, env=environment)
@@ -234,7 +248,7 @@ def test_a_terminal_shows_progress(tmp_path):
         while part := os.read(leader, 65536):
             shown += part
     except OSError:
-        pass  # Linux's way of saying that the other end is closed
+        pass  # Linux raises this when the other end is closed
     os.close(leader)
     assert process.wait(timeout=60) == 0
     assert b"1393/1393" in shown

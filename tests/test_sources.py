@@ -28,7 +28,7 @@ def png(value):
 
 
 def write_tfds(folder, set_name, features, splits):
-    """A TFDS set as its own builder writes it, without TensorFlow: images go in as files."""
+    """Writes a TFDS set by a TFDS builder, without TensorFlow. The images go in as files."""
 
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         name = set_name
@@ -48,7 +48,7 @@ def write_tfds(folder, set_name, features, splits):
 
 
 def write_greys(folder, splits):
-    """A set `greys` of PNG files, one grey value for each label, -1 allowed."""
+    """Writes a set `greys` of PNG files: image n has grey value n. A label may be -1."""
     features = {
         "image": tfds.features.Image(shape=(None, None, 3)),
         "label": tfds.features.ClassLabel(names=["dark", "light"]),
@@ -147,7 +147,7 @@ def test_tfds_splits_get_the_names_of_this_project(tmp_path, published):
     source = open_source("greys", str(tmp_path))
     assert {split: len(examples) for split, examples in source.splits.items()} == {"train": 3, "validation": 2}
     assert source.classes == ("dark", "light")
-    # TFDS shuffles what it writes; the pixels tell which image it was.
+    # TFDS shuffles what it writes; the grey value says which image it is.
     labels = {}
     for image, label, _ in source.splits["train"].read(0):
         labels[np.asarray(Image.open(io.BytesIO(image)))[0, 0, 0]] = label
@@ -209,7 +209,7 @@ def test_a_tfds_set_in_another_format_says_what_reads_it(tmp_path, monkeypatch):
     (info,) = tmp_path.rglob("dataset_info.json")
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
     line = error_of("greys", str(tmp_path))
-    assert "as tfrecord, which TensorFlow reads: pip install" in line
+    assert "as tfrecord, and only TensorFlow reads that: pip install" in line
 
 
 def test_a_tfds_example_carries_the_name_of_its_file(tmp_path):
@@ -226,7 +226,7 @@ def test_a_tfds_example_carries_the_name_of_its_file(tmp_path):
     [("cifar11", "cifar10"), ("grocery", "groceries"), ("qqqqqqqq", "no data set"), ("../x y", "cannot be opened"),
      ("cifar10:9.9.9", "3.0.2"), ("synthetic", "no preparation")],
 )  # fmt: skip
-def test_unknown_names_are_refused_with_those_that_are_near(tmp_path, dataset, said):
+def test_unknown_names_are_refused_and_similar_ones_suggested(tmp_path, dataset, said):
     line = error_of(dataset, str(tmp_path))
     assert line.startswith(f"--dataset={dataset}")
     assert said in line

@@ -1,4 +1,4 @@
-"""What is measured of the pixels of a prepared set: exact sums against NumPy's covariance, the chunks of a file."""
+"""Statistics of the pixels of a prepared set: exact sums against NumPy's covariance, and the chunks of a file."""
 
 import hashlib
 
@@ -59,7 +59,7 @@ def test_sums_are_added_place_by_place():
     [(1, [1] * 5), (2 * 48 - 1, [1] * 5), (2 * 48, [2, 2, 1]), (5 * 48, [5]), (6 * 48, [5]), (4 << 20, [5])],
 )
 def test_the_chunks_of_a_file_are_its_images_in_order(tmp_path, monkeypatch, chunk_bytes, counts):
-    """Of 48 bytes each; a chunk holds at least one."""
+    """An image has 48 bytes, and a chunk holds at least one image."""
     images = np.random.default_rng(3).integers(0, 256, (5, 4, 4, 3), np.uint8)
     np.save(tmp_path / "images.npy", images)
     monkeypatch.setattr(statistics, "CHUNK_BYTES", chunk_bytes)

@@ -28,7 +28,7 @@ def arrays():
 
 @pytest.fixture
 def folder(tmp_path, arrays):
-    """A store written by hand, as the format's description has it."""
+    """A store written by hand, as the description of the format says."""
     images, labels = arrays
     for split in COUNTS:
         np.save(tmp_path / f"{split}_images.npy", images[split])
@@ -79,7 +79,7 @@ def test_one_changed_bit_is_seen(folder, name, monkeypatch):
     array.reshape(-1)[-1] ^= 1
     np.save(folder / name, array)
     assert "do not match the fingerprint" in error_of(folder)
-    # A large set is not read whole whenever it is opened, but on demand.
+    # Opening does not read all of a large set; `verify` does.
     pixels = sum(COUNTS.values()) * SIZE * SIZE * 3
     monkeypatch.setattr(store_module, "VERIFIED_BYTES", pixels)
     assert "do not match the fingerprint" in error_of(folder)
@@ -89,8 +89,8 @@ def test_one_changed_bit_is_seen(folder, name, monkeypatch):
         verify(folder, store)
 
 
-@pytest.mark.parametrize("kept", [None, -1])
-def test_a_file_that_goes_while_it_is_verified_is_told_in_one_line(folder, kept):
+@pytest.mark.parametrize("kept", [None, -1, 0])
+def test_a_file_lost_or_cut_while_it_is_verified_is_one_line_of_error(folder, kept):
     store, path = open_store(folder), folder / "validation_images.npy"
     verify(folder, store)
     content = path.read_bytes()
@@ -193,12 +193,12 @@ def test_a_label_that_is_no_class_is_refused(folder, label):
 
 def test_labels_may_be_all_of_the_classes(folder, monkeypatch):
     np.save(folder / "test_labels.npy", np.array([0, 1, 3], np.int32))
-    monkeypatch.setattr(store_module, "VERIFIED_BYTES", 0)  # its fingerprint is another now
+    monkeypatch.setattr(store_module, "VERIFIED_BYTES", 0)  # the labels changed the fingerprint
     assert open_store(folder).splits["test"].labels.tolist() == [0, 1, 3]
 
 
 class Trap:
-    """Does harm where it is unpickled."""
+    """Fails the test if it is unpickled."""
 
     def __reduce__(self):
         return pytest.fail, ("a file of the store was unpickled",)

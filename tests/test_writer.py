@@ -1,4 +1,4 @@
-"""Writing a store: what is in it, against NumPy; what errors, a full disk and kill -9 leave behind, and how it goes on."""
+"""Writing a store: its content against NumPy; what errors, a full disk and kill -9 leave behind, and resuming."""
 
 import collections
 import errno
@@ -18,8 +18,8 @@ from pictures import SIZE, broken, encode, listed, smooth, source_of
 
 import alexnet_jax.data.writer
 from alexnet_jax.data.decode import square_rgb
+from alexnet_jax.data.example import Example, Listed, Source
 from alexnet_jax.data.npy import NpyWriter
-from alexnet_jax.data.sources import Example, Listed, Source
 from alexnet_jax.data.writer import write_store
 from alexnet_jax.system.errors import UserError
 
@@ -35,7 +35,7 @@ def some_images(count, seed=0):
 
 
 class Interrupted(Listed):
-    """Ends in an error at one example, and notes which were read."""
+    """Raises an error at one example, and notes which examples were read."""
 
     def __init__(self, items, at):
         super().__init__(items)
@@ -52,7 +52,7 @@ class Interrupted(Listed):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """Three images a block, and a journal after every one."""
+    """Three images per block, and a journal after every block."""
     monkeypatch.setattr(alexnet_jax.data.writer, "BLOCK_BYTES", 3 * SIZE * SIZE * 3)
     monkeypatch.setattr(alexnet_jax.data.writer, "SECONDS_BETWEEN_JOURNALS", 0)
 
@@ -77,7 +77,7 @@ def test_what_is_written_is_the_source_in_order_over_several_blocks(tmp_path, sm
 
 
 def test_the_fingerprint_is_what_the_description_says(tmp_path):
-    """Of images of 700 px two fit into 4 MiB."""
+    """Two images of 700 px fit into 4 MiB."""
     images = list(np.random.default_rng(0).integers(0, 256, (5, 700, 700, 3), dtype=np.uint8))
     store = write_store(source_of(images, test=images[:1]), tmp_path / "fake-700", 700)
 
@@ -138,12 +138,12 @@ def test_a_source_without_images_to_train_on_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("stop", [1, 20, 47])
-def test_an_interrupted_run_goes_on_where_it_was(tmp_path, small_blocks, stop):
+def test_an_interrupted_run_resumes_where_it_was(tmp_path, small_blocks, stop):
     images = some_images(50)
     items = listed(images).items
     write_store(source_of(images, test=images[:5]), tmp_path / "at once", SIZE)
     first, second = Interrupted(items, at=stop), Interrupted(items, at=None)
-    with pytest.raises(UserError, match=r"cable.*goes on from there"):
+    with pytest.raises(UserError, match=r"cable.*rerun to resume"):
         write_store(Source("fake", ("a", "b", "c"), "made by hand", {"train": first}), tmp_path / "fake-16", SIZE)
     source = Source("fake", ("a", "b", "c"), "made by hand", {"train": first, "test": listed(images[:5])})
     with pytest.raises(UserError, match="cable"):
@@ -156,7 +156,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, small_blocks, stop):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["at once", "fake-16"]
 
 
-def test_another_source_or_size_does_not_go_on_from_what_is_there(tmp_path, small_blocks):
+def test_another_source_does_not_resume_what_is_there(tmp_path, small_blocks):
     items = listed(some_images(50)).items
     with pytest.raises(UserError, match="cable"):
         write_store(Source("fake", ("a", "b", "c"), "old", {"train": Interrupted(items, 40)}), tmp_path / "fake-16", SIZE)
@@ -181,13 +181,13 @@ def test_a_partial_file_that_lost_its_end_is_refused(tmp_path, small_blocks):
 
 @pytest.mark.slow
 def test_kill_9_at_any_moment_and_again_gives_the_same_bytes(tmp_path):
-    """Photographs, in the real process, killed up to ten times on the way."""
+    """Prepares photographs in a real process, which is killed up to ten times."""
     for number in range(240):
         (tmp_path / f"photos/class {number % 3}").mkdir(parents=True, exist_ok=True)
         (tmp_path / f"photos/class {number % 3}/{number}.jpg").write_bytes(encode(smooth(900, 700, seed=number), "JPEG"))
     script = f"""
 import alexnet_jax.data.writer
-from alexnet_jax.prepare import prepare
+from alexnet_jax.data.prepare import prepare
 alexnet_jax.data.writer.BLOCK_BYTES = 3 * 256 * 256 * 3
 alexnet_jax.data.writer.SECONDS_BETWEEN_JOURNALS = 0
 prepare("folder:{tmp_path}/photos", "DIR", image_size=256)
@@ -214,7 +214,7 @@ prepare("folder:{tmp_path}/photos", "DIR", image_size=256)
     assert files(expected) == files(got)
 
 
-def test_a_full_disk_is_one_line_and_goes_on_when_there_is_room(tmp_path, monkeypatch, small_blocks):
+def test_a_full_disk_is_one_line_and_the_run_resumes_when_there_is_room(tmp_path, monkeypatch, small_blocks):
     images, append = some_images(30), NpyWriter.append
 
     def full(self, rows):
@@ -223,14 +223,14 @@ def test_a_full_disk_is_one_line_and_goes_on_when_there_is_room(tmp_path, monkey
         append(self, rows)
 
     monkeypatch.setattr(NpyWriter, "append", full)
-    with pytest.raises(UserError, match=r"^--data_dir=.*No space left on device; what is done is kept"):
+    with pytest.raises(UserError, match=r"^--data_dir=.*No space left on device; finished images are kept"):
         write_store(source_of(images), tmp_path / "fake-16", SIZE)
     assert not (tmp_path / "fake-16").exists()
     monkeypatch.setattr(NpyWriter, "append", append)
     np.testing.assert_array_equal(write_store(source_of(images), tmp_path / "fake-16", SIZE).splits["train"].images, images)
 
 
-def test_too_small_a_disk_is_known_before_the_first_image(tmp_path, monkeypatch):
+def test_a_disk_that_is_too_small_is_an_error_before_the_first_image(tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=5000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     source = Source("fake", ("a", "b", "c"), "", {"train": Interrupted(listed(some_images(30)).items, at=0)})
@@ -261,7 +261,7 @@ _MEMORY = """
 import resource, sys
 import numpy as np
 from pathlib import Path
-from alexnet_jax.data.sources import Example, Source
+from alexnet_jax.data.example import Example, Source
 from alexnet_jax.data.writer import write_store
 
 class Noise:
@@ -277,7 +277,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 @pytest.mark.slow
 def test_peak_memory_does_not_depend_on_the_number_of_images(tmp_path):
-    """In MiB at 15 MB of prepared pixels and at 150 MB."""
+    """In MiB, at 15 MB and at 150 MB of prepared pixels."""
     peaks = []
     for count in (300, 3000):
         script = _MEMORY.format(count=count, path=str(tmp_path / f"noise-{count}"))

@@ -9,9 +9,9 @@ from jaxtyping import Float32
 
 from alexnet_jax.augment import colour_components
 from alexnet_jax.config import Config
+from alexnet_jax.data.prepare import prepare
 from alexnet_jax.data.splits import Subset, fold_split, whole
 from alexnet_jax.data.store import Store, open_store, store_path, synthetic_store
-from alexnet_jax.prepare import prepare
 from alexnet_jax.system.errors import UserError
 
 

@@ -1,4 +1,4 @@
-"""From the file of an image, or its pixels, to the square of uint8 RGB that a prepared set holds (Section 2)."""
+"""Turns an image file, or pixels, into the square of uint8 RGB that a prepared set holds (Section 2)."""
 
 import io
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from alexnet_jax.data.sources import EncodedImage
+from alexnet_jax.data.example import EncodedImage
 
 RESIZES = {
     "centre": "orientation from EXIF, alpha over white, RGB; centre square to size x size with Pillow's antialiased bicubic",
@@ -16,18 +16,18 @@ RESIZES = {
 
 
 def square_rgb(encoded: EncodedImage, size: int, resize: str = "centre") -> UInt8[np.ndarray, "size size 3"]:
-    """A decoded image at `size` x `size` pixels.
+    """An image decoded and resampled to `size` x `size` pixels.
 
-    The square as long as the short side is resampled in one step: the same as bringing the short side to `size` and
-    cutting out the centre, without rounding the long side and without holding what is cut off.
+    One step does what the paper does in two: scale the short side to `size`, and cut out the centre. The long side is not
+    rounded, and what is cut off takes no memory.
 
     Args:
         encoded: the bytes or the path of an image file, or pixels (grey, RGB or RGBA).
         size: side of the result in pixels.
-        resize: 'centre' keeps the centre square, as the paper; 'warp' keeps all and bends its proportions, as Caffe.
+        resize: 'centre' keeps the centre square, as the paper does; 'warp' squeezes the whole image, as Caffe does.
 
     Raises:
-        ValueError: no complete image can be decoded; the message is one line that says why.
+        ValueError: no complete image can be decoded. The message is one line and says why.
     """
     try:
         image = _to_rgb(_decode(encoded))
@@ -42,12 +42,12 @@ def square_rgb(encoded: EncodedImage, size: int, resize: str = "centre") -> UInt
     except UnidentifiedImageError as error:
         raise ValueError("in no image format that Pillow knows") from error
     except Exception as error:
-        # Pillow's decoders raise whatever a broken file leads them to: OSError, SyntaxError, struct.error and others.
+        # A broken file makes Pillow raise errors of any kind: OSError, SyntaxError, struct.error and others.
         raise ValueError(f"{type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
 def _decode(encoded: EncodedImage) -> Image.Image:
-    """All pixels of the first frame, upright. A file that ends early is an error, as Pillow has it by default."""
+    """All pixels of the first frame, upright. Raises OSError if the file ends early: Pillow's default."""
     if isinstance(encoded, np.ndarray):
         return Image.fromarray(encoded[..., 0] if encoded.shape[-1] == 1 else encoded)
     with Image.open(encoded if isinstance(encoded, Path) else io.BytesIO(encoded)) as image:

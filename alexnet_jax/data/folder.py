@@ -1,4 +1,4 @@
-"""`--dataset=folder:PATH`: image files in one folder per class, with or without a folder per split above them."""
+"""`--dataset=folder:PATH`: a folder of image files for each class, with or without a folder for each split above."""
 
 import hashlib
 import json
@@ -10,30 +10,30 @@ from types import MappingProxyType
 
 import numpy as np
 
-from alexnet_jax.data.sources import Example, Examples, Listed, Source
+from alexnet_jax.data.example import Example, Examples, Listed, Source
 from alexnet_jax.system.errors import UserError
 
 _SPLITS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "test": "test"}
-# Where a folder has no splits of its own, of each class: one tenth to test on, one tenth to validate on.
+# A random split takes one tenth of each class for test, and one tenth for validation.
 _HELD_OUT = 10
 
 _Files = Mapping[str, list[Path]]  # class: its files
 
 
 def open_folder(dataset: str, split_seed: int) -> Source:
-    """Opens PATH/split/class/file, the splits called train, validation (or valid, val) and test, or PATH/class/file.
+    """Opens PATH/split/class/file, with splits called train, validation (or valid, val) and test, or PATH/class/file.
 
-    The latter is split at random, class by class: a tenth for test, a tenth for validation, the rest for training; the same
-    files under the same seed fall the same way on every machine. Hidden files are left out; every other file has to be an
-    image. Links are followed.
+    Without splits every class is split at random: a tenth for test, a tenth for validation, the rest for training. The
+    split depends on the files and the seed alone, not on the machine. Hidden files are left out. Every other file must be
+    an image. Links are followed.
 
     Args:
         dataset: 'folder:PATH'.
-        split_seed: of the random split.
+        split_seed: seed of the random split.
 
     Raises:
-        UserError: there is no such folder, no train split, an empty class, a file or folder out of place, or two classes
-            whose names differ only in case or in the form of their characters.
+        UserError: there is no such folder, no train split, an empty class, a file or folder out of place, or two class
+            names differ only in case or in the encoding of their characters.
     """
     root = Path(dataset.removeprefix("folder:")).expanduser()
     where = f"--dataset={dataset}"
@@ -49,7 +49,8 @@ def open_folder(dataset: str, split_seed: int) -> Source:
             files = _classes(root, where)
             classes, splits = tuple(files), _random_splits(files, split_seed)
             how = f"split at random, seed {split_seed}, a tenth each of every class for test and validation"
-        listing = [[str(path.relative_to(root)), path.stat().st_size] for path in sorted(_all(splits))]
+        paths = sorted(path for files in splits.values() for found in files.values() for path in found)
+        listing = [[str(path.relative_to(root)), path.stat().st_size] for path in paths]
     except OSError as error:
         raise UserError(f"{where} cannot be read: {error}") from error
     digest = hashlib.sha256(json.dumps(listing).encode()).hexdigest()
@@ -63,18 +64,18 @@ def open_folder(dataset: str, split_seed: int) -> Source:
 
 
 def _entries(folder: Path, where: str, *, folders: bool) -> list[Path]:
-    """What a folder holds, in order of the names, hidden files left out: folders only, or files only."""
+    """The folders, or the files, in a folder, sorted by name. Raises UserError for an entry of the other kind."""
     with os.scandir(folder) as found:
         entries = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
     for entry in entries:
         if entry.is_dir() != folders:
-            due = "a folder for each class" if folders else "the images of a class, and no folder,"
-            raise UserError(f"{where}: {entry.path} is out of place: {due} belongs there")
+            wanted = "a folder for each class" if folders else "only the images of a class"
+            raise UserError(f"{where}: {entry.path} is out of place: expected {wanted}")
     return [Path(entry.path) for entry in entries]
 
 
 def _classes(folder: Path, where: str) -> dict[str, list[Path]]:
-    """The files of each class, in order of the names."""
+    """The files of each class, both sorted by name."""
     files = {path.name: _entries(path, where, folders=False) for path in _entries(folder, where, folders=True)}
     if not files:
         raise UserError(f"{where}: {folder} is empty: it should have a folder for each class")
@@ -90,14 +91,14 @@ def _check_names(names: list[str], where: str) -> None:
     for name in names:
         other = folded.setdefault(unicodedata.normalize("NFKC", name).casefold(), name)
         if other != name:
-            raise UserError(f"{where}: classes {other!r} and {name!r} fold to one name: rename one, or join them")
+            raise UserError(f"{where}: classes {other!r} and {name!r} differ only in case or encoding: rename or merge them")
 
 
 def _published_splits(top: Mapping[str, Path], where: str) -> dict[str, _Files]:
     splits: dict[str, _Files] = {}
     for name, folder in top.items():
         if name not in _SPLITS:
-            raise UserError(f"{where}: {folder} is out of place beside the splits: they are {', '.join(_SPLITS)}")
+            raise UserError(f"{where}: {folder} is out of place beside the splits: a split is called {', '.join(_SPLITS)}")
         if (split := _SPLITS[name]) in splits:
             raise UserError(f"{where}: {folder} is a second {split} split: keep one of them")
         splits[split] = _classes(folder, where)
@@ -107,7 +108,7 @@ def _published_splits(top: Mapping[str, Path], where: str) -> dict[str, _Files]:
 
 
 def _common_classes(splits: Mapping[str, _Files], where: str) -> tuple[str, ...]:
-    """The classes of the train split, which are all that the others may have."""
+    """The classes of the train split. Raises UserError if another split has more."""
     classes = tuple(splits["train"])
     for split, files in splits.items():
         _check_names([*classes, *files], where)
@@ -117,19 +118,13 @@ def _common_classes(splits: Mapping[str, _Files], where: str) -> tuple[str, ...]
 
 
 def _random_splits(files: _Files, seed: int) -> dict[str, _Files]:
-    """A tenth of each class for test and validation each, rounded down. Sorts raw Philox words, whose stream is fixed."""
+    """Of each class a tenth, rounded down, for test, as many for validation, and the rest for train."""
     splits: dict[str, dict[str, list[Path]]] = {"train": {}, "validation": {}, "test": {}}
     for label, (name, paths) in enumerate(files.items()):
+        # Raw Philox words: NumPy guarantees their stream from version to version.
         words = np.random.Philox(key=np.array([seed, label], np.uint64)).random_raw(len(paths))
-        order, tenth = np.argsort(words, kind="stable").tolist(), len(paths) // _HELD_OUT
-        for split, places in (
-            ("test", order[:tenth]),
-            ("validation", order[tenth : 2 * tenth]),
-            ("train", order[2 * tenth :]),
-        ):
-            splits[split][name] = [paths[place] for place in sorted(places)]
+        tenth = len(paths) // _HELD_OUT
+        parts = np.split(np.argsort(words, kind="stable"), [tenth, 2 * tenth])
+        for split, places in zip(("test", "validation", "train"), parts, strict=True):
+            splits[split][name] = [paths[place] for place in sorted(places.tolist())]
     return {split: of_classes for split, of_classes in splits.items() if any(of_classes.values())}
-
-
-def _all(splits: Mapping[str, _Files]) -> list[Path]:
-    return [path for files in splits.values() for paths in files.values() for path in paths]

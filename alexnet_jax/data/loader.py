@@ -1,4 +1,4 @@
-"""Batches on the devices: read and transferred ahead of the step, or gathered from a set that stays on the devices."""
+"""Batches on the devices: read and transferred ahead of the step, or gathered from a set kept on the devices."""
 
 import itertools
 import sys
@@ -17,26 +17,25 @@ from alexnet_jax.mesh import TowerMesh
 from alexnet_jax.system.errors import UserError
 
 _AHEAD = 2
-_READERS = 4  # two are enough for a copy from memory; a disk wants more requests at a time
-# Of a device's free memory: the rest is for the network.
-_SHARE_OF_MEMORY = 0.5
+_READERS = 4  # two are enough for a copy from memory; a disk is faster with more requests at a time
+_SHARE_OF_MEMORY = 0.5  # of a device's free memory; the network needs the rest
 
 
 class Feed:
-    """The examples of a split as batches, P('data') on the mesh."""
+    """Gives the examples of a split as batches, sharded P('data') on the mesh."""
 
     def __init__(self, mesh: TowerMesh, split: Subset, data_on_device: str = "no"):
-        """Puts the split on every device where that is wanted: 'yes', 'no', or 'auto', where it fits in their own memory.
+        """Copies the split to every device for 'yes', not for 'no', and for 'auto' if it fits in half the free memory.
 
-        A CPU's own memory is the host's, where the images already are: 'auto' leaves them.
+        A CPU device reports no memory of its own, so 'auto' leaves the images on the host.
 
         Raises:
-            UserError: 'yes', and they do not fit.
+            UserError: 'yes', but the images do not fit.
         """
         self.split, self._mesh = split, mesh
         self._resident: Batch | None = None
         if _stays(mesh, split, data_on_device):
-            # Unless it is a fold, the memory map itself: nothing is copied on the host.
+            # A whole split is taken as its memory map, without a copy on the host. A fold is read.
             plain = len(split.parts) == 1 and len(split) == len(split.parts[0])
             whole = Batch(split.parts[0].images, split.parts[0].labels) if plain else split.read(np.arange(len(split)))
             self._resident = mesh.put(whole, P())
@@ -48,11 +47,11 @@ class Feed:
 
     @property
     def on_device(self) -> bool:
-        """Whether the examples stay on the devices."""
+        """Whether the examples are kept on the devices."""
         return self._resident is not None
 
     def batches(self, order: Iterable[Int64[np.ndarray, "batch"]]) -> Generator[Batch, None, None]:
-        """The batches with these examples, in this order. Each process reads those rows that its own devices hold.
+        """The batches with these examples, in this order. Each process reads the rows of its own devices only.
 
         Close the generator to stop the thread that reads ahead.
         """
@@ -76,11 +75,10 @@ class Feed:
 
 
 class _Buffers:
-    """Memory for batches, used again as soon as no one holds the batch: fresh pages cost as much as filling them.
+    """Memory for batches, reused when nobody holds the batch: getting fresh pages costs as much as filling them.
 
-    An array begins at a multiple of 64 bytes, which a CPU device takes over as it is and does not copy. It must not be
-    written while JAX holds it, so a buffer is free only when nothing but this list refers to it: every view of it, JAX's
-    own included, counts as a reference.
+    An array begins at a multiple of 64 bytes: a CPU device then uses it without a copy. It must not change while JAX uses
+    it. So a buffer is free only if this list holds the last reference: each view, JAX's own included, is a reference.
     """
 
     def __init__(self) -> None:
@@ -89,7 +87,7 @@ class _Buffers:
         self._references_of_free = sys.getrefcount(lone[0])
 
     def take(self, shape: tuple[int, ...]) -> UInt8[np.ndarray, "..."]:
-        """An array that no one else uses, its content undefined. For one thread."""
+        """An array that nobody else uses, with undefined content. Not thread-safe."""
         size = int(np.prod(shape))
         for index in range(len(self._buffers)):
             if sys.getrefcount(self._buffers[index]) == self._references_of_free and self._buffers[index].size >= size + 64:

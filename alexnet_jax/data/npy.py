@@ -1,4 +1,4 @@
-"""An .npy file that grows row by row, and can be taken up again after a crash."""
+"""An .npy file that grows row by row and can be continued after a crash."""
 
 import os
 from pathlib import Path
@@ -8,16 +8,16 @@ import numpy as np
 
 
 class NpyWriter:
-    """Appends rows to an .npy file and writes their final number into its header on leaving the `with` block.
+    """Appends rows to an .npy file. The end of the `with` block writes their number into the header.
 
-    Plain writes, not a writable memory map: a full disk is then an OSError and not a SIGBUS.
+    It writes plainly and not through a memory map, so a full disk is an OSError and not a SIGBUS.
     """
 
     def __init__(self, path: Path, dtype: type, row_shape: tuple[int, ...], expected_rows: int, *, rows: int = 0) -> None:
-        """Begins a file, or keeps the first `rows` rows of one that was begun with the same arguments.
+        """Begins a file, or keeps the first `rows` rows of a file begun with the same arguments.
 
         Raises:
-            ValueError: the file has fewer rows than that.
+            ValueError: the file has fewer rows.
         """
         self.rows = rows
         self._dtype, self._row_shape = np.dtype(dtype), row_shape
@@ -31,14 +31,14 @@ class NpyWriter:
         self._file.seek(end)
 
     def append(self, rows: np.ndarray) -> None:
-        """Raises ValueError if the rows are not of the shape and dtype given at the start."""
+        """Adds rows at the end. Raises ValueError if their shape or dtype is not the one given at the start."""
         if rows.dtype != self._dtype or rows.shape[1:] != self._row_shape:
             raise ValueError(f"{rows.dtype} {rows.shape[1:]} rows for a file of {self._dtype} {self._row_shape}")
         self._file.write(np.ascontiguousarray(rows).data)
         self.rows += len(rows)
 
     def sync(self) -> None:
-        """All rows so far onto the disk."""
+        """Brings all rows so far to the disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
 
@@ -53,7 +53,7 @@ class NpyWriter:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         with self._file:
-            # NumPy leaves room in the header for the first dimension to change.
+            # NumPy leaves room in the header for a longer first dimension.
             if kind is None and self._write_header(self.rows) != self._header_bytes:
                 raise ValueError(f"the header of {self._file.name} has outgrown its place")
             self.sync()

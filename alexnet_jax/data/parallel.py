@@ -1,4 +1,4 @@
-"""A map over all cores that keeps the order and runs only a little ahead, and an iterator that runs ahead in a thread."""
+"""An ordered map over all cores, and an iterator that runs ahead in a thread. Both hold few items at a time."""
 
 import os
 import threading
@@ -13,10 +13,10 @@ Result = TypeVar("Result")
 
 
 def ordered_map(function: Callable[[Item], Result], items: Iterable[Item]) -> Generator[Result, None, None]:
-    """`function` of every item, in order, by as many threads as there are cores.
+    """`function` of every item, in order, computed by one thread per core.
 
-    The items are taken in the caller's thread, three for each thread at a time, so memory does not grow with their number.
-    An error is raised where its result is due. Close the generator to stop early.
+    The caller's thread takes the items. It holds at most two per thread and one more, so memory does not grow with their
+    number. An error is raised in place of its result. Close the generator to stop early.
     """
     threads = os.cpu_count() or 1
     pool, pending = ThreadPoolExecutor(threads, thread_name_prefix="ordered_map"), deque[Future[Result]]()
@@ -32,9 +32,9 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item]) -> Ge
 
 
 def run_ahead(items: Iterator[Item], ahead: int = 2) -> Generator[Item, None, None]:
-    """The items of an iterator that a thread of its own works through, up to `ahead` of them waiting.
+    """The items of an iterator, computed by a thread. Up to `ahead` of them wait.
 
-    An error of the thread is raised here. Close the generator to stop the thread.
+    An error in the thread is raised here, after the items before it. Close the generator to stop the thread.
     """
     done = object()
     queue: Queue[object] = Queue(maxsize=ahead)
@@ -66,7 +66,7 @@ def run_ahead(items: Iterator[Item], ahead: int = 2) -> Generator[Item, None, No
 
 
 class _Raised:
-    """An error on its way through the queue."""
+    """Carries an error through the queue."""
 
     def __init__(self, error: Exception) -> None:
         self.error = error

@@ -1,4 +1,4 @@
-"""The order of images, a pure function of (seed, epoch, position), and reading them from the memory maps."""
+"""The order of the images, a pure function of (seed, epoch, position), and reading them from the memory maps."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,21 +11,21 @@ from alexnet_jax.data.store import Split
 
 
 class Batch(NamedTuple):
-    """Host arrays of one global batch."""
+    """Images and labels of one batch: on the host, or on the devices."""
 
     images: UInt8[np.ndarray, "batch size size 3"]
     labels: Int32[np.ndarray, "batch"]
 
 
 def epoch_order(seed: int, epoch: int, examples: int) -> Int64[np.ndarray, "examples"]:
-    """A permutation of the examples. Sorts raw Philox words, whose stream NumPy guarantees from version to version."""
+    """A permutation of the examples. Sorts raw Philox words: NumPy guarantees their stream from version to version."""
     words = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(examples)
     return np.argsort(words, kind="stable")
 
 
 @dataclass
 class Order:
-    """Which examples each training step sees. Epochs follow each other without a gap: a batch may span two."""
+    """Which examples each training step sees. A batch may span two epochs: the next one follows without a gap."""
 
     seed: int
     examples: int
@@ -35,7 +35,7 @@ class Order:
         self._cached: dict[int, np.ndarray] = {}
 
     def step(self, step: int) -> Int64[np.ndarray, "batch"]:
-        """Numbers of the examples in the batch of `step`, counted from 0."""
+        """The numbers of the examples in the batch of `step`. Steps count from 0."""
         positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         epochs, places = np.divmod(positions, self.examples)
         return np.concatenate([self._epoch(epoch)[places[epochs == epoch]] for epoch in np.unique(epochs).tolist()])
@@ -49,10 +49,10 @@ class Order:
 
 @dataclass(frozen=True)
 class Subset:
-    """Examples of one or more stored splits. Nothing is copied out of their memory maps until `read`."""
+    """Examples of one or more stored splits. Only `read` copies them out of the memory maps."""
 
     parts: tuple[Split, ...]
-    rows: Int64[np.ndarray, "examples"]  # into the parts laid end to end
+    rows: Int64[np.ndarray, "examples"]  # indices into the parts, laid end to end
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -70,10 +70,10 @@ class Subset:
         return Batch(images, labels)
 
     def read_into(self, examples: Int64[np.ndarray, "batch"], batch: Batch) -> None:
-        """These examples, in the given order, into arrays made before: one copy, and no Python per image."""
+        """Copies these examples, in the given order, into arrays that exist already: one copy, without a Python loop."""
         wanted = self.rows[examples]
         if len(self.parts) == 1:
-            # Without `clip` NumPy would copy into a buffer first; `rows` are in range.
+            # Without `clip` NumPy copies into a buffer first. Nothing is clipped: `rows` are in range.
             np.take(self.parts[0].images, wanted, axis=0, out=batch.images, mode="clip")
             np.take(self.parts[0].labels, wanted, axis=0, out=batch.labels, mode="clip")
             return
@@ -91,8 +91,8 @@ def whole(*parts: Split) -> Subset:
 
 
 def evaluation_order(examples: int, batch_size: int) -> Iterator[tuple[Int64[np.ndarray, "batch"], int]]:
-    """Every example once, in order: the numbers of full batches, the last one filled up with its own first example, and how
-    many of each are real."""
+    """Every example once, in order: the numbers of each batch, and how many of them are real. Its own first example pads
+    the last batch."""
     for start in range(0, examples, batch_size):
         real = min(batch_size, examples - start)
         numbers = np.full(batch_size, start)
@@ -101,9 +101,6 @@ def evaluation_order(examples: int, batch_size: int) -> Iterator[tuple[Int64[np.
 
 
 def fold_split(pooled: Subset, index: int, count: int) -> tuple[Subset, Subset]:
-    """(train, validation): fold `index` of `count` held out. The folds are the same whatever the seed of the run."""
-    folds = epoch_order(0, 0, len(pooled)) % count
-    return (
-        Subset(pooled.parts, pooled.rows[folds != index]),
-        Subset(pooled.parts, pooled.rows[folds == index]),
-    )
+    """(train, validation): fold `index` of `count` is held out. The folds do not depend on the run's seed."""
+    held_out = epoch_order(0, 0, len(pooled)) % count == index
+    return Subset(pooled.parts, pooled.rows[~held_out]), Subset(pooled.parts, pooled.rows[held_out])

@@ -1,7 +1,7 @@
-"""What the pixels of a prepared set are like, and the hash that names its content: one pass over the finished arrays.
+"""Statistics of a prepared set's pixels, and the hash of its content, in one pass over the finished arrays.
 
-The arrays are read in chunks of a fixed number of images, by several threads, so the memory that it takes does not depend
-on how large the set is, and the result not on how the set was written.
+Several threads read the arrays in chunks of a fixed number of images. So memory does not depend on the size of the set, and
+the result does not depend on how the set was written.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ _GRAM_PIXELS = 1 << 15  # as float64 they fit into a core's cache
 
 
 class Moments(NamedTuple):
-    """Exact sums over images, from which all statistics follow."""
+    """Exact sums over images. All statistics follow from them."""
 
     images: int
     pixel_sum: Int64[np.ndarray, "size size 3"]
@@ -34,22 +34,23 @@ class Moments(NamedTuple):
 
     @classmethod
     def of(cls, images: UInt8[np.ndarray, "block size size 3"]) -> "Moments":
-        """Sums of the pixels at each place, and of the products of their channels over all places."""
+        """Sums the pixels at each place, and the products of their channels over all places."""
         pixels, gram = images.reshape(-1, 3), np.zeros((3, 3), np.int64)
         buffer = np.empty((min(_GRAM_PIXELS, len(pixels)), 3))
         for first in range(0, len(pixels), _GRAM_PIXELS):
             some = pixels[first : first + _GRAM_PIXELS]
             channels = buffer[: len(some)]
             np.copyto(channels, some)
-            # Whole numbers far below 2**53: the float64 product is exact.
+            # Integers far below 2**53: the float64 product is exact.
             gram += (channels.T @ channels).astype(np.int64)
         return cls(len(images), images.sum(axis=0, dtype=np.int64), gram)
 
     def plus(self, other: "Moments") -> "Moments":
+        """The sums over both sets of images."""
         return type(self)(self.images + other.images, self.pixel_sum + other.pixel_sum, self.gram + other.gram)
 
     def statistics(self) -> "Statistics":
-        """Raises ZeroDivisionError without images."""
+        """The statistics that follow. Raises ZeroDivisionError without images."""
         mean_image = self.pixel_sum / self.images
         mean = mean_image.mean(axis=(0, 1))
         pixels = self.images * self.pixel_sum.shape[0] * self.pixel_sum.shape[1]
@@ -69,21 +70,21 @@ class Statistics(NamedTuple):
 
 
 class Fingerprint:
-    """The hash over the hashes of chunks, fed split by split."""
+    """The hash over the hashes of the chunks, added split by split."""
 
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
 
     def add_images(self, digest: bytes) -> None:
-        """The next chunk's."""
+        """Adds the hash of the next chunk."""
         self._digest.update(digest)
 
     def add_labels(self, labels: Int32[np.ndarray, "examples"]) -> None:
-        """Of a split, after its images."""
+        """Adds the labels of a split, after its images."""
         self._digest.update(hashlib.sha256(np.ascontiguousarray(labels, "<i4").data).digest())
 
     def hexdigest(self) -> str:
-        """Of all so far."""
+        """The hash of all that was added so far."""
         return self._digest.hexdigest()
 
 
@@ -99,12 +100,12 @@ def measure(path: Path, image_size: int, *, moments: bool) -> Iterator[Chunk]:
     """The chunks of an .npy file of uint8 images, in order.
 
     Args:
-        path: the file, (examples, size, size, 3).
-        image_size: its size.
-        moments: whether the sums of the pixels are wanted, next to the hash.
+        path: the file, of shape (examples, size, size, 3).
+        image_size: `size`, in pixels.
+        moments: whether to compute the sums of the pixels beside the hash.
 
     Raises:
-        OSError, ValueError: the file cannot be read, or ends early.
+        OSError, ValueError, EOFError: the file cannot be read, or ends early.
     """
     mapped = np.load(path, mmap_mode="r")
     examples, offset, row = len(mapped), mapped.offset, image_size * image_size * 3
@@ -113,10 +114,9 @@ def measure(path: Path, image_size: int, *, moments: bool) -> Iterator[Chunk]:
 
     def of(first: int) -> Chunk:
         count = min(length, examples - first)
-        # Read, not mapped: what is mapped counts as this process's memory.
-        images = np.fromfile(path, np.uint8, count * row, offset=offset + first * row).reshape(
-            count, image_size, image_size, 3
-        )
+        # Read, not mapped: mapped pages count as this process's memory.
+        pixels = np.fromfile(path, np.uint8, count * row, offset=offset + first * row)
+        images = pixels.reshape(count, image_size, image_size, 3)
         return Chunk(count, hashlib.sha256(images.data).digest(), Moments.of(images) if moments else None)
 
     return ordered_map(of, range(0, examples, length))

@@ -1,12 +1,12 @@
-"""The prepared set on disk: uint8 arrays that are memory-mapped, and `meta.json`, which says what is in them.
+"""The prepared set on disk: memory-mapped uint8 arrays, and a `meta.json` that describes them.
 
-A store is a folder `<data_dir>/<dataset>-<image size>`, with `-warp` where the proportions were bent, of
+A store is a folder `<data_dir>/<dataset>-<image size>`, or `<dataset>-<image size>-warp`, with
     meta.json           format_version, name, image_size, resize, classes, source, counts, channel_mean, channel_std,
                         mean_image (file name), colour_std, colour_vectors, computed, resampling, skipped, fingerprint
     <split>_images.npy  uint8 (examples, size, size, 3), RGB
     <split>_labels.npy  int32 (examples,)
     mean_image.npy      float32 (size, size, 3), over the training images
-It appears under its name only when it is complete: `alexnet_jax.prepare` renames it into place.
+Preparing renames a complete store into place, so a store under its name is complete.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ VERIFIED_BYTES = 1 << 30  # read and hashed in about half a second
 
 @dataclass(frozen=True)
 class Split:
-    """Images and labels of one split; the images of an opened store are a read-only memory map."""
+    """Images and labels of one split. The images of an opened store are a read-only memory map."""
 
     images: UInt8[np.ndarray, "examples size size 3"]
     labels: Int32[np.ndarray, "examples"]
@@ -42,12 +42,12 @@ class Split:
 
 @dataclass(frozen=True)
 class Store:
-    """A prepared set. Statistics are those of the training pixels, RGB on the scale 0 to 255.
+    """A prepared set. The statistics are those of the training pixels, RGB from 0 to 255.
 
     colour_std: square roots of the eigenvalues of the pixels' covariance, ascending.
-    colour_vectors: its unit eigenvectors, the columns, in the same order.
+    colour_vectors: the unit eigenvectors as columns, in the same order.
     source: where the images are from.
-    fingerprint: names the content; two stores with the same one hold the same arrays.
+    fingerprint: a hash of the content. Two stores with the same fingerprint hold the same arrays.
     """
 
     name: str
@@ -63,17 +63,17 @@ class Store:
 
 
 def store_path(data_dir: Path, dataset: str, image_size: int, resize: str = "centre") -> Path:
-    """Where the set is prepared: a folder of `data_dir` named after it, other characters than word ones made '_'."""
+    """The set's folder in `data_dir`, named after it. Characters outside A-Z a-z 0-9 _ . + - become '_'."""
     suffix = "" if resize == "centre" else f"-{resize}"
     return data_dir / f"{re.sub(r'[^A-Za-z0-9_.+-]', '_', dataset)}-{image_size}{suffix}"
 
 
 def open_store(path: Path) -> Store:
-    """Opens a prepared set and checks all that is cheap to check: every array against meta.json, and of a set of up to
-    VERIFIED_BYTES every pixel against the fingerprint.
+    """Opens a prepared set. Checks every array against meta.json, and the pixels of a set of up to VERIFIED_BYTES against
+    the fingerprint.
 
     Raises:
-        UserError: there is no store, it is of another format version, or its files do not agree.
+        UserError: there is no store, it has another format version, or its files do not agree.
     """
     meta = _read_meta(path)
     try:
@@ -102,7 +102,7 @@ def open_store(path: Path) -> Store:
 
 
 def verify(path: Path, store: Store) -> None:
-    """Reads all of a store and holds it against its fingerprint: minutes for ImageNet.
+    """Reads the whole store and checks it against its fingerprint. ImageNet takes minutes.
 
     Raises:
         UserError: the content is not what was prepared, or cannot be read.
@@ -113,7 +113,7 @@ def verify(path: Path, store: Store) -> None:
             for chunk in measure(path / f"{name}_images.npy", store.image_size, moments=False):
                 fingerprint.add_images(chunk.digest)
             fingerprint.add_labels(split.labels)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise _damaged(path, f"it cannot be read ({error})") from error
     if fingerprint.hexdigest() != store.fingerprint:
         raise _damaged(path, "its pixels or labels have changed since: they do not match the fingerprint in meta.json")
@@ -158,7 +158,7 @@ def _open_array(path: Path, dtype: type, shape: tuple[int, ...], mmap_mode: Any 
 def _vector(numbers: Any, shape: tuple[int, ...]) -> np.ndarray:
     array = np.asarray(numbers, np.float32)
     if array.shape != shape or not np.isfinite(array).all():
-        raise ValueError(f"statistics of shape {array.shape} where {shape} is due, or not finite")
+        raise ValueError(f"statistics of shape {array.shape} where {shape} is expected, or not finite")
     return array
 
 
@@ -168,14 +168,14 @@ def _damaged(path: Path, what: str) -> UserError:
 
 
 def synthetic_store(image_size: int, classes: int = 1000, examples: int = 1024) -> Store:
-    """Uniform uint8 noise in memory, the same on every machine: `examples` to train on, a quarter of it in the others.
+    """Uniform uint8 noise in memory, the same on every machine: `examples` for training, a quarter as many in other splits.
 
-    Statistics are those of the distribution, not of the sample. At 256 px the default takes 300 MB.
+    The statistics are those of the distribution, not of the sample. At 256 px the default takes 300 MB.
     """
     counts = {"train": examples, "validation": examples // 4, "test": examples // 4}
     splits = {}
     for key, (split, count) in enumerate(counts.items()):
-        # Raw Philox words: NumPy guarantees this stream from version to version.
+        # Raw Philox words: NumPy guarantees their stream from version to version.
         words = np.random.Philox(key=key).random_raw(-(-count * image_size * image_size * 3 // 8))
         pixels = words.astype("<u8", copy=False).view(np.uint8)[: count * image_size * image_size * 3]
         images = pixels.reshape(count, image_size, image_size, 3)

@@ -1,10 +1,10 @@
-"""TensorFlow data sets as sources: ArrayRecord without TensorFlow; TFRecord, and sets never prepared before, with it."""
+"""TensorFlow data sets as sources. TensorFlow is needed only to prepare a set and to read TFRecord."""
 
 import contextlib
 import difflib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -13,20 +13,20 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from alexnet_jax.data.sources import Example, Examples, Source
+from alexnet_jax.data.example import Example, Examples, Source
 from alexnet_jax.system.errors import UserError
 
 _SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
 _READ_AT_ONCE = 64
 _DECODERS = {"image": tfds.decode.SkipDecoding()}
 _IMAGENET_TARS = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
-_TAR_END = bytes(1024)  # two empty records, which close every tar file
+_TAR_END = bytes(1024)  # two empty records close every tar file
 _INSTALL = "pip install -r requirements-prepare.txt"
 
 
 @dataclass(frozen=True)
 class _ArrayRecords:
-    """One split of a set in ArrayRecord files: the image as the bytes of its file, undecoded."""
+    """One split of a set in ArrayRecord files. Each image stays undecoded: the bytes of its file."""
 
     where: str
     records: Any
@@ -35,11 +35,11 @@ class _ArrayRecords:
         return len(self.records)
 
     def read(self, start: int) -> Iterator[Example]:
-        """Those from number `start` on. Raises UserError if the file of records is missing or damaged."""
+        """The examples from number `start` on. Raises UserError if the file of records is missing or damaged."""
         for first in range(start, len(self), _READ_AT_ONCE):
             numbers = list(range(first, min(first + _READ_AT_ONCE, len(self))))
             try:
-                # The reader makes nothing of some files that end early.
+                # The reader raises no error for some files that end early.
                 examples = [_example(record) for record in self.records.__getitems__(numbers)]
                 if len(examples) != len(numbers):
                     raise ValueError("the file ends early")
@@ -51,7 +51,7 @@ class _ArrayRecords:
 
 @dataclass(frozen=True)
 class _TfRecords:
-    """One split of a set in TFRecord files, read through TensorFlow from front to back."""
+    """One split of a set in TFRecord files. TensorFlow reads it from front to back."""
 
     where: str
     builder: Any
@@ -61,7 +61,7 @@ class _TfRecords:
         return self.builder.info.splits[self.split].num_examples
 
     def read(self, start: int) -> Iterator[Example]:
-        """Those from number `start` on. Raises UserError if the file of records is missing or damaged."""
+        """The examples from number `start` on. Raises UserError if the file of records is missing or damaged."""
         import tensorflow as tf  # pyright: ignore[reportMissingImports]
 
         order = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
@@ -81,14 +81,19 @@ def _example(record: Any) -> Example:
     return Example(bytes(image), int(record["label"]), name.decode() if isinstance(name, bytes) else str(name))
 
 
-def open_tfds(dataset: str, tfds_dir: str | None) -> Source:
-    """Opens the TFDS set of that name under `tfds_dir` (None: TFDS's own folder), preparing it if it never was.
+def open_tfds(dataset: str, tfds_dir: str | None, others: Sequence[str] = ()) -> Source:
+    """Opens a TFDS set. TFDS prepares it first if it never did.
+
+    Args:
+        dataset: its name.
+        tfds_dir: where TFDS keeps its sets; None: TFDS's own folder.
+        others: data sets outside TFDS, which the error about an unknown name suggests too.
 
     Raises:
-        UserError: the set is unknown, has no `image` and `label`, or cannot be read or prepared; TensorFlow is missing
-            where it is needed.
+        UserError: the set is unknown, has no `image` and `label`, or cannot be read or prepared; or TensorFlow is needed
+            and not installed.
     """
-    builder = _builder(dataset, tfds_dir)
+    builder = _builder(dataset, tfds_dir, others)
     _check_features(dataset, builder.info.features)
     if not builder.info.splits:
         builder = _build(dataset, tfds_dir, builder)
@@ -98,7 +103,7 @@ def open_tfds(dataset: str, tfds_dir: str | None) -> Source:
         if name := next((name for name in published if name in info.splits), None):
             examples = _open_split(dataset, builder, name, f"{where}, split {name}")
             first = next(examples.read(0), None) if len(examples) else None
-            # TFDS writes -1 where the labels were never published.
+            # TFDS writes label -1 if the labels were never published.
             if first is not None and first.label >= 0:
                 splits[split] = examples
     description = f"TensorFlow Datasets {info.full_name}, read with tensorflow-datasets {tfds.__version__}"
@@ -111,8 +116,8 @@ def _open_split(dataset: str, builder: Any, name: str, where: str) -> Examples:
     except NotImplementedError as error:
         if not _has_tensorflow():
             raise UserError(
-                f"--dataset={dataset} lies in {builder.data_dir} as {builder.info.file_format.value}, which TensorFlow "
-                f"reads: {_INSTALL}"
+                f"--dataset={dataset} lies in {builder.data_dir} as {builder.info.file_format.value}, and only TensorFlow "
+                f"reads that: {_INSTALL}"
             ) from error
         return _TfRecords(where, builder, name)
 
@@ -126,28 +131,27 @@ def _check_features(dataset: str, features: Any) -> None:
         raise UserError(f"--dataset={dataset} needs a `label` feature with classes, and has {_one_line(features)}")
 
 
-def _builder(dataset: str, tfds_dir: str | None, **options: Any) -> Any:
-    """The builder of a known TFDS name. Raises UserError, with names that are near it, for others."""
+def _builder(dataset: str, tfds_dir: str | None, others: Sequence[str] = (), **options: Any) -> Any:
+    """The builder of a TFDS name. Raises UserError for an unknown one, and suggests similar names."""
     try:
         return tfds.builder(dataset, data_dir=tfds_dir, **options)
     except tfds.core.DatasetNotFoundError as error:
-        known = ["groceries", "synthetic", *tfds.list_builders(with_community_datasets=False)]
-        near = difflib.get_close_matches(dataset, known, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "known are groceries, folder:PATH and the names of TFDS"
+        near = difflib.get_close_matches(dataset, [*others, *tfds.list_builders(with_community_datasets=False)], n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(others)} and the names of TFDS"
         raise UserError(f"--dataset={dataset} is no data set: {hint}") from error
     except (ValueError, AssertionError, ImportError) as error:
-        # A name, configuration or version that TFDS cannot parse or load.
+        # TFDS cannot parse or load this name, configuration or version.
         reason = str(error).partition("\n")[0]
         raise UserError(f"--dataset={dataset} cannot be opened: {reason}") from error
 
 
 def _build(dataset: str, tfds_dir: str | None, builder: Any) -> Any:
-    """Has TFDS prepare the set as ArrayRecord, from its downloads or its manual folder."""
+    """Lets TFDS prepare the set as ArrayRecord, from its downloads or its manual folder."""
     folder = Path(builder.data_dir)
     if not _has_tensorflow():
         raise UserError(
-            f"--dataset={dataset} was not found under {tfds_dir or folder}: name its folder with --tfds_dir, or let TFDS "
-            f"prepare it there, which needs TensorFlow once: {_INSTALL}"
+            f"--dataset={dataset} was not found under {tfds_dir or folder}: name its folder with --tfds_dir, or install "
+            f"TensorFlow once, so that TFDS can prepare it there: {_INSTALL}"
         )
     root = Path(tfds_dir) if tfds_dir else folder.parents[len(builder.info.full_name.split("/")) - 1]
     if builder.name == "imagenet2012":
@@ -156,20 +160,20 @@ def _build(dataset: str, tfds_dir: str | None, builder: Any) -> Any:
         tfds.disable_progress_bar()
     try:
         builder = _builder(dataset, tfds_dir, file_format="array_record")
-        with contextlib.redirect_stdout(sys.stderr):  # it prints there, where results belong
+        with contextlib.redirect_stdout(sys.stderr):  # TFDS prints to stdout, where only results belong
             builder.download_and_prepare()
     except UserError:
         raise
     except Exception as error:
-        # Whatever a builder of TFDS, its network access and TensorFlow raise.
+        # A builder, its downloads and TensorFlow raise errors of many kinds.
         what = f"TFDS could not prepare it under {root} ({type(error).__name__}: {_one_line(error)})"
         raise UserError(f"--dataset={dataset}: {what}") from error
     return builder
 
 
 def _check_imagenet_tars(manual: Path) -> None:
-    """Raises UserError if a tar is missing or ends early. TFDS would go on without one, and take a shortened one for whole
-    where the cut lies between two of its files."""
+    """Raises UserError if a tar is missing or ends early. TFDS works without a missing tar, and does not notice a cut
+    between two files of a tar."""
     for name in _IMAGENET_TARS:
         path = manual / name
         if not path.is_file():
@@ -185,7 +189,7 @@ def _check_imagenet_tars(manual: Path) -> None:
 
 
 def _has_tensorflow() -> bool:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # it tells of itself at every start
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # silences its messages at start-up
     try:
         import tensorflow  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -194,6 +198,6 @@ def _has_tensorflow() -> bool:
 
 
 def _one_line(what: object) -> str:
-    """The text on one line, cut where it is longer than a terminal shows at a glance."""
+    """The text on one line of at most 300 characters."""
     line = " ".join(str(what).split())
     return line if len(line) <= 300 else line[:297] + "..."

@@ -1,7 +1,7 @@
-"""Writes a source as a prepared set: it appears complete or not at all, and what a crash interrupts is taken up again.
+"""Writes a source as a prepared set. The set appears complete or not at all, and an interrupted run resumes.
 
-The arrays grow in `<store>.partial`; `<store>.partial.json`, the journal, says how much of them is safe on the disk. What is
-finished is measured, described in meta.json, and renamed.
+The arrays grow in `<store>.partial`. The journal, `<store>.partial.json`, says how much of them is safe on the disk. The
+finished arrays are measured and described in meta.json; then the folder is renamed.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,20 +20,20 @@ import PIL
 from jaxtyping import Int32, UInt8
 
 from alexnet_jax.data.decode import RESIZES, square_rgb
+from alexnet_jax.data.example import Example, Examples, Source
 from alexnet_jax.data.npy import NpyWriter
 from alexnet_jax.data.parallel import ordered_map
-from alexnet_jax.data.sources import Example, Examples, Source
 from alexnet_jax.data.statistics import COMPUTED, Fingerprint, Moments, Statistics, measure
 from alexnet_jax.data.store import FORMAT_VERSION, SPLITS, Store, open_store
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.files import write_json
 
-# Prepared pixels that one thread works on at a time: memory is a small multiple of this for each core.
+# Bytes of pixels that one thread prepares at a time. Memory per core is a small multiple of it.
 BLOCK_BYTES = 4 << 20
 SECONDS_BETWEEN_JOURNALS = 5.0
 
 Advance = Callable[[int], None]
-# (what is being done, examples in all, examples done before) -> a context that gives a function to tell of more done
+# (description, examples in total, examples already done) -> a context with the function to call for every n more
 Progress = Callable[[str, int, int], contextlib.AbstractContextManager[Advance]]
 
 
@@ -44,7 +45,7 @@ def no_progress(description: str, total: int, completed: int) -> Iterator[Advanc
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a source becomes a store. Only a set begun by the same recipe is taken up again."""
+    """How a source becomes a store. A run resumes only what the same recipe began."""
 
     source: str
     classes: list[str]
@@ -57,7 +58,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Done:
-    """How far a split has come: examples taken from the source, rows written of them, and those left out."""
+    """Progress of a split: examples read from the source, rows written, and examples left out."""
 
     read: int = 0
     rows: int = 0
@@ -66,19 +67,19 @@ class Done:
 
 @dataclass
 class Journal:
-    """How far each split has come."""
+    """The progress of every split."""
 
     recipe: Recipe
     done: dict[str, Done] = field(default_factory=dict)
 
     @property
     def read(self) -> int:
-        """Examples taken from the source, of all splits."""
+        """Examples read from the source, over all splits."""
         return sum(done.read for done in self.done.values())
 
 
-def _take_up(partial: Path, path: Path, recipe: Recipe, on_error: str) -> Journal:
-    """The journal of an interrupted run that this one continues, or a new one for an empty folder."""
+def _resume(partial: Path, path: Path, recipe: Recipe, on_error: str) -> Journal:
+    """The journal of the interrupted run to resume, or a new one and an empty folder."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["recipe"] == asdict(recipe) and partial.is_dir():
@@ -89,7 +90,7 @@ def _take_up(partial: Path, path: Path, recipe: Recipe, on_error: str) -> Journa
             if on_error == "skip" or not any(split.skipped for split in done.values()):
                 return Journal(recipe, done)
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # there is none, or it is of no use
+        pass  # no journal, or not a usable one
     path.unlink(missing_ok=True)
     if partial.exists():
         shutil.rmtree(partial)
@@ -99,44 +100,34 @@ def _take_up(partial: Path, path: Path, recipe: Recipe, on_error: str) -> Journa
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive examples of a split, prepared."""
+    """Consecutive prepared examples of a split."""
 
     images: UInt8[np.ndarray, "block size size 3"]
     labels: Int32[np.ndarray, "block"]
     skipped: list[dict[str, str | int]]
 
 
-@dataclass(frozen=True)
-class _Decode:
-    """Prepares the blocks of one split."""
-
-    split: str
-    classes: int
-    image_size: int
-    resize: str
-    on_error: str
-
-    def __call__(self, numbered: tuple[int, list[Example]]) -> Block:
-        """Raises UserError naming an image that cannot be decoded, unless it is to be skipped."""
-        first, examples = numbered
-        size = self.image_size
-        images, labels, skipped = np.empty((len(examples), size, size, 3), np.uint8), [], []
-        for index, example in enumerate(examples, start=first):
-            if not 0 <= example.label < self.classes:
-                raise UserError(f"image {index} of split {self.split} has label {example.label}, which is no class")
-            try:
-                images[len(labels)] = square_rgb(example.image, size, self.resize)
-            except ValueError as error:
-                if self.on_error == "fail":
-                    name = f", {example.name}," if example.name else ""
-                    raise UserError(
-                        f"image {index} of split {self.split}{name} cannot be decoded ({error}): mend the source, or leave "
-                        "such images out with --on_error=skip; what is done is kept"
-                    ) from error
-                skipped.append({"split": self.split, "index": index, "name": example.name, "reason": str(error)})
-            else:
-                labels.append(example.label)
-        return Block(images[: len(labels)], np.array(labels, np.int32), skipped)
+def _decode(recipe: Recipe, split: str, on_error: str, numbered: tuple[int, list[Example]]) -> Block:
+    """Prepares a block of a split. Raises UserError naming an image that cannot be decoded, unless it may be skipped."""
+    first, examples = numbered
+    size = recipe.image_size
+    images, labels, skipped = np.empty((len(examples), size, size, 3), np.uint8), [], []
+    for index, example in enumerate(examples, start=first):
+        if not 0 <= example.label < len(recipe.classes):
+            raise UserError(f"image {index} of split {split} has label {example.label}: there is no such class")
+        try:
+            images[len(labels)] = square_rgb(example.image, size, recipe.resize)
+        except ValueError as error:
+            if on_error == "fail":
+                name = f", {example.name}," if example.name else ""
+                raise UserError(
+                    f"image {index} of split {split}{name} cannot be decoded ({error}): repair the source, or skip such "
+                    "images with --on_error=skip; finished images are kept"
+                ) from error
+            skipped.append({"split": split, "index": index, "name": example.name, "reason": str(error)})
+        else:
+            labels.append(example.label)
+    return Block(images[: len(labels)], np.array(labels, np.int32), skipped)
 
 
 def write_store(
@@ -148,26 +139,26 @@ def write_store(
     on_error: str = "fail",
     progress: Progress = no_progress,
 ) -> Store:
-    """Prepares a source as the store `path` and opens it. What an earlier run with the same arguments did is not done again.
+    """Prepares a source as the store `path` and opens it. Resumes an interrupted run with the same arguments.
 
     Args:
         source: the labelled images.
         path: the store's folder, which must not exist.
         image_size: side of the prepared images in pixels.
         resize: 'centre' or 'warp', see `alexnet_jax.data.decode`.
-        on_error: 'fail' at an image that cannot be decoded, or 'skip' it and list it in meta.json.
-        progress: shows how far it is.
+        on_error: at an image that cannot be decoded: 'fail', or 'skip' it and list it in meta.json.
+        progress: shows the progress.
 
     Raises:
         UserError: an image cannot be decoded (on_error 'fail'), there is no train split, or nothing can be written.
     """
     if not len(source.splits.get("train", ())):
-        raise UserError(f"--dataset={source.name} has no labelled train split, which the statistics are taken over")
+        raise UserError(f"--dataset={source.name} has no labelled train split, and the statistics need one")
     published = {split: len(source.splits[split]) for split in SPLITS if split in source.splits}
     recipe = Recipe(source.description, list(source.classes), published, image_size, resize)
     partial, journal_path = path.with_name(f"{path.name}.partial"), path.with_name(f"{path.name}.partial.json")
     try:
-        journal = _take_up(partial, journal_path, recipe, on_error)
+        journal = _resume(partial, journal_path, recipe, on_error)
         _check_space(path, journal)
         with progress(f"preparing {source.name}", sum(published.values()), journal.read) as advance:
             for split in published:
@@ -176,9 +167,7 @@ def write_store(
         os.replace(partial, path)
         journal_path.unlink(missing_ok=True)
     except OSError as error:
-        kept = (
-            f"; what is done is kept in {partial.name}, and the same command goes on from there" if partial.exists() else ""
-        )
+        kept = f"; finished images are kept in {partial.name}: rerun to resume" if partial.exists() else ""
         raise UserError(f"--data_dir={path.parent}: {path.name} cannot be written: {error}{kept}") from error
     except ValueError as error:
         raise UserError(f"--data_dir={path.parent}: {partial.name} is damaged ({error}): delete it and run again") from error
@@ -198,10 +187,10 @@ def _check_space(path: Path, journal: Journal) -> None:
 def _write_split(
     examples: Examples, split: str, folder: Path, journal: Journal, journal_path: Path, on_error: str, advance: Advance
 ) -> None:
-    """The arrays of one split, from where the journal says; the journal is kept up as they grow."""
+    """Writes the arrays of one split, from where the journal says, and keeps the journal up to date."""
     recipe = journal.recipe
     size, total, done = recipe.image_size, recipe.published[split], journal.done.get(split, Done())
-    decode = _Decode(split, len(recipe.classes), size, recipe.resize, on_error)
+    decode = partial(_decode, recipe, split, on_error)
     with (
         NpyWriter(folder / f"{split}_images.npy", np.uint8, (size, size, 3), total, rows=done.rows) as images,
         NpyWriter(folder / f"{split}_labels.npy", np.int32, (), total, rows=done.rows) as labels,
@@ -220,7 +209,7 @@ def _write_split(
                 images.append(block.images)
                 labels.append(block.labels)
                 taken = len(block.labels) + len(block.skipped)
-                # One assignment, so that no signal finds the numbers at odds.
+                # One assignment, so that a signal cannot leave the numbers inconsistent.
                 done = Done(done.read + taken, labels.rows, (*done.skipped, *block.skipped))
                 advance(taken)
                 if time.monotonic() - written > SECONDS_BETWEEN_JOURNALS:
@@ -233,7 +222,7 @@ def _write_split(
 
 
 def _blocks(examples: Examples, start: int, image_size: int) -> Iterator[tuple[int, list[Example]]]:
-    """The examples from number `start` on, some at a time, with the number of the first."""
+    """The examples from number `start` on in blocks, each with the number of its first example."""
     length = max(1, min(256, BLOCK_BYTES // (image_size * image_size * 3)))
     unread = examples.read(start)
     while block := list(itertools.islice(unread, length)):
@@ -242,7 +231,7 @@ def _blocks(examples: Examples, start: int, image_size: int) -> Iterator[tuple[i
 
 
 def _write_meta(name: str, folder: Path, journal: Journal, progress: Progress) -> None:
-    """Measures the finished arrays; the mean image and, last, meta.json."""
+    """Measures the finished arrays, and writes the mean image and then meta.json."""
     recipe, fingerprint = journal.recipe, Fingerprint()
     size = recipe.image_size
     train = Moments.of(np.empty((0, size, size, 3), np.uint8))

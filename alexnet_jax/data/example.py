@@ -1,0 +1,62 @@
+"""The records of a labelled set before it is prepared: one image, a split, the whole set."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import UInt8
+
+EncodedImage = bytes | Path | UInt8[np.ndarray, "height width channels"]
+
+
+class Example(NamedTuple):
+    """One labelled image, not decoded: the bytes of its file, the path of its file, or pixels (grey, RGB or RGBA).
+
+    name: what the source calls the image; '' if it has no names.
+    """
+
+    image: EncodedImage
+    label: int
+    name: str = ""
+
+
+@runtime_checkable
+class Examples(Protocol):
+    """The examples of a split. Every reading gives them in the same order."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, start: int) -> Iterator[Example]:
+        """The examples from number `start` on."""
+        ...
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Examples held in a list."""
+
+    items: Sequence[Example]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def read(self, start: int) -> Iterator[Example]:
+        """The examples from number `start` on."""
+        return iter(self.items[start:])
+
+
+@dataclass(frozen=True)
+class Source:
+    """A labelled set as it is published.
+
+    classes: their names; a label is an index into them.
+    description: where the images are from, with a version or a hash. Other content has another description.
+    splits: those of 'train', 'validation' and 'test' that exist and are labelled.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    description: str
+    splits: Mapping[str, Examples]

@@ -1,0 +1,119 @@
+"""Prepares a data set once for all runs: opens the source, writes the store, and says on stderr what it did."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.text import Text
+
+from alexnet_jax.data.decode import RESIZES
+from alexnet_jax.data.sources import open_source
+from alexnet_jax.data.store import Store, open_store, store_path
+from alexnet_jax.data.writer import Advance, write_store
+from alexnet_jax.system.errors import UserError
+from alexnet_jax.system.files import exclusively
+
+ON_ERROR = ("fail", "skip")
+
+
+class _Rate(ProgressColumn):
+    """Images per second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.0f} images/s" if task.speed else "")
+
+
+@contextlib.contextmanager
+def _bar(description: str, total: int, completed: int) -> Iterator[Advance]:
+    """A bar with the rate and the time left if stderr is a terminal; nothing in a log."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(description, total=total, completed=completed)
+        yield lambda examples: bar.advance(task, examples)
+
+
+@contextlib.contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    """Waits, and says so, while another process prepares the same store."""
+    lock = path.with_name(f".{path.name}.lock")
+    with contextlib.ExitStack() as stack:
+        # Some network file systems have no locks and raise OSError: they do without.
+        with contextlib.suppress(OSError):
+            if not stack.enter_context(exclusively(lock, wait=False)):
+                print(f"waiting for the process that prepares {path}", file=sys.stderr)
+                stack.enter_context(exclusively(lock, wait=True))
+        yield
+
+
+def prepare(
+    dataset: str,
+    data_dir: str | Path,
+    *,
+    tfds_dir: str | None = None,
+    image_size: int = 256,
+    resize: str = "centre",
+    on_error: str = "fail",
+    split_seed: int = 0,
+) -> Path:
+    """Prepares a set under `data_dir` unless it is there already, and returns the store's folder.
+
+    Args:
+        dataset: 'groceries', 'folder:PATH', or a TFDS name.
+        data_dir: folder of the prepared sets.
+        tfds_dir: folder of the TFDS sets; None: TFDS's own.
+        image_size: side of the prepared images in pixels.
+        resize: 'centre' or 'warp', see `alexnet_jax.data.decode`.
+        on_error: at an image that cannot be decoded: 'fail', or 'skip' it and list it in meta.json.
+        split_seed: seed of the random split of a folder without splits.
+
+    Raises:
+        UserError: the source cannot be opened or decoded; or the store cannot be written, is damaged, or holds another set.
+    """
+    if image_size < 1:
+        raise UserError(f"--image_size={image_size} must be at least 1")
+    for flag, value, choices in (("on_error", on_error, ON_ERROR), ("resize", resize, tuple(RESIZES))):
+        if value not in choices:
+            raise UserError(f"--{flag}={value} must be one of {', '.join(choices)}")
+    path = store_path(Path(data_dir), dataset, image_size, resize)
+    try:
+        if path.exists():
+            _check_same(path, store := open_store(path), dataset, tfds_dir, split_seed)
+            return _report(path, "already prepared", store)
+        source = open_source(dataset, tfds_dir, split_seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _one_at_a_time(path):
+            if path.exists():
+                return _report(path, "prepared by another process", open_store(path))
+            store = write_store(source, path, image_size, resize=resize, on_error=on_error, progress=_bar)
+            return _report(path, "prepared", store)
+    except OSError as error:
+        raise UserError(f"--data_dir={data_dir} cannot be used: {error}") from error
+
+
+def _check_same(path: Path, store: Store, dataset: str, tfds_dir: str | None, split_seed: int) -> None:
+    """Raises UserError if the store holds another set, or if its folder or the seed has changed since."""
+    if store.name != dataset:
+        raise UserError(f"--dataset={dataset}: {path} holds {store.name}: name another --data_dir")
+    if not dataset.startswith("folder:") or not Path(dataset.removeprefix("folder:")).is_dir():
+        return
+    source = open_source(dataset, tfds_dir, split_seed)
+    if source.description != store.source:
+        raise UserError(
+            f"--dataset={dataset}: {path} was prepared from {store.source}, but the source is now {source.description}: "
+            "delete it to prepare it again, or name another --data_dir"
+        )
+
+
+def _report(path: Path, what: str, store: Store) -> Path:
+    counts = ", ".join(f"{len(split):,} {name}" for name, split in store.splits.items())
+    print(f"{path}: {what}: {counts}, {store.image_size} px, {len(store.classes):,} classes", file=sys.stderr)
+    present = len(np.unique(store.splits["train"].labels))
+    if present < len(store.classes):
+        print(f"note: {len(store.classes) - present:,} of the classes have no training image", file=sys.stderr)
+    return path
