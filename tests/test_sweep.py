@@ -1,4 +1,4 @@
-"""Sweeps: what a space file may say, and real trainers, killed, failed and shared."""
+"""Sweeps: space files, and real trainers that are killed, fail, or share a study."""
 
 import collections
 import contextlib
@@ -162,10 +162,10 @@ def test_a_failed_trial_keeps_its_log_and_another_space_is_refused(data_dir, tmp
     assert best.learning_rate == 0.001
     other = run("sweep", *sweep_flags(tmp_path, data_dir))
     assert other.returncode == 1
-    assert "is one of another space: use a new --workdir or --study" in other.stderr.splitlines()[-1]
+    assert "has another space: use a new --workdir or --study" in other.stderr.splitlines()[-1]
     not_a_grid = run("sweep", *sweep_flags(tmp_path, data_dir, text=text))
     assert not_a_grid.returncode == 1
-    assert "--sampler=tpe: a study is a grid from its first trial on or never" in not_a_grid.stderr.splitlines()[-1]
+    assert "--sampler=tpe: all trials of a study are a grid or none is" in not_a_grid.stderr.splitlines()[-1]
 
 
 def test_a_storage_that_cannot_be_reached_is_said_before_any_trial(data_dir, tmp_path):
@@ -181,10 +181,10 @@ def test_a_storage_that_cannot_be_reached_is_said_before_any_trial(data_dir, tmp
 def quick(monkeypatch):
     """Sweeps whose trials train nothing, with one validation of the error of their number, and that save no pictures."""
 
-    def tried(trial, place, values, interruption, environment):
-        place.folder.mkdir(parents=True)
+    def tried(trial, folder, values, interruption, environment):
+        folder.path.mkdir(parents=True)
         row = {"split": "validation", "step": 1, "epoch": 1.0, "top1_error": 50.0 + trial.number}
-        (place.folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+        (folder.path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
         return "complete"
 
     def not_saved(figure, folder, name):
@@ -241,6 +241,6 @@ def test_tables_that_another_process_makes_at_this_moment_are_waited_for(tmp_pat
     config = small_config(workdir=str(tmp_path))
     space = read_space(space_file(tmp_path), config)
     with contextlib.nullcontext() if failures < 10 else pytest.raises(UserError, match=r"cannot be used: .*duplicate key"):
-        study = studies.open_study(config, space, storage="", name="one", sampler="tpe", grace=0)
+        study, _ = studies.open_study(config, space, storage="", name="one", sampler="tpe", grace=0)
         assert study.study_name == "one"
     assert waits == [0.5] * 9

@@ -55,6 +55,7 @@ def postgres(tmp_path_factory):
 OPENER = """
 import sys
 from pathlib import Path
+import optuna
 from matplotlib import pyplot as plt
 from networks import small_config
 from alexnet_jax.sweep.space import read_space
@@ -62,7 +63,8 @@ from alexnet_jax.sweep.study import open_study
 config = small_config(workdir=".")
 space = read_space(Path(sys.argv[1]), config)
 for url in map(str.strip, sys.stdin):
-    print(open_study(config, space, storage=url, name="one", sampler="tpe", grace=0)._study_id, flush=True)
+    open_study(config, space, storage=url, name="one", sampler="tpe", grace=0)
+    print(optuna.get_all_study_names(url), flush=True)
 """
 
 
@@ -81,7 +83,7 @@ def test_processes_that_start_at_once_make_one_study_in_an_empty_database(tmp_pa
             for opener in openers:
                 opener.stdin.write(postgres.removesuffix("postgres") + name + "\n")
                 opener.stdin.flush()
-            assert {opener.stdout.readline() for opener in openers} == {"1\n"}
+            assert {opener.stdout.readline() for opener in openers} == {"['one']\n"}
 
 
 def test_two_sweeps_share_a_study_in_postgresql(data_dir, tmp_path, postgres):
