@@ -25,18 +25,13 @@ from alexnet_jax.data.dataset import open_dataset
 from alexnet_jax.sweep import study as studies
 from alexnet_jax.sweep.space import Space, changed, read_space, with_values
 from alexnet_jax.sweep.summary import write_summary
-from alexnet_jax.sweep.trials import Outcome, TrialFolder, run_trial, validations
+from alexnet_jax.sweep.trials import TrialFolder, run_trial, validations
 from alexnet_jax.system import cli
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.files import exclusively, read_json, write_json
 from alexnet_jax.system.signals import RESUME_STATUS, Interrupted, Interruption
 
 Begin = Callable[[int], optuna.Trial]
-STATES: dict[Outcome, TrialState] = {
-    "complete": TrialState.COMPLETE,
-    "pruned": TrialState.PRUNED,
-    "failed": TrialState.FAIL,
-}
 
 
 class Sweep:
@@ -97,24 +92,23 @@ class Sweep:
         trial, folder = self._begin(number), TrialFolder.of(self.folder, number)
         chosen = self._space.suggest(trial)
         values = changed(self._config) | {"seed": self._config.seed + number} | chosen | {"workdir": str(folder.path)}
-        outcome: Outcome
         try:
             with_values(self._config, values)
-            outcome = run_trial(trial, folder, values, self._interruption, environment)
+            state = run_trial(trial, folder, values, self._interruption, environment)
         except UserError as error:  # values that exclude each other
             trial.set_user_attr("error", str(error))
-            outcome = "failed"
-        if outcome == "interrupted":
+            state = TrialState.FAIL
+        if state is TrialState.RUNNING:
             return
         errors = validations(folder.path)
-        if outcome == "complete" and not errors:
+        if state is TrialState.COMPLETE and not errors:
             trial.set_user_attr("error", "no validation in metrics.jsonl")
-            outcome = "failed"
-        value = min(errors) if outcome == "complete" else None
-        self._study.tell(trial, value, state=STATES[outcome])
-        shown = f"failed: {trial.user_attrs.get('error')}" if outcome == "failed" else outcome
-        if value is not None:
-            shown = f"{value:.2f} %"
+            state = TrialState.FAIL
+        value = min(errors) if state is TrialState.COMPLETE else None
+        self._study.tell(trial, value, state=state)
+        shown = "pruned" if value is None else f"{value:.2f} %"
+        if state is TrialState.FAIL:
+            shown = f"failed: {trial.user_attrs.get('error')}"
         flags_tried = "  ".join(f"{name}={_short(chosen[name])}" for name in chosen)
         self.console.print(f"trial {number:3d}  {shown}  {flags_tried}  {self._best()}", markup=False)
         self._progress.update(self._task, completed=self._finished(), best=self._best())
@@ -195,27 +189,16 @@ def define_flags(options: flags.FlagValues) -> None:
     define_config_flags(options)
     flags.DEFINE_string("space", None, "TOML file with the flags to try", required=True, flag_values=options)
     flags.DEFINE_integer(
-        "trials",
-        20,
-        "trials of all processes together; a grid has its combinations",
-        lower_bound=1,
-        flag_values=options,
+        "trials", 20, "trials of the study; a grid has its combinations", lower_bound=1, flag_values=options
     )
     flags.DEFINE_integer("jobs", 1, "trials at a time", lower_bound=1, flag_values=options)
     flags.DEFINE_string(
-        "storage",
-        "",
-        "Optuna storage URL, for a study that machines share; empty: SQLite in the workdir",
-        flag_values=options,
+        "storage", "", "Optuna storage URL, to share a study; empty: SQLite in the workdir", flag_values=options
     )
     flags.DEFINE_string("study", "", "name of the study; empty: the name of the workdir", flag_values=options)
     flags.DEFINE_enum("sampler", "tpe", studies.SAMPLERS, "how values are chosen", flag_values=options)
     flags.DEFINE_integer(
-        "prune_after",
-        2,
-        "validations before the worse two thirds may end early; 0: never",
-        lower_bound=0,
-        flag_values=options,
+        "prune_after", 2, "validations before the worse two thirds may end; 0: never", lower_bound=0, flag_values=options
     )
 
 

@@ -36,8 +36,8 @@ def open_study(
         grace: validations before successive halving may prune a trial; 0: never prune.
 
     Raises:
-        UserError: the storage cannot be reached, or the study has another space, or it is a grid and `sampler` is not, or
-            the reverse.
+        UserError: the storage cannot be reached, or the study has another space, or only one of study and `sampler` is a
+            grid.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     workdir = Path(config.workdir)
@@ -82,19 +82,12 @@ def _storage(url: str) -> RDBStorage:
     raise AssertionError("unreachable")
 
 
-class _Given(optuna.samplers.BaseSampler):
-    """A sampler that returns given values."""
+class _Given(optuna.samplers.RandomSampler):
+    """A sampler that returns given values. Optuna's PartialFixedSampler does the same, but is experimental."""
 
     def __init__(self, values: dict[str, Any]):
+        super().__init__()
         self._values = values
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return {}
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        return {}
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution

@@ -7,9 +7,10 @@ import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 import optuna
+from optuna.trial import TrialState
 
 from alexnet_jax.run.metrics import read_rows
 from alexnet_jax.sweep.space import as_flags
@@ -25,7 +26,6 @@ if sys.platform == "linux":
     ctypes.CDLL(None).prctl(1, 15)
 os.execv(sys.executable, [sys.executable, "-m", "alexnet_jax.train", *sys.argv[1:]])
 """
-Outcome = Literal["complete", "pruned", "failed", "interrupted"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def validations(workdir: Path) -> list[float]:
 
 def run_trial(
     trial: optuna.Trial, folder: TrialFolder, values: dict[str, Any], interruption: Interruption, environment: dict[str, str]
-) -> Outcome:
+) -> TrialState:
     """Trains to the end, or until the study prunes the trial or the sweep is interrupted. Resumes the run if there is one.
 
     Args:
@@ -65,6 +65,9 @@ def run_trial(
         values: fields of the trial's Config, workdir included.
         interruption: of the sweep.
         environment: variables to add to the trainer's environment.
+
+    Returns:
+        COMPLETE, PRUNED, FAIL, or RUNNING if the sweep was interrupted.
     """
     reported = len(trial.study.trials[trial.number].intermediate_values)
     # The trainer of a killed sweep may still be saving in this folder.
@@ -82,18 +85,18 @@ def run_trial(
             if prune or interruption.requested:
                 process.terminate()
                 process.wait()
-                return "pruned" if prune else "interrupted"
+                return TrialState.PRUNED if prune else TrialState.RUNNING
         _report(trial, folder.path, reported)
         if process.returncode == 0:
-            return "complete"
+            return TrialState.COMPLETE
         if interruption.requested:
-            return "interrupted"
+            return TrialState.RUNNING
         in_use = process.returncode == IN_USE_STATUS and time.monotonic() < deadline
         if process.returncode != RESUME_STATUS and not in_use:
             output = folder.log.read_text(errors="replace")[log_start:]
             last = (output.strip().splitlines() or ["no output"])[-1]
             trial.set_user_attr("error", f"status {process.returncode}: {last[:300]}")
-            return "failed"
+            return TrialState.FAIL
         time.sleep(POLL_SECONDS)
 
 
