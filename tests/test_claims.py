@@ -28,11 +28,11 @@ CLAIMS = sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 @pytest.mark.parametrize("name", CLAIMS)
 def test_a_claim_compares_runs_that_differ_in_one_flag(name, monkeypatch):
-    monkeypatch.chdir(ROOT)  # flag files name each other from there
+    monkeypatch.chdir(ROOT)  # flag files include each other from there
     claim = read_claim(name)
     assert claim.measure in MEASURES
     configs = [from_words([f"--flagfile={FOLDER}/{arm.flagfile}.cfg"]) for arm in claim.arms.values()]
-    # Figure 1 compares the networks each at its best rate.
+    # Figure 1 compares each network at its best rate.
     assert len(changed_flags(*configs)) == {"ten_views": 0, "tower_colours": 0, "relu": 2}.get(name, 1)
     header = (FOLDER / f"{name}.toml").read_text().splitlines()[0]
     assert header == f"# python -m experiments.claims --claim={name} --seeds=3"
@@ -114,7 +114,7 @@ def test_a_panel_of_the_scoreboard_has_a_line_for_each_seed_and_their_mean():
     plt.close(figure)
 
 
-def test_records_do_not_make_the_next_one_that_of_changed_code(tmp_path, monkeypatch):
+def test_new_records_do_not_count_as_changed_code(tmp_path, monkeypatch):
     for file in ("alexnet_jax/run/workdir.py", "experiments/README.md", "experiments/results/old.json"):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text("as it was")
@@ -157,7 +157,7 @@ def test_a_claim_from_its_flag_files_to_the_scoreboard(tmp_path, monkeypatch):
     began = []
 
     def call(module: str, *words: str) -> str:
-        """In this process: what a process makes of it is tested above."""
+        """In this process. The test above uses a process of its own."""
         began.append(module)
         done = run(module, *words)
         assert done.returncode == 0, done.stderr
@@ -179,7 +179,7 @@ def test_a_claim_from_its_flag_files_to_the_scoreboard(tmp_path, monkeypatch):
     assert "| Ten views are better than one |" in (tmp_path / "experiments" / "README.md").read_text()
 
     assert run("experiments.claims", *words).returncode == 0
-    assert len(began) == 8  # what is done is kept
+    assert len(began) == 8  # finished runs are kept
     flagfile.write_text(flagfile.read_text() + "--momentum=0.8\n")
     stale = run("experiments.claims", *words)
     assert stale.returncode == 1

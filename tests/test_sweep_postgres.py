@@ -1,4 +1,4 @@
-"""Sweeps that share a study in PostgreSQL, on a server of our own."""
+"""Sweeps that share a study in PostgreSQL, on a server that the tests start."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 
 @pytest.fixture
 def postgres(tmp_path_factory):
-    """The URL of a PostgreSQL of our own on loopback. It refuses to run as root, so root starts it as nobody."""
+    """The URL of a new PostgreSQL server on loopback. It refuses to run as root, so root starts it as nobody."""
     if not BINARIES:
         pytest.skip("PostgreSQL is not installed")
     folder = tmp_path_factory.mktemp("postgres")
@@ -48,7 +48,7 @@ def postgres(tmp_path_factory):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     yield f"postgresql+psycopg://sweeper@localhost:{port}/postgres"
-    server.send_signal(signal.SIGINT)  # without waiting for those who are connected
+    server.send_signal(signal.SIGINT)  # does not wait for clients
     server.wait()
 
 
@@ -69,7 +69,7 @@ for url in map(str.strip, sys.stdin):
 
 
 def test_processes_that_start_at_once_make_one_study_in_an_empty_database(tmp_path, postgres):
-    """No lock guards Optuna's CREATE TABLE: all but the first used to end with a duplicate key."""
+    """Optuna does not lock its CREATE TABLE: all but the first used to fail with a duplicate key."""
     command = [sys.executable, "-c", OPENER, space_file(tmp_path)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
     with contextlib.ExitStack() as stack:
