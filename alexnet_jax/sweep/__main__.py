@@ -130,11 +130,7 @@ def _short(value: Any) -> str:
 
 
 def _sweep_id(folder: Path, study: str) -> str:
-    """Marks the trials of this folder in a study that sweeps in several folders share.
-
-    Raises:
-        UserError: the folder has trials of another study.
-    """
+    """Marks this folder's trials in a study that sweeps share. Raises UserError if the folder has another study's trials."""
     path = folder / "sweep.json"
     with exclusively(folder / "sweep.lock", wait=True):
         if not path.exists():

@@ -56,10 +56,7 @@ def _join() -> None:
 
 
 def cache_folder(name: str = "xla", processor: str | None = None, jaxlib: str | None = None) -> Path:
-    """The cache of one kind of processor and one jaxlib; both default to those of this process.
-
-    Machines may share a home folder, and code compiled on one processor may not run on another.
-    """
+    """The cache for a processor and a jaxlib, by default this process's: machines that share a home folder may differ."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     kind = hashlib.sha256((_processor() if processor is None else processor).encode()).hexdigest()
     return home / "alexnet_jax" / f"{name}-{jaxlib or importlib.metadata.version('jaxlib')}-{kind[:12]}"
