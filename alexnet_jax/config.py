@@ -227,8 +227,7 @@ def from_words(words: Sequence[str]) -> Config:
     """The Config of a command line. Raises UserError on a word or a value that no run can have."""
     options = flags.FlagValues()
     define_flags(options)
-    if rest := cli.parse(options, words):
-        raise UserError(f"{rest[0]!r} is not a flag: flags are written --name=value")
+    cli.parse_flags(options, words)
     return from_flags(options)
 
 

@@ -1,9 +1,9 @@
-"""Draws Figure 1 from the runs of the claim `relu`: training error over epochs, with ReLU and with tanh.
+"""Draws Figure 1 from the runs of the claim `relu`: training error over epochs with ReLU and with tanh.
 
     python -m experiments.claims --claim=relu --seeds=3
     python -m experiments.figure1 [--out=runs/claims]
 
-Writes experiments/results/figure1: the curves of every seed as CSV, and the figure.
+Writes the curves of each seed as CSV, and the figure, to experiments/results/figure1.
 """
 
 import csv
@@ -29,26 +29,26 @@ Curve = list[tuple[float, float]]  # of (epoch, training error in percent)
 
 
 def curves_of(out: Path) -> dict[str, list[Curve]]:
-    """The training error of each arm, seed by seed, from the folder of the claims' runs.
+    """The training error of each arm and seed, from the folder of the claims' runs.
 
     Raises:
-        UserError: there is no run of an arm.
+        UserError: an arm has no run.
     """
-    found = {}
+    curves = {}
     for name, arm in read_claim("relu").arms.items():
         runs = sorted((out / arm.flagfile).glob("seed*"))
         if not runs:
             raise UserError(
                 f"--out={out} has no run of {arm.flagfile}: python -m experiments.claims --claim=relu makes them"
             )
-        found[name] = [
+        curves[name] = [
             [(row["epoch"], row["top1_error"]) for row in read_rows(run) if row["split"] == "train"] for run in runs
         ]
-    return found
+    return curves
 
 
 def draw(curves: dict[str, Sequence[Curve]], threshold: float, ratio: float) -> Figure:
-    """Every seed as a thin line, the mean over the seeds as a thick one, and where the threshold is."""
+    """Each seed as a thin line, their mean as a thick one, and the threshold."""
     figure, axis = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
     for name, seeds in curves.items():
         colour, style = STYLES[name]

@@ -1,4 +1,4 @@
-"""The training losses of one run in float32 and in bfloat16 compute, side by side.
+"""Compares the training losses of one run in float32 and in bfloat16.
 
     python -m experiments.precision_curves --float32=W --bfloat16=V --figure=F.png
 

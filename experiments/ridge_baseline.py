@@ -1,9 +1,9 @@
-"""What no network has to learn: ridge regression on thumbnails and colour histograms of a prepared set.
+"""A baseline without a network: ridge regression on thumbnails and colour histograms of a prepared set.
 
     python -m experiments.ridge_baseline --data_dir=data --dataset=groceries --image_size=112
 
-Features are an 8 x 8 thumbnail and a histogram of 8 x 8 x 8 colours (square roots of the frequencies). The strength of the
-ridge is chosen by five folds over train and validation; then test is read once. Prints one JSON object.
+Features are an 8 x 8 thumbnail and a histogram of 8 x 8 x 8 colours (square roots of the frequencies). Five folds over
+train and validation choose the strength of the ridge; then test is read once. Prints one JSON object.
 """
 
 import json
@@ -21,7 +21,7 @@ STRENGTHS = tuple(10.0**power for power in range(-3, 4))
 
 
 def features(split: Split) -> np.ndarray:
-    """float64 (examples, 192 + 512 + 1)."""
+    """The features of a split, float64 (examples, 192 + 512 + 1)."""
     images = np.asarray(split.images, np.float64)
     count, size = images.shape[:2]
     side = size // 8

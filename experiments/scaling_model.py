@@ -1,9 +1,9 @@
-"""How the training step should scale on D x 2 meshes of H200, from operations, bytes and link speeds.
+"""A model of how the training step scales on D x 2 meshes of H200, from operations, bytes and link speeds.
 
     python -m experiments.scaling_model [--figure=F.png] [--traffic --host_devices=8]
 
-Nothing here was timed: it is arithmetic with the constants of `Machine`. With --traffic the exchanged values are counted in
-the compiled training step on forced devices, and stand beside the model's. Prints one JSON object.
+Nothing here is timed: it is arithmetic with the constants of `Machine`. --traffic also counts the exchanged values in the
+compiled training step on forced devices, to compare with the model's. Prints one JSON object.
 """
 
 import json
@@ -34,9 +34,9 @@ COLLECTIVE = r" = (.*?) (all-gather|all-reduce|reduce-scatter)(?:-start)?\("  # 
 
 @dataclass(frozen=True)
 class Machine:
-    """H200 in nodes of eight: bfloat16 products and memory as measured on one, links by their data sheets.
+    """H200 in nodes of eight. Products (bfloat16) and memory as measured on one, links from their data sheets.
 
-    Bytes per second in each direction and device; an exchange costs its latency once.
+    Links are in bytes per second, for each direction and device. An exchange costs its latency once.
     """
 
     flops: float = 790e12
@@ -53,7 +53,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Network:
-    """What the model needs to know of a layer table. Exchanges are values per image, to one tower, forward."""
+    """The numbers of a layer table that the model needs. Exchanges are values per image, to one tower, forward."""
 
     flops: float  # of a training step, an image
     params: int
@@ -64,23 +64,23 @@ class Network:
 
 def network(config: Config) -> Network:
     """The numbers of the config's architecture."""
-    model = make_model(config, CLASSES, make_mesh(MeshShape(1, 1), config.table().towers, config.batch_size))
-    layers = trace(config.table(), config.crop, CLASSES)
+    table = config.table()
+    layers = trace(table, config.crop, CLASSES)
     gathered, total = (sum(getattr(layer, name) for layer in layers) for name in ("gathered", "parameters"))
-    return Network(training_flops(model), total, CLASSES, gathered, CLASSES)
+    return Network(training_flops(table, config.crop, CLASSES), total, CLASSES, gathered, CLASSES)
 
 
 def step_seconds(machine: Machine, net: Network, rows: int, towers: int, batch: int) -> dict[str, float]:
-    """Seconds of the parts of a step on `rows` x `towers` devices, where `batch` is the images of a row.
+    """Seconds of the parts of a step on `rows` x `towers` devices; a row has `batch` images.
 
-    `overlapped` hides the exchange of gradients behind the backward pass (two thirds of the operations), `step` hides
+    `overlapped` hides the exchange of gradients behind the backward pass (two thirds of the operations). `step` hides
     nothing.
     """
     params = net.params / towers
     products = batch * net.flops / towers / (machine.flops * machine.gemm_share)
     elementwise = batch / towers * machine.elementwise_seconds
     optimiser = params * machine.optimiser_bytes / machine.memory
-    # bfloat16 activations; backward the same values return. Three gathers and a sum each way, between neighbours.
+    # bfloat16 activations; the backward pass returns the same values. Three gathers and a sum each way, by neighbours.
     cross = 2 * (2 * batch * (net.gathered + net.summed) / machine.nvlink + 4 * machine.latency) * (towers > 1)
     gradients = _all_reduce(machine, 4 * params, rows, machine.node // towers)
     computed = products + elementwise + optimiser
@@ -92,7 +92,7 @@ def step_seconds(machine: Machine, net: Network, rows: int, towers: int, batch: 
 
 
 def _all_reduce(machine: Machine, size: float, rows: int, rows_in_node: int) -> float:
-    """Seconds to sum `size` bytes over `rows`: inside each node, then between nodes each device its share, and back."""
+    """Seconds to sum `size` bytes over `rows`: inside each node, then each device's share between nodes, and back."""
     if rows == 1:
         return 0.0
     inside, nodes = min(rows, rows_in_node), math.ceil(rows / rows_in_node)
@@ -103,11 +103,11 @@ def _all_reduce(machine: Machine, size: float, rows: int, rows_in_node: int) -> 
 
 
 def predictions(machine: Machine, net: Network, batch: int, weak: bool) -> list[dict[str, Any]]:
-    """Images/s for each number of devices, towers split or not, at equal global batches.
+    """Images/s for each number of devices, with towers split or not, at equal global batches.
 
-    weak: `batch` is of every device; otherwise it is the global batch.
+    `weak`: `batch` is the batch of each device; otherwise it is the global batch.
     """
-    found = []
+    rows_of_result = []
     for devices in DEVICES:
         for towers in (1, 2):
             rows = devices // towers
@@ -116,13 +116,13 @@ def predictions(machine: Machine, net: Network, batch: int, weak: bool) -> list[
                 continue
             parts = step_seconds(machine, net, rows, towers, share)  # pyright: ignore[reportArgumentType]
             rate = share * rows / parts["step"], share * rows / parts["overlapped"]
-            found.append({"devices": devices, "mesh": f"{rows}x{towers}", "global_batch": share * rows,
+            rows_of_result.append({"devices": devices, "mesh": f"{rows}x{towers}", "global_batch": share * rows,
                           "images_per_second": rate[0], "images_per_second_overlapped": rate[1], **parts})  # fmt: skip
-    return found
+    return rows_of_result
 
 
 def traffic(config: Config, net: Network) -> dict[str, Any]:
-    """Values that leave or reach a device in one compiled training step of `config`, counted and by the model."""
+    """Values that a device exchanges in one compiled training step of `config`: counted, and by the model."""
     mesh = make_mesh(config.mesh, config.table().towers, config.batch_size)
     model = make_model(config, CLASSES, mesh)
     text = make_train_step(model).lower(*_abstract_arguments(model)).compile().as_text()
@@ -166,7 +166,7 @@ def _abstract_arguments(model: Model) -> tuple[Any, ...]:
 
 
 def draw(rows: list[dict[str, Any]], path: Path, batch: int) -> None:
-    """Modelled images/s against devices, towers split or not, with and without overlap."""
+    """Draws modelled images/s against devices, with towers split or not, with and without overlap."""
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 

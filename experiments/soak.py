@@ -1,11 +1,11 @@
-"""Kills a run again and again, and compares what is left with the run that nobody killed.
+"""Kills a run again and again, and compares its result with an uninterrupted run.
 
     python -m experiments.soak --out=soak --kills=50
 
-Every run is started, and killed at a random moment by SIGKILL or SIGTERM, some of them while a checkpoint is being written,
-until it has come to its end. Even runs stay on one mesh, and must end with the same bits, every row of metrics.jsonl
-included. Odd runs change the mesh at every start, and must end within 1e-5 of every parameter and (relative) every loss.
-In all of them examples.jsonl must tell that no example was lost or seen twice. Prints one JSON object; progress on stderr.
+Each run is started and killed by SIGKILL or SIGTERM at a random moment, sometimes during a save, until it is complete. Even
+runs stay on one mesh: parameters and metrics.jsonl must be the same, bit for bit. Odd runs change the mesh at every start:
+every parameter and (relative) every loss must agree within 1e-5. In all runs examples.jsonl must show that no example was
+lost or seen twice. Prints one JSON object; progress goes to stderr.
 """
 
 import json
@@ -34,8 +34,8 @@ from alexnet_jax.system.signals import RESUME_STATUS
 from alexnet_jax.values import MeshShape
 
 STEPS, EXAMPLES = 30, 675
-# The rate is so small that rounding, which differs between meshes, does not grow: at 0.001 uninterrupted runs on two meshes
-# are 7e-5 of a loss apart after 30 steps.
+# A small rate keeps the rounding differences between meshes small. At 0.001 the losses of uninterrupted runs on two meshes
+# differ by 7e-5 (relative) after 30 steps.
 SETTINGS = {
     "dataset": "groceries", "image_size": 112, "crop_size": 63, "batch_size": 32, "bias_init": 0.1, "learning_rate": 0.0001,
     "schedule": "constant", "steps": STEPS, "log_every": 1, "checkpoint_every": 2, "eval_every": 7, "log_examples": True,
@@ -46,7 +46,7 @@ STARTUP_SECONDS = 120
 
 
 def start(workdir: Path, data_dir: str, mesh: str) -> subprocess.Popen[str]:
-    """The trainer, its output in workdir's log."""
+    """Starts the trainer. Its output goes to the log beside the workdir."""
     settings = SETTINGS | {"data_dir": data_dir, "workdir": workdir, "mesh": mesh, "host_devices": MESHES[mesh]}
     command = [sys.executable, "-m", "alexnet_jax.train", *(f"--{name}={value}" for name, value in settings.items())]
     with workdir.with_suffix(".log").open("a") as log:
@@ -54,26 +54,26 @@ def start(workdir: Path, data_dir: str, mesh: str) -> subprocess.Popen[str]:
 
 
 def last_step(workdir: Path) -> int:
-    """Of the rows written so far."""
+    """The last step in metrics.jsonl so far."""
     return max((row["step"] for row in read_rows(workdir)), default=0)
 
 
 def wait_for_moment(process: subprocess.Popen[str], workdir: Path, in_save: bool, rng: random.Random) -> bool:
-    """Until a save has begun, or for a random while after a new row; False if the run ends before."""
-    begun, deadline = last_step(workdir), time.monotonic() + STARTUP_SECONDS
+    """Waits for the start of a save, or for a random time after a new row. False if the run ends before."""
+    first, deadline = last_step(workdir), time.monotonic() + STARTUP_SECONDS
     pause = rng.uniform(0, 1.5)
     while process.poll() is None and time.monotonic() < deadline:
         if in_save and any((workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*")):
             return True
-        if not in_save and last_step(workdir) > begun:
+        if not in_save and last_step(workdir) > first:
             time.sleep(pause)
             return process.poll() is None
         time.sleep(0.002)
     return False
 
 
-def torment(workdir: Path, data_dir: str, moving: bool, rng: random.Random, kills: list[dict[str, Any]]) -> int:
-    """Starts and kills one run up to its end; returns the number of starts. Raises UserError if it ends otherwise."""
+def kill_until_done(workdir: Path, data_dir: str, moving: bool, rng: random.Random, kills: list[dict[str, Any]]) -> int:
+    """Starts and kills one run until it is complete. Returns the number of starts. Raises UserError if it fails."""
     starts = 0
     while True:
         mesh = rng.choice(list(MESHES)) if moving else "1x2"
@@ -89,12 +89,12 @@ def torment(workdir: Path, data_dir: str, moving: bool, rng: random.Random, kill
         status = process.wait()
         if status == 0:
             return starts
-        if status not in (RESUME_STATUS, -signal.SIGKILL, -signal.SIGTERM):  # the last: before or after training
+        if status not in (RESUME_STATUS, -signal.SIGKILL, -signal.SIGTERM):  # SIGTERM itself: before or after training
             raise UserError(f"{workdir}: the trainer ended with status {status}: {workdir.with_suffix('.log')}")
 
 
 def state_of(workdir: Path) -> TrainState:
-    """What the last checkpoint holds."""
+    """The state in the last checkpoint."""
     config = replace(read_config(str(workdir)), mesh=MeshShape(1, 1))
     model = make_model(config, 14, make_mesh(MeshShape(1, 1), 2, config.batch_size))
     with Checkpoints(workdir, keep=1, writable=False) as checkpoints:
@@ -110,7 +110,7 @@ def rows_of(workdir: Path) -> list[dict[str, Any]]:
 
 
 def examples_of(workdir: Path) -> list[dict[str, Any]]:
-    """Which examples each step has seen. Raises UserError if a step is missing, or an example came twice in an epoch."""
+    """The examples of each step. Raises UserError if a step is missing or an epoch has an example twice."""
     rows = read_rows(workdir, name="examples.jsonl")
     seen = np.concatenate([row["examples"] for row in rows])
     epochs = [seen[start : start + EXAMPLES] for start in range(0, len(seen), EXAMPLES)]
@@ -121,7 +121,7 @@ def examples_of(workdir: Path) -> list[dict[str, Any]]:
 
 
 def difference(workdir: Path, whole: Path) -> dict[str, Any]:
-    """How far a run is from the one that nobody killed."""
+    """Compares a run with the uninterrupted one."""
     mine, other = state_of(workdir), state_of(whole)
     same = jax.tree.map(lambda a, b: bool((a == b).all()), mine, other)
     apart = jax.tree.map(lambda a, b: float(abs(a - b).max()), mine.params, other.params)
@@ -135,12 +135,12 @@ def difference(workdir: Path, whole: Path) -> dict[str, Any]:
 
 
 def equal(run: dict[str, Any]) -> bool:
-    """Whether a run has the uninterrupted one's bits."""
+    """Whether a run is the uninterrupted one, bit for bit."""
     return run["same_bits"] and run["same_rows"]
 
 
 def near(run: dict[str, Any]) -> bool:
-    """Whether it has its numbers but for rounding."""
+    """Whether a run is the uninterrupted one within TOLERANCE."""
     apart = (run["largest_difference_of_a_parameter"], run["largest_relative_difference_of_a_loss"])
     return max(apart) < TOLERANCE
 
@@ -155,7 +155,7 @@ def main(options: flags.FlagValues) -> None:
         raise UserError(f"the uninterrupted run failed: {whole.with_suffix('.log')}")
     while len(kills) < options.kills:
         workdir = out / f"run{len(runs)}"
-        starts = torment(workdir, options.data_dir, len(runs) % 2 == 1, rng, kills)
+        starts = kill_until_done(workdir, options.data_dir, len(runs) % 2 == 1, rng, kills)
         runs.append({"meshes": "changing" if len(runs) % 2 else "1x2", "starts": starts, **difference(workdir, whole)})
         print(f"{workdir.name}: {runs[-1]}", file=sys.stderr, flush=True)
         shutil.rmtree(workdir)
@@ -171,7 +171,7 @@ def define_flags(options: flags.FlagValues) -> None:
     """The flags of this command."""
     flags.DEFINE_string("out", "soak", "folder of the runs; must be new", flag_values=options)
     flags.DEFINE_string("data_dir", "data", "folder of the prepared sets", flag_values=options)
-    flags.DEFINE_integer("kills", 50, "stop after the run in which so many were reached", lower_bound=1, flag_values=options)
+    flags.DEFINE_integer("kills", 50, "stop after the run that reaches so many kills", lower_bound=1, flag_values=options)
     flags.DEFINE_integer("seed", 0, "of the moments, signals and meshes", flag_values=options)
 
 

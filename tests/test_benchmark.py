@@ -151,7 +151,7 @@ def test_the_operations_of_the_paper_are_counted():
     assert macs["conv2"] == 27 * 27 * 5 * 5 * 48 * 256
     assert macs["conv3"] == 13 * 13 * 9 * 256 * 384
     assert macs["fc6"] == 6 * 6 * 256 * 4096
-    assert training_flops(paper_model(crop_size=227)) / 1e9 == pytest.approx(4.136, abs=5e-4)
+    assert training_flops(Config().table(), 227, 1000) / 1e9 == pytest.approx(4.136, abs=5e-4)
 
 
 def test_the_sides_are_those_of_the_network():
@@ -201,8 +201,9 @@ def test_the_network_is_measured_and_drawn(tmp_path, monkeypatch):
     assert all(0 < row["low"] <= row["images_per_second"] <= row["high"] for row in rows.values())
     assert result["images_per_second"] == rows["alexnet_jax paper_eighth: train"]["images_per_second"]
     model = paper_model(architecture="paper_eighth", crop_size=CROP, image_size=SIZE)
-    assert result["flops_per_image"] == training_flops(model)
-    assert result["flops_per_second"] == pytest.approx(result["images_per_second"] * training_flops(model))
+    flops = training_flops(model.config.table(), CROP, 1000)
+    assert result["flops_per_image"] == flops
+    assert result["flops_per_second"] == pytest.approx(result["images_per_second"] * flops)
     share = result["flops_per_second"] / result["matrix_product_flops_per_second"]
     assert result["of_matrix_product"] == pytest.approx(share)
     settings = {name: result["settings"][name] for name in ("architecture", "batch_size", "crop_size", "rounds", "steps")}

@@ -1,4 +1,4 @@
-"""The claims: their files, their statistics against SciPy's, and one of them from flag files to the scoreboard."""
+"""The claims: their files, their statistics against SciPy's, and one claim from flag files to the scoreboard."""
 
 import json
 import shutil
@@ -15,10 +15,11 @@ from scipy import stats
 from alexnet_jax.config import changed_flags, from_words
 from alexnet_jax.run import workdir
 from alexnet_jax.system.errors import UserError
+from alexnet_jax.system.files import read_json
 from alexnet_jax.system.signals import Interrupted
 from experiments import figure1
 from experiments.claims import __main__ as command
-from experiments.claims import scoreboard
+from experiments.claims import runs, scoreboard
 from experiments.claims.claim import CONFIDENCE, FOLDER, judge, read_claim
 from experiments.claims.measures import MEASURES, colour_selectivity
 
@@ -27,17 +28,17 @@ CLAIMS = sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 @pytest.mark.parametrize("name", CLAIMS)
 def test_a_claim_compares_runs_that_differ_in_one_flag(name, monkeypatch):
-    monkeypatch.chdir(ROOT)  # flag files name each other from there
+    monkeypatch.chdir(ROOT)  # flag files include each other from there
     claim = read_claim(name)
     assert claim.measure in MEASURES
     configs = [from_words([f"--flagfile={FOLDER}/{arm.flagfile}.cfg"]) for arm in claim.arms.values()]
-    # Figure 1 compares the networks each at its best rate.
+    # Figure 1 compares each network at its best rate.
     assert len(changed_flags(*configs)) == {"ten_views": 0, "tower_colours": 0, "relu": 2}.get(name, 1)
     header = (FOLDER / f"{name}.toml").read_text().splitlines()[0]
     assert header == f"# python -m experiments.claims --claim={name} --seeds=3"
 
 
-def test_an_unknown_claim_is_said_with_those_that_there_are():
+def test_an_unknown_claim_is_refused_with_the_known_ones():
     with pytest.raises(UserError, match=r"--claim=relus is not known; there are .*ten_views"):
         read_claim("relus")
 
@@ -113,7 +114,7 @@ def test_a_panel_of_the_scoreboard_has_a_line_for_each_seed_and_their_mean():
     plt.close(figure)
 
 
-def test_records_do_not_make_the_next_one_that_of_changed_code(tmp_path, monkeypatch):
+def test_new_records_do_not_count_as_changed_code(tmp_path, monkeypatch):
     for file in ("alexnet_jax/run/workdir.py", "experiments/README.md", "experiments/results/old.json"):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text("as it was")
@@ -138,11 +139,11 @@ def test_a_step_of_a_claim_is_an_entry_point_in_a_process_of_its_own(tmp_path, m
     python.write_text('#!/bin/sh\necho "$PWD" "$@"\nexit "${3#--seed=}"\n')
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
-    assert command.called("train", "--seed=0", "--views=1") == f"{ROOT} -m alexnet_jax.train --seed=0 --views=1\n"
+    assert runs.call("train", "--seed=0", "--views=1") == f"{ROOT} -m alexnet_jax.train --seed=0 --views=1\n"
     with pytest.raises(UserError, match=r"'-m alexnet_jax.train --seed=1' ended with status 1, see above"):
-        command.called("train", "--seed=1")
-    with pytest.raises(Interrupted, match="train was stopped: the same command goes on"):
-        command.called("train", "--seed=75")
+        runs.call("train", "--seed=1")
+    with pytest.raises(Interrupted, match="train was stopped: rerun the same command to resume"):
+        runs.call("train", "--seed=75")
 
 
 @pytest.mark.slow
@@ -155,15 +156,15 @@ def test_a_claim_from_its_flag_files_to_the_scoreboard(tmp_path, monkeypatch):
     flagfile.write_text((FOLDER / "groceries.cfg").read_text() + small)
     began = []
 
-    def called(module: str, *words: str) -> str:
-        """In this process: what a process makes of it is tested above."""
+    def call(module: str, *words: str) -> str:
+        """In this process. The test above uses a process of its own."""
         began.append(module)
         done = run(module, *words)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     monkeypatch.setattr(command, "FOLDER", folder)
-    monkeypatch.setattr(command, "called", called)
+    monkeypatch.setattr(runs, "call", call)
     words = ["--claim=ten_views", "--seeds=2", f"--out={tmp_path}/runs", f"--data_dir={tmp_path}/data"]
     done = run("experiments.claims", *words)
     assert done.returncode == 0, done.stderr
@@ -171,14 +172,14 @@ def test_a_claim_from_its_flag_files_to_the_scoreboard(tmp_path, monkeypatch):
     assert done.stdout == f"{tmp_path}/experiments/results/claims/ten_views.json\n"
     record = json.loads((tmp_path / "experiments" / "results" / "claims" / "ten_views.json").read_text())
     for arm, views in (("ten_views", 10), ("centre", 1)):
-        runs = [tmp_path / "runs" / "groceries" / f"seed{seed}" for seed in (0, 1)]
-        scores = [json.loads((run / f"test_{views}_views.json").read_text()) for run in runs]
+        workdirs = [tmp_path / "runs" / "groceries" / f"seed{seed}" for seed in (0, 1)]
+        scores = [read_json(workdir / f"test_{views}_views.json") for workdir in workdirs]
         assert record["values"][arm] == [score["top1_error"] for score in scores]
         assert [(score["views"], score["examples"]) for score in scores] == [(views, 661)] * 2
     assert "| Ten views are better than one |" in (tmp_path / "experiments" / "README.md").read_text()
 
     assert run("experiments.claims", *words).returncode == 0
-    assert len(began) == 8  # what is done is kept
+    assert len(began) == 8  # finished runs are kept
     flagfile.write_text(flagfile.read_text() + "--momentum=0.8\n")
     stale = run("experiments.claims", *words)
     assert stale.returncode == 1

@@ -1,4 +1,4 @@
-"""The launchers of clusters that are not here: checked by the clusters' own validators, and what they start is run here."""
+"""The launchers for clusters, without clusters: their own validators check them, and what they start runs here."""
 
 import os
 import shutil
@@ -70,7 +70,7 @@ JOBSET = {
 
 
 def launch(script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A launch script as it is called."""
+    """Runs a launch script."""
     return subprocess.run(
         [f"{ROOT}/launch/{script}", *arguments], capture_output=True, text=True, check=False, timeout=300,
         env=os.environ | environment,
@@ -78,14 +78,14 @@ def launch(script: str, *arguments: str, **environment: str) -> subprocess.Compl
 
 
 def free_address() -> str:
-    """Where a coordinator can listen."""
+    """A free address for the coordinator."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         return f"localhost:{probe.getsockname()[1]}"
 
 
 def steps_of(run: Path) -> list[int]:
-    """The steps that a run has rows of training for."""
+    """The steps of a run's training rows."""
     return [row["step"] for row in read_rows(run) if row["split"] == "train"]
 
 
@@ -112,7 +112,7 @@ def test_kubernetes_takes_the_manifest():
     for part in (account, whole):
         kubernetes_validate.validate(part, "1.34", strict=True)
     broken = {**whole, "spec": {**whole["spec"], "backofLimit": 0}}
-    with pytest.raises(kubernetes_validate.ValidationError):  # so the validator looks
+    with pytest.raises(kubernetes_validate.ValidationError):  # the validator does check
         kubernetes_validate.validate(broken, "1.34", strict=True)
     (container,) = whole["spec"]["template"]["spec"]["containers"]
     assert container["command"][-2:] == [AWKWARD, "--workdir=/work/r"]
@@ -141,7 +141,7 @@ def test_the_command_of_a_pod_trains(data_dir, tmp_path):
 
 @pytest.mark.slow
 def test_the_command_for_the_workers_of_a_slice_trains(data_dir, tmp_path):
-    """gcloud is not here, so its place is taken by one that runs --command, as ssh does on each worker, in a fresh shell."""
+    """A stand-in for gcloud runs --command in a fresh shell, as ssh does on each worker."""
     gcloud = tmp_path / "bin" / "gcloud"
     gcloud.parent.mkdir()
     gcloud.write_text(
@@ -195,6 +195,6 @@ def test_a_machine_without_gcloud_is_told_where_to_get_it(tmp_path):
 @pytest.mark.slow
 def test_gcloud_itself_takes_the_command_line(tmp_path):
     done = launch("tpu", "--name=n", "--zone=z", "--project=p", "--", AWKWARD, CLOUDSDK_CONFIG=str(tmp_path))
-    assert "You do not currently have an active account" in done.stderr  # past its parser, at the first thing it needs
+    assert "You do not currently have an active account" in done.stderr  # the parser accepts it
     unknown = launch("tpu", "--name=--nothing", "--zone=z", CLOUDSDK_CONFIG=str(tmp_path))
-    assert unknown.returncode == 2  # so the parser looks
+    assert unknown.returncode == 2  # the parser does check

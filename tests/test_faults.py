@@ -24,7 +24,7 @@ from test_train import assert_same, leaves_of, rows_of, saved_in
 from alexnet_jax.evaluate import Evaluator
 from alexnet_jax.run.metrics import Recorder, read_rows
 from alexnet_jax.system.errors import UserError
-from alexnet_jax.system.signals import RESUME_STATUS, Interrupted, Interruption
+from alexnet_jax.system.signals import IN_USE_STATUS, RESUME_STATUS, Interrupted, Interruption
 from alexnet_jax.train import train
 
 OPTIONS = {"steps": 12, "log_every": 3, "eval_every": 4, "checkpoint_every": 6, "schedule": "plateau", "patience": 1,
@@ -144,7 +144,7 @@ def test_signals_are_theirs_again_afterwards():
 def test_a_second_trainer_is_refused_and_a_killed_one_leaves_no_lock(data_dir, tmp_path):
     process = started(data_dir, tmp_path / "run", steps=100000)
     refused = run("train", *tiny_flags(data_dir, tmp_path / "run", mesh="1x1"))
-    assert refused.returncode == 1
+    assert refused.returncode == IN_USE_STATUS == 69
     assert f"is in use by process {process.pid} on " in refused.stderr
     process.kill()
     process.communicate()

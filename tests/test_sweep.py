@@ -1,4 +1,4 @@
-"""Sweeps: what a space file may say, and real trainers, killed, failed and shared."""
+"""Sweeps: space files, and real trainers that are killed, fail, or share a study."""
 
 import collections
 import contextlib
@@ -35,7 +35,7 @@ when = {schedule = "plateau"}
 
 
 def space_file(folder: Path, text: str = SPACE) -> Path:
-    """A space on the disk."""
+    """Writes a space file."""
     (folder / "space.toml").write_text(text)
     return folder / "space.toml"
 
@@ -130,7 +130,7 @@ def test_a_killed_sweep_finishes_its_trials_and_none_is_run_twice(data_dir, tmp_
     assert completions(sweep) == {"0000": 1, "0001": 1, "0002": 1}
     seeds = {read_config(str(sweep / "trials" / f"{number:04d}")).seed for number in range(3)}
     assert seeds == {0, 1, 2}
-    # The same command again has nothing to do, and best.cfg is the best trial but for its seed and folder.
+    # The same command has nothing left to do. best.cfg is the best trial without its seed and folder.
     assert run("sweep", *flags).returncode == 0
     assert completions(sweep).total() == 3
     best = min(trials, key=lambda trial: (float(trial["validation_top1_error"]), int(trial["trial"])))
@@ -144,7 +144,7 @@ def test_a_killed_sweep_finishes_its_trials_and_none_is_run_twice(data_dir, tmp_
         with Image.open(sweep / f"{name}.png") as picture:
             assert picture.size == size
             colours = {colour for _, colour in picture.convert("RGB").getcolors(maxcolors=1 << 24)}
-        assert len(colours) > 100  # a page without lines has some greys of the letters
+        assert len(colours) > 100  # without lines there are only the greys of the letters
     assert (sweep / "table.md").read_text().count("\n") == 2 + 3
 
 
@@ -162,13 +162,13 @@ def test_a_failed_trial_keeps_its_log_and_another_space_is_refused(data_dir, tmp
     assert best.learning_rate == 0.001
     other = run("sweep", *sweep_flags(tmp_path, data_dir))
     assert other.returncode == 1
-    assert "is one of another space: use a new --workdir or --study" in other.stderr.splitlines()[-1]
+    assert "has another space: use a new --workdir or --study" in other.stderr.splitlines()[-1]
     not_a_grid = run("sweep", *sweep_flags(tmp_path, data_dir, text=text))
     assert not_a_grid.returncode == 1
-    assert "--sampler=tpe: a study is a grid from its first trial on or never" in not_a_grid.stderr.splitlines()[-1]
+    assert "--sampler=tpe: all trials of a study are a grid or none is" in not_a_grid.stderr.splitlines()[-1]
 
 
-def test_a_storage_that_cannot_be_reached_is_said_before_any_trial(data_dir, tmp_path):
+def test_a_storage_that_cannot_be_reached_is_reported_before_any_trial(data_dir, tmp_path):
     url = "postgresql+psycopg://sweeper:secret@localhost:1/sweeps"
     done = run("sweep", *sweep_flags(tmp_path, data_dir, f"--storage={url}"))
     assert done.returncode == 1
@@ -179,13 +179,13 @@ def test_a_storage_that_cannot_be_reached_is_said_before_any_trial(data_dir, tmp
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Sweeps whose trials train nothing, with one validation of the error of their number, and that save no pictures."""
+    """Sweeps whose trials do not train: each has one validation error, 50 plus its number. No pictures are saved."""
 
-    def tried(trial, place, values, interruption, environment):
-        place.folder.mkdir(parents=True)
+    def tried(trial, folder, values, interruption, environment):
+        folder.path.mkdir(parents=True)
         row = {"split": "validation", "step": 1, "epoch": 1.0, "top1_error": 50.0 + trial.number}
-        (place.folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
-        return "complete"
+        (folder.path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+        return optuna.trial.TrialState.COMPLETE
 
     def not_saved(figure, folder, name):
         plt.close(figure)
@@ -211,8 +211,8 @@ def test_sweeps_in_two_folders_share_a_study(quick, data_dir, tmp_path):
     assert "has trials of the study 'towers', not of 'another': use a new --workdir" in other.stderr
 
 
-def test_a_trial_too_many_is_given_back(quick, data_dir, tmp_path, monkeypatch):
-    """Another process asks between this one's count of the trials and its question."""
+def test_a_surplus_trial_is_given_back(quick, data_dir, tmp_path, monkeypatch):
+    """Another process asks for a trial after this one has counted the trials."""
     ask = optuna.Study.ask
 
     def after_another(study):
@@ -228,7 +228,7 @@ def test_a_trial_too_many_is_given_back(quick, data_dir, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("failures", [9, 10])
-def test_tables_that_another_process_makes_at_this_moment_are_waited_for(tmp_path, monkeypatch, failures):
+def test_a_sweep_waits_for_tables_that_another_process_makes(tmp_path, monkeypatch, failures):
     begin, waits = optuna.storages.RDBStorage.__init__, []
 
     def racing(*arguments, **options):
@@ -241,6 +241,6 @@ def test_tables_that_another_process_makes_at_this_moment_are_waited_for(tmp_pat
     config = small_config(workdir=str(tmp_path))
     space = read_space(space_file(tmp_path), config)
     with contextlib.nullcontext() if failures < 10 else pytest.raises(UserError, match=r"cannot be used: .*duplicate key"):
-        study = studies.open_study(config, space, storage="", name="one", sampler="tpe", grace=0)
+        study, _ = studies.open_study(config, space, storage="", name="one", sampler="tpe", grace=0)
         assert study.study_name == "one"
     assert waits == [0.5] * 9

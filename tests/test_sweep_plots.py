@@ -1,4 +1,4 @@
-"""The plots of a sweep: every trial in its place, with its error."""
+"""The plots of a sweep: each trial where it belongs, with its error."""
 
 import json
 
@@ -20,7 +20,7 @@ mpl.use("agg")
 
 @pytest.fixture
 def tried(tmp_path):
-    """A space, and a study of four trials of it: one failed, one pruned, two complete, of errors 60 and 40 %."""
+    """A space and a study of four trials: one failed, one pruned, two complete with errors of 60 and 40 %."""
     space = read_space(space_file(tmp_path), small_config())
     by_name = {parameter.name: parameter.distribution for parameter in space.parameters}
     study = optuna.create_study()

@@ -1,4 +1,4 @@
-"""Sweeps that share a study in PostgreSQL, on a server of our own."""
+"""Sweeps that share a study in PostgreSQL, on a server that the tests start."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 
 @pytest.fixture
 def postgres(tmp_path_factory):
-    """The URL of a PostgreSQL of our own on loopback. It refuses to run as root, so root starts it as nobody."""
+    """The URL of a new PostgreSQL server on loopback. It refuses to run as root, so root starts it as nobody."""
     if not BINARIES:
         pytest.skip("PostgreSQL is not installed")
     folder = tmp_path_factory.mktemp("postgres")
@@ -48,13 +48,14 @@ def postgres(tmp_path_factory):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     yield f"postgresql+psycopg://sweeper@localhost:{port}/postgres"
-    server.send_signal(signal.SIGINT)  # without waiting for those who are connected
+    server.send_signal(signal.SIGINT)  # does not wait for clients
     server.wait()
 
 
 OPENER = """
 import sys
 from pathlib import Path
+import optuna
 from matplotlib import pyplot as plt
 from networks import small_config
 from alexnet_jax.sweep.space import read_space
@@ -62,12 +63,13 @@ from alexnet_jax.sweep.study import open_study
 config = small_config(workdir=".")
 space = read_space(Path(sys.argv[1]), config)
 for url in map(str.strip, sys.stdin):
-    print(open_study(config, space, storage=url, name="one", sampler="tpe", grace=0)._study_id, flush=True)
+    open_study(config, space, storage=url, name="one", sampler="tpe", grace=0)
+    print(optuna.get_all_study_names(url), flush=True)
 """
 
 
 def test_processes_that_start_at_once_make_one_study_in_an_empty_database(tmp_path, postgres):
-    """No lock guards Optuna's CREATE TABLE: all but the first used to end with a duplicate key."""
+    """Optuna does not lock its CREATE TABLE: all but the first used to fail with a duplicate key."""
     command = [sys.executable, "-c", OPENER, space_file(tmp_path)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
     with contextlib.ExitStack() as stack:
@@ -81,7 +83,7 @@ def test_processes_that_start_at_once_make_one_study_in_an_empty_database(tmp_pa
             for opener in openers:
                 opener.stdin.write(postgres.removesuffix("postgres") + name + "\n")
                 opener.stdin.flush()
-            assert {opener.stdout.readline() for opener in openers} == {"1\n"}
+            assert {opener.stdout.readline() for opener in openers} == {"['one']\n"}
 
 
 def test_two_sweeps_share_a_study_in_postgresql(data_dir, tmp_path, postgres):

@@ -12,7 +12,7 @@ from alexnet_jax.augment import COLOUR_NOISE
 from alexnet_jax.config import Config
 from alexnet_jax.data.splits import Batch
 from alexnet_jax.evaluate import Evaluator, make_viewer
-from alexnet_jax.layers import trace
+from alexnet_jax.layers import Architecture, trace
 from alexnet_jax.mesh import make_mesh
 from alexnet_jax.network import merge
 from alexnet_jax.step import Knobs, Model, Pixels, make_model, make_train_step
@@ -100,7 +100,7 @@ def _prediction(model: Model, mode: Mode) -> Callable[[], Any]:
     return lambda: evaluator.judge_batch([(viewer, params)], batch, views)
 
 
-def training_flops(model: Model) -> int:
-    """Floating point operations of a training step per image: two per multiplication, no input gradient for conv1."""
-    first, *others = (layer.multiply_adds for layer in trace(model.config.table(), model.config.crop, model.classes))
+def training_flops(table: Architecture, crop: int, classes: int) -> int:
+    """Floating point operations per image of a training step: two per multiplication. conv1 needs no input gradient."""
+    first, *others = (layer.multiply_adds for layer in trace(table, crop, classes))
     return 2 * (2 * first + 3 * sum(others))

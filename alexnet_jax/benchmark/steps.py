@@ -71,7 +71,8 @@ def measure_steps(config: Config, *, against: bool, layers: bool, rounds: int, s
             ratios |= {f"ours / {peer}": ratio(rates, ours, peer) for peer in others}
     train = rows[Ours(config, "train").name]
     product = _product(config)
-    achieved = train["images_per_second"] * training_flops(model)
+    flops = training_flops(config.table(), config.crop, model.classes)
+    achieved = train["images_per_second"] * flops
     return {
         "images_per_second": train["images_per_second"],
         "rows": rows,
@@ -81,7 +82,7 @@ def measure_steps(config: Config, *, against: bool, layers: bool, rounds: int, s
         "matrix_product_flops_per_second": product,
         "flops_per_second": achieved,
         "of_matrix_product": achieved / product,
-        "flops_per_image": training_flops(model),
+        "flops_per_image": flops,
         "layers": [rate._asdict() for rate in measure_layers(model, steps)] if layers else [],
         "settings": {
             "architecture": config.architecture, "batch_size": config.batch_size, "crop_size": config.crop,

@@ -1,7 +1,6 @@
 """The folder of a run: config.json, and who may write into it."""
 
 import contextlib
-import fcntl
 import importlib.metadata
 import os
 import platform
@@ -17,8 +16,8 @@ import numpy as np
 from jaxtyping import Float32
 
 from alexnet_jax.config import Config, as_dict, changed_flags, from_dict
-from alexnet_jax.system.errors import UserError
-from alexnet_jax.system.files import read_json, replacing, write_json
+from alexnet_jax.system.errors import InUse, UserError
+from alexnet_jax.system.files import exclusively, read_json, replacing, write_json
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -54,12 +53,13 @@ def provenance() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def locked(workdir: str) -> Iterator[None]:
-    """Keeps a second trainer out of a folder. The lock is the system's, so that of a killed process is gone with it.
+    """Keeps a second trainer out of a folder. The kernel frees the lock of a dead process.
 
     Of several processes that train together the first one holds it.
 
     Raises:
-        UserError: another process has it, or the folder cannot be written, or it holds something that is not a run.
+        InUse: another process has the lock; the message names it.
+        UserError: the folder cannot be written, or it holds something that is not a run.
     """
     if not workdir:
         raise UserError("--workdir is missing: name a folder for the run")
@@ -74,20 +74,16 @@ def locked(workdir: str) -> Iterator[None]:
         and any(path.parent.iterdir())
     ):
         raise UserError(f"--workdir={workdir} holds something that is not a run: choose an empty or a new folder")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
-    except OSError as error:
-        raise UserError(f"--workdir={workdir} cannot be written: {error.strerror or error}") from error
-    with file:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            raise UserError(f"--workdir={workdir} is in use by {file.read().strip() or 'another process'}") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
+            lock = stack.enter_context(exclusively(path, wait=False))
+        except OSError as error:
+            raise UserError(f"--workdir={workdir} cannot be written: {error.strerror or error}") from error
+        if lock is None:
+            raise InUse(f"--workdir={workdir} is in use by {path.read_text().strip() or 'another process'}")
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        lock.flush()
         yield
 
 

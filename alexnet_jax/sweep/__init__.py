@@ -1,1 +1,1 @@
-"""Searches flags of the trainer on validation error: Optuna chooses, real trainers try."""
+"""Searches for flags of the trainer with low validation error. Optuna chooses values, trainers try them."""

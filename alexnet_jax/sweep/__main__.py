@@ -1,4 +1,4 @@
-"""Sweeps flags of the trainer; the same command goes on with the study.
+"""Sweeps flags of the trainer. Rerun the same command to resume.
 
 python -m alexnet_jax.sweep --flagfile=F --space=experiments/sweeps/S.toml --trials=N --workdir=DIR [flags of train]
 """
@@ -7,7 +7,9 @@ import os
 import subprocess
 import threading
 import uuid
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,29 +25,25 @@ from alexnet_jax.data.dataset import open_dataset
 from alexnet_jax.sweep import study as studies
 from alexnet_jax.sweep.space import Space, changed, read_space, with_values
 from alexnet_jax.sweep.summary import write_summary
-from alexnet_jax.sweep.trials import Outcome, Place, run_trial, validations
+from alexnet_jax.sweep.trials import TrialFolder, run_trial, validations
 from alexnet_jax.system import cli
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.files import exclusively, read_json, write_json
 from alexnet_jax.system.signals import RESUME_STATUS, Interrupted, Interruption
 
-STATES: dict[Outcome, TrialState] = {
-    "complete": TrialState.COMPLETE,
-    "pruned": TrialState.PRUNED,
-    "failed": TrialState.FAIL,
-}
+Begin = Callable[[int], optuna.Trial]
 
 
 class Sweep:
-    """Runs trials of a study until it has as many as are wanted."""
+    """Runs trials until the study has `trials` of them. `begin` makes a trial of its number."""
 
     def __init__(
-        self, config: Config, space: Space, study: optuna.Study, sampler: str, trials: int, interruption: Interruption
+        self, config: Config, space: Space, study: optuna.Study, begin: Begin, trials: int, interruption: Interruption
     ):
-        self._config, self._space, self._study, self._sampler = config, space, study, sampler
+        self._config, self._space, self._study, self._begin = config, space, study, begin
         self._wanted, self._interruption = trials, interruption
         self.folder = Path(config.workdir)
-        self._name = _own_name(self.folder, study.study_name)
+        self._id = _sweep_id(self.folder, study.study_name)
         self._asking = threading.Lock()
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._progress = Progress(
@@ -55,30 +53,30 @@ class Sweep:
         self._task = self._progress.add_task("sweep", total=trials, completed=self._finished(), best=self._best())
 
     def run(self, jobs: int) -> None:
-        """All trials, `jobs` at a time. Raises Interrupted on a signal, when the trainers have saved."""
+        """Runs all trials, `jobs` at a time. After a signal it raises Interrupted once the trainers have saved."""
         with self._progress, ThreadPoolExecutor(jobs, thread_name_prefix="job") as pool:
             for result in [pool.submit(self._work, job, jobs) for job in range(jobs)]:
                 result.result()
         if self._interruption.requested:
             raise Interrupted(
                 f"{self._interruption.requested}: stopped, the trials in progress are saved; "
-                f"the same command goes on (exit status {RESUME_STATUS})"
+                f"rerun the same command to resume (exit status {RESUME_STATUS})"
             )
 
     def _work(self, job: int, jobs: int) -> None:
-        """One of the jobs: first the trials that a killed sweep has left, then new ones."""
+        """One job: first the trials that a killed sweep left, then new ones."""
         environment = _devices(job, jobs)
         for number in [trial.number for trial in self._trials((TrialState.RUNNING,))]:
-            with Place.of(self.folder, number).claimed() as mine:
+            with TrialFolder.of(self.folder, number).claimed() as mine:
                 left = self._study.trials[number]  # read under the lock: another job may have finished it
-                if mine and left.state is TrialState.RUNNING and left.user_attrs.get("sweep") == self._name:
+                if mine and left.state is TrialState.RUNNING and left.user_attrs.get("sweep") == self._id:
                     self._try(number, environment)
         while not self._interruption.requested and (number := self._ask()) is not None:
-            with Place.of(self.folder, number).claimed():
+            with TrialFolder.of(self.folder, number).claimed():
                 self._try(number, environment)
 
     def _ask(self) -> int | None:
-        """The number of a new trial; None when there are enough."""
+        """The number of a new trial; None if the study has enough."""
         with self._asking:
             if len(self._study.trials) >= self._wanted:
                 return None
@@ -87,34 +85,32 @@ class Sweep:
                 trial.set_user_attr("surplus", True)
                 self._study.tell(trial, state=TrialState.FAIL)
                 return None
-            trial.set_user_attr("sweep", self._name)
+            trial.set_user_attr("sweep", self._id)
             return trial.number
 
     def _try(self, number: int, environment: dict[str, str]) -> None:
-        trial = studies.begun(self._study, self._space, self._sampler, self._config.seed, number)
-        place = Place.of(self.folder, trial.number)
+        trial, folder = self._begin(number), TrialFolder.of(self.folder, number)
         chosen = self._space.suggest(trial)
-        values = changed(self._config) | {"seed": self._config.seed + trial.number} | chosen | {"workdir": str(place.folder)}
-        outcome: Outcome
+        values = changed(self._config) | {"seed": self._config.seed + number} | chosen | {"workdir": str(folder.path)}
         try:
             with_values(self._config, values)
-            outcome = run_trial(trial, place, values, self._interruption, environment)
-        except UserError as error:  # values that do not go together
+            state = run_trial(trial, folder, values, self._interruption, environment)
+        except UserError as error:  # values that exclude each other
             trial.set_user_attr("error", str(error))
-            outcome = "failed"
-        if outcome == "interrupted":
+            state = TrialState.FAIL
+        if state is TrialState.RUNNING:
             return
-        errors = validations(place.folder)
-        if outcome == "complete" and not errors:
+        errors = validations(folder.path)
+        if state is TrialState.COMPLETE and not errors:
             trial.set_user_attr("error", "no validation in metrics.jsonl")
-            outcome = "failed"
-        value = min(errors) if outcome == "complete" else None
-        self._study.tell(trial, value, state=STATES[outcome])
-        found = f"failed: {trial.user_attrs.get('error')}" if outcome == "failed" else outcome
-        if value is not None:
-            found = f"{value:.2f} %"
+            state = TrialState.FAIL
+        value = min(errors) if state is TrialState.COMPLETE else None
+        self._study.tell(trial, value, state=state)
+        shown = "pruned" if value is None else f"{value:.2f} %"
+        if state is TrialState.FAIL:
+            shown = f"failed: {trial.user_attrs.get('error')}"
         flags_tried = "  ".join(f"{name}={_short(chosen[name])}" for name in chosen)
-        self.console.print(f"trial {trial.number:3d}  {found}  {flags_tried}  {self._best()}", markup=False)
+        self.console.print(f"trial {number:3d}  {shown}  {flags_tried}  {self._best()}", markup=False)
         self._progress.update(self._task, completed=self._finished(), best=self._best())
 
     def _trials(self, states: tuple[TrialState, ...]) -> list[optuna.trial.FrozenTrial]:
@@ -133,23 +129,22 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _own_name(folder: Path, study: str) -> str:
-    """By which a sweep knows its own trials among those of others that share the study; processes in one folder are one
-    sweep. Raises UserError if the folder is that of another study."""
+def _sweep_id(folder: Path, study: str) -> str:
+    """Marks this folder's trials in a study that sweeps share. Raises UserError if the folder has another study's trials."""
     path = folder / "sweep.json"
     with exclusively(folder / "sweep.lock", wait=True):
         if not path.exists():
             write_json(path, {"name": uuid.uuid4().hex, "study": study})
-    known = read_json(path)
-    if known["study"] != study:
+    stored = read_json(path)
+    if stored["study"] != study:
         raise UserError(
-            f"--workdir={folder} has trials of the study {known['study']!r}, not of {study!r}: use a new --workdir"
+            f"--workdir={folder} has trials of the study {stored['study']!r}, not of {study!r}: use a new --workdir"
         )
-    return known["name"]
+    return stored["name"]
 
 
 def _devices(job: int, jobs: int) -> dict[str, str]:
-    """The share of this machine's GPUs that a job gets; nothing where there are none."""
+    """The environment that gives a job its share of the GPUs of this machine; empty without GPUs."""
     if jobs == 1 or "CUDA_VISIBLE_DEVICES" in os.environ:
         return {}
     try:
@@ -168,14 +163,15 @@ def main(options: flags.FlagValues) -> None:
         raise UserError("--workdir is missing: name a folder for the sweep")
     space = read_space(Path(options.space), config)
     if "validation" not in open_dataset(config).splits:
-        raise UserError(f"--dataset={config.dataset} has no validation split to choose by: hold out a fold with --fold=0/10")
+        raise UserError(f"--dataset={config.dataset} has no validation split: hold out a fold with --fold=0/10")
     Path(config.workdir).mkdir(parents=True, exist_ok=True)
-    study = studies.open_study(
+    study, storage = studies.open_study(
         config, space, storage=options.storage, name=options.study, sampler=options.sampler, grace=options.prune_after
     )
     with Interruption() as interruption:
         trials = len(space.grid()) if options.sampler == "grid" else options.trials
-        sweep = Sweep(config, space, study, options.sampler, trials, interruption)
+        begin = partial(studies.begin, study, storage, space, options.sampler, config.seed)
+        sweep = Sweep(config, space, study, begin, trials, interruption)
         try:
             sweep.run(options.jobs)
         finally:
@@ -189,23 +185,16 @@ def define_flags(options: flags.FlagValues) -> None:
     define_config_flags(options)
     flags.DEFINE_string("space", None, "TOML file with the flags to try", required=True, flag_values=options)
     flags.DEFINE_integer(
-        "trials", 20, "of the study, all processes together; a grid has its combinations", lower_bound=1, flag_values=options
+        "trials", 20, "trials of the study; a grid has its combinations", lower_bound=1, flag_values=options
     )
     flags.DEFINE_integer("jobs", 1, "trials at a time", lower_bound=1, flag_values=options)
     flags.DEFINE_string(
-        "storage",
-        "",
-        "Optuna storage URL that several processes may share; empty: SQLite in the workdir",
-        flag_values=options,
+        "storage", "", "Optuna storage URL, to share a study; empty: SQLite in the workdir", flag_values=options
     )
-    flags.DEFINE_string("study", "", "name of the study in the storage; empty: the name of the workdir", flag_values=options)
+    flags.DEFINE_string("study", "", "name of the study; empty: the name of the workdir", flag_values=options)
     flags.DEFINE_enum("sampler", "tpe", studies.SAMPLERS, "how values are chosen", flag_values=options)
     flags.DEFINE_integer(
-        "prune_after",
-        2,
-        "validations before the worse two thirds may be ended; 0: never",
-        lower_bound=0,
-        flag_values=options,
+        "prune_after", 2, "validations before the worse two thirds may end; 0: never", lower_bound=0, flag_values=options
     )
 
 

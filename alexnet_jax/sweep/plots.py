@@ -1,4 +1,4 @@
-"""The plots of a sweep: how the best came about, which flags mattered, what the good trials have in common."""
+"""The plots of a sweep: learning curves, the best so far, which flags matter, what good trials have in common."""
 
 import warnings
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from alexnet_jax.figures import COLOURS
 from alexnet_jax.run.metrics import read_rows
 from alexnet_jax.sweep.space import Parameter
-from alexnet_jax.sweep.trials import Place
+from alexnet_jax.sweep.trials import TrialFolder
 
 ERROR = "validation top-1 error (%)"
 BEST = COLOURS["validation"]
@@ -35,7 +35,7 @@ def draw_curves(trials: Sequence[FrozenTrial], best: int, folder: Path) -> Figur
     """Validation error over epochs of every trial."""
     figure, axis = _axes(7, 4)
     for trial in trials:
-        rows = [row for row in read_rows(Place.of(folder, trial.number).folder) if row["split"] == "validation"]
+        rows = [row for row in read_rows(TrialFolder.of(folder, trial.number).path) if row["split"] == "validation"]
         ended = trial.state is not TrialState.COMPLETE
         style: dict[str, Any] = {"color": "0.7", "linewidth": 1, "linestyle": ":" if ended else "-", "zorder": 1}
         if trial.number == best:
@@ -48,7 +48,7 @@ def draw_curves(trials: Sequence[FrozenTrial], best: int, folder: Path) -> Figur
 
 
 def draw_history(trials: Sequence[FrozenTrial]) -> Figure:
-    """The error of each trial that came to its end, in the order of their numbers, and the best so far."""
+    """The error of each complete trial by number, and the best so far."""
     figure, axis = _axes(7, 4)
     complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
     numbers = [trial.number for trial in complete]
@@ -65,9 +65,9 @@ def draw_history(trials: Sequence[FrozenTrial]) -> Figure:
 
 
 def draw_importance(study: optuna.Study) -> Figure:
-    """Shares of the error's variation among the better trials, by ped-ANOVA. Raises ValueError with too few trials."""
+    """The importance of each flag among the better trials, by ped-ANOVA. Raises ValueError on too few trials."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it is experimental, and says when a flag has few trials
+        warnings.simplefilter("ignore")  # it is experimental, and warns if a flag has few trials
         evaluator = optuna.importance.PedAnovaImportanceEvaluator()
         shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
     figure, axis = _axes(7, 1 + 0.45 * len(shares))
@@ -80,7 +80,7 @@ def draw_importance(study: optuna.Study) -> Figure:
 
 
 def draw_parallel(trials: Sequence[FrozenTrial], parameters: Sequence[Parameter]) -> Figure:
-    """One line per trial across an axis per flag, coloured by its error, grey without one; a flag not tried is a gap."""
+    """A line for each trial across an axis for each flag, coloured by its error, or grey. A flag not tried is a gap."""
     figure, axis = _axes(1.8 * len(parameters) + 2, 4)
     complete = sorted(
         (trial for trial in trials if trial.state is TrialState.COMPLETE), key=lambda trial: -(trial.value or 0)
@@ -109,7 +109,7 @@ def draw_parallel(trials: Sequence[FrozenTrial], parameters: Sequence[Parameter]
 
 
 def _height(parameter: Parameter, value: Any) -> float:
-    """Where a value lies on its axis, from 0 to 1; NaN for none."""
+    """The position of a value on its axis, from 0 to 1; NaN for None."""
     if value is None:
         return float("nan")
     ends = parameter.ends()

@@ -1,4 +1,4 @@
-"""The space of a sweep: which flags of the trainer are tried at which values.
+"""The space of a sweep: the flags of the trainer to try, and their values.
 
 A TOML file with a table for each flag:
 
@@ -6,7 +6,7 @@ A TOML file with a table for each flag:
     log = [0.001, 0.03]        # log-uniform; `uniform` is linear
     [patience]
     int = [2, 6]               # both ends included
-    when = {schedule = "plateau"}   # only where the flag `schedule`, itself in the space, has this value
+    when = {schedule = "plateau"}   # only if `schedule`, a flag of this space, has this value
     [schedule]
     choice = ["plateau", "steps"]
 """
@@ -26,20 +26,20 @@ from alexnet_jax.config import Config, as_dict, from_words
 from alexnet_jax.system.errors import UserError
 
 KINDS = ("log", "uniform", "int", "choice")
-# What every trial gets from the sweep, or what has to be the same for all.
+# The sweep sets these, or they must be the same for all trials.
 RESERVED = ("workdir", "distributed", "host_devices", "data_dir", "fold")
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One flag: its values, and the values of other flags without which it is not tried."""
+    """One flag and its values. It is tried only where other flags have the values of `when`."""
 
     name: str
     distribution: BaseDistribution
     when: dict[str, Any]
 
     def suggest(self, trial: optuna.Trial) -> Any:
-        """The sampler's choice; that of a trial which already has one stays."""
+        """The sampler's choice. A trial that has a value keeps it."""
         match self.distribution:
             case CategoricalDistribution(choices=choices):
                 return trial.suggest_categorical(self.name, choices)
@@ -57,7 +57,7 @@ class Parameter:
         return self.distribution.low, self.distribution.high  # pyright: ignore[reportAttributeAccessIssue]
 
     def values(self) -> Sequence[Any]:
-        """Every value, for a grid. Raises UserError if there are infinitely many."""
+        """Every value, for a grid. Raises UserError on a continuous range."""
         if isinstance(self.distribution, FloatDistribution):
             raise UserError(f"--sampler=grid: {self.name} is a range; list its values under 'choice'")
         if isinstance(self.distribution, IntDistribution):
@@ -65,19 +65,19 @@ class Parameter:
         return self.ends()
 
     def active(self, chosen: dict[str, Any]) -> bool:
-        """Whether it is tried beside these values."""
+        """Whether the flag is tried where others have these values."""
         return all(chosen.get(name) == value for name, value in self.when.items())
 
 
 @dataclass(frozen=True)
 class Space:
-    """The parameters, those that others depend on first."""
+    """The parameters, conditions before their dependents."""
 
     parameters: tuple[Parameter, ...]
-    text: str  # canonical, to tell one space from another
+    text: str  # canonical: equal spaces have equal texts
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
-        """Flags for a trial, chosen by the study's sampler."""
+        """Flags for a trial; its sampler chooses them."""
         chosen: dict[str, Any] = {}
         for parameter in self.parameters:
             if parameter.active(chosen):
@@ -85,7 +85,7 @@ class Space:
         return chosen
 
     def grid(self) -> list[dict[str, Any]]:
-        """Every combination once. Raises UserError if there are infinitely many."""
+        """Every combination once. Raises UserError on a continuous range."""
         combinations = []
         for values in itertools.product(*(parameter.values() for parameter in self.parameters)):
             chosen: dict[str, Any] = {}
@@ -111,21 +111,21 @@ def as_flags(values: dict[str, Any]) -> list[str]:
 
 
 def changed(config: Config) -> dict[str, Any]:
-    """The fields of a config that are not at their defaults, as their flags say them."""
+    """The fields of a config that differ from their defaults, as values of flags."""
     defaults = as_dict(Config())
     return {name: value for name, value in as_dict(config).items() if value != defaults[name]}
 
 
 def with_values(config: Config, values: dict[str, Any]) -> Config:
-    """A config with some flags changed. Raises UserError on a value that no run can have."""
+    """A config with some flags changed. Raises UserError on an invalid value."""
     return from_words(as_flags(changed(config) | values))
 
 
 def read_space(path: Path, config: Config) -> Space:
-    """The space in a file, tried on the flags that its trials share.
+    """Reads a space. Checks its values together with `config`, the flags that all trials share.
 
     Raises:
-        UserError: an unknown flag, an empty range, a log range through zero, a value that no run can have; all name the
+        UserError: an unknown flag, an empty range, a log range through zero, or an invalid value. The message names the
             file and the entry.
     """
     try:
@@ -177,7 +177,7 @@ def _distribution(name: str, kind: str, values: list[Any]) -> BaseDistribution:
 
 
 def _ordered(parameters: dict[str, Parameter]) -> list[Parameter]:
-    """Conditions before what they decide on. Raises UserError on one that is not in the space, or on a circle."""
+    """Conditions before their dependents. Raises UserError on a condition outside the space, or on a circle."""
     ordered: list[Parameter] = []
     waiting = list(parameters.values())
     while waiting:
@@ -193,7 +193,7 @@ def _ordered(parameters: dict[str, Parameter]) -> list[Parameter]:
 
 
 def _conditions(parameter: Parameter, parameters: dict[str, Parameter]) -> dict[str, Any]:
-    """The values under which a parameter is tried, those of its conditions' conditions included."""
+    """The values that a parameter needs, those of indirect conditions included."""
     found: dict[str, Any] = {}
     for name, value in parameter.when.items():
         found |= _conditions(parameters[name], parameters) | {name: value}

@@ -1,4 +1,4 @@
-"""What a sweep leaves in its folder: trials.csv, best.cfg, table.md and the plots."""
+"""The files that a sweep writes: trials.csv, best.cfg, table.md and the plots."""
 
 import contextlib
 import csv
@@ -19,7 +19,7 @@ ROWS_OF_TABLE = 5
 
 
 def write_summary(study: optuna.Study, config: Config, space: Space, folder: Path) -> list[Path]:
-    """Writes what can be said about the trials so far; returns the files."""
+    """Writes the summary of the trials so far. Returns the files."""
     trials = [trial for trial in study.trials if not trial.user_attrs.get("surplus")]
     complete = sorted(
         (trial for trial in trials if trial.state is TrialState.COMPLETE), key=lambda trial: (trial.value, trial.number)
@@ -34,7 +34,7 @@ def write_summary(study: optuna.Study, config: Config, space: Space, folder: Pat
         "history": plots.draw_history(trials),
         "parallel_coordinates": plots.draw_parallel(trials, space.parameters),
     }
-    with contextlib.suppress(ValueError, RuntimeError):  # Optuna wants two trials, and a flag that all of them have
+    with contextlib.suppress(ValueError, RuntimeError):  # Optuna needs two trials, and a flag that all have
         drawn["importance"] = plots.draw_importance(study)
     return written + [save_figure(figure, folder, name) for name, figure in drawn.items()]
 
@@ -56,7 +56,7 @@ def _write_csv(trials: Sequence[FrozenTrial], names: Sequence[str], folder: Path
 
 
 def _write_best(best: FrozenTrial, config: Config, folder: Path) -> Path:
-    """A flag file that trains with the best values; the seed and the workdir are left to the command."""
+    """A flag file that trains with the best values. The command gives seed and workdir."""
     shared = {name: value for name, value in changed(config).items() if name not in ("workdir", "seed")}
     path = folder / "best.cfg"
     with replacing(path) as file:

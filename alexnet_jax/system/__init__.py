@@ -1,1 +1,1 @@
-"""The side of the operating system: command lines, signals, files, and how a process starts."""
+"""The operating system: command lines, signals, files, and how a process starts."""

@@ -1,6 +1,6 @@
-"""How every entry point starts and ends: absl flags in, one clear line and exit status 1 on bad input.
+"""How every entry point starts and ends: absl flags in; on bad input one clear line and exit status 1.
 
-An entry point is a `Command`. Its flags live in a `FlagValues` made for each call, so that a process can call it often:
+An entry point is a `Command`. Each call makes its own `FlagValues`, so a process can call it more than once:
 
     COMMAND = cli.Command(__doc__, define_flags, main)
     if __name__ == "__main__":
@@ -17,13 +17,13 @@ from typing import NoReturn
 
 from absl import flags, logging
 
-from alexnet_jax.system.errors import UserError
-from alexnet_jax.system.signals import RESUME_STATUS, Interrupted
+from alexnet_jax.system.errors import InUse, UserError
+from alexnet_jax.system.signals import IN_USE_STATUS, RESUME_STATUS, Interrupted
 
 EXTRA = "ALEXNET_FLAGS"
 ABOUT_EXTRA = (
-    f"The environment variable {EXTRA} holds flags that are added to the end of every command line whose command has them, "
-    f"which says so on stderr: {EXTRA}='--architecture=paper_eighth --epochs=1'."
+    f"The environment variable {EXTRA} holds flags, such as {EXTRA}='--architecture=paper_eighth --epochs=1'. Every command "
+    "adds those that it has to the end of its command line, and says so on stderr."
 )
 
 
@@ -33,10 +33,10 @@ class Command:
 
     Args:
         about: what `--help` says before the flags.
-        define: defines its flags.
+        define: defines the flags.
         main: gets the parsed flags, and the words if `takes_words`.
-        takes_words: whether words are allowed besides flags. A word is otherwise refused: it is nearly always a flag whose
-            dashes were forgotten.
+        takes_words: whether words besides flags are allowed. Otherwise a word is refused: it is nearly always a flag
+            without its dashes.
     """
 
     about: str | None
@@ -45,18 +45,18 @@ class Command:
     takes_words: bool = False
 
     def run(self) -> NoReturn:
-        """Runs the process's own command line and ends the process."""
+        """Runs the command line of this process and ends the process."""
         logging.use_absl_handler()
-        logging.set_verbosity(logging.WARNING)  # libraries tell much at INFO
-        flags.FLAGS.mark_as_parsed()  # libraries have flags of their own, which keep their defaults
+        logging.set_verbosity(logging.WARNING)  # at INFO libraries print too much
+        flags.FLAGS.mark_as_parsed()  # the flags of libraries keep their defaults
         sys.exit(self(sys.argv[1:]))
 
     def __call__(self, argv: Sequence[str]) -> int:
         """Runs one command line.
 
         Returns:
-            The exit status: 0; 1 after a line on stderr about bad input, or about a disk that is full or read-only;
-            `RESUME_STATUS` when the run was interrupted and saved.
+            The exit status: 0; 1 after a line on stderr about bad input or a full or read-only disk; `IN_USE_STATUS` if
+            another process works in the folder; `RESUME_STATUS` if the run was interrupted and saved.
         """
         try:
             options = flags.FlagValues()
@@ -68,7 +68,7 @@ class Command:
             self._run(options, argv)
         except UserError as error:
             _say(f"error: {error}")
-            return 1
+            return IN_USE_STATUS if isinstance(error, InUse) else 1
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
                 raise
@@ -80,17 +80,16 @@ class Command:
         return 0
 
     def _run(self, options: flags.FlagValues, argv: Sequence[str]) -> None:
-        words = parse(options, [*argv, *_extra(options)])
+        argv = [*argv, *_extra(options)]
         if self.takes_words:
-            self.main(options, words)
-        elif words:
-            raise UserError(f"{words[0]!r} is not a flag: flags are written --name=value")
+            self.main(options, parse(options, argv))
         else:
+            parse_flags(options, argv)
             self.main(options)
 
 
 def parse(options: flags.FlagValues, argv: Sequence[str]) -> list[str]:
-    """Parses a command line into `options` and returns the words that are not flags, which may stand anywhere.
+    """Parses a command line into `options`. Returns the words that are not flags; they may stand anywhere.
 
     Raises:
         UserError: an unknown flag, or a value that its flag cannot have.
@@ -102,13 +101,19 @@ def parse(options: flags.FlagValues, argv: Sequence[str]) -> list[str]:
         raise UserError(" ".join(str(error).split())) from error
 
 
+def parse_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
+    """Like `parse`, for flags alone. Raises UserError on any other word too."""
+    if words := parse(options, argv):
+        raise UserError(f"{words[0]!r} is not a flag: flags are written --name=value")
+
+
 def _say(line: str) -> None:
-    """In one write: `print` makes two where Python is unbuffered, and the lines of several processes get mixed."""
+    """Prints to stderr in one write. Unbuffered `print` makes two, and lines of several processes would mix."""
     sys.stderr.write(f"{line}\n")
 
 
 def _extra(options: flags.FlagValues) -> list[str]:
-    """The flags of $ALEXNET_FLAGS that this command has. Raises UserError if it cannot be split into words."""
+    """The flags of $ALEXNET_FLAGS that this command has. Raises UserError if quotes in it do not match."""
     try:
         words = shlex.split(os.environ.get(EXTRA, ""))
     except ValueError as error:

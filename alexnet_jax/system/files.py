@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: written beside their target, brought to the disk, and renamed."""
+"""Atomic writes, JSON files, and locks between processes."""
 
 import contextlib
 import fcntl
@@ -13,7 +13,7 @@ from alexnet_jax.system.errors import UserError
 
 @contextlib.contextmanager
 def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """A file to write, 'w' or 'wb', that takes the place of `path` when the block ends without an error."""
+    """A file to write, 'w' or 'wb'. It replaces `path` if the block ends without an error."""
     beside = path.with_name(path.name + ".tmp")
     with beside.open(mode, encoding=None if "b" in mode else "utf-8") as file:
         yield file
@@ -23,17 +23,20 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 
 @contextlib.contextmanager
-def exclusively(path: Path, *, wait: bool) -> Iterator[bool]:
-    """Yields whether this is the only block in any process that has `path`, a file made for that. The lock is the system's,
-    so that of a killed process is gone with it. With `wait` it is always had in the end."""
+def exclusively(path: Path, *, wait: bool) -> Iterator[IO[str] | None]:
+    """Locks a file, which is made if missing. Yields it open, or None if another block in any process has the lock.
+
+    With `wait` the block starts when the lock is free. The kernel frees the lock of a dead process. The package `filelock`
+    would not make this shorter, and the package would depend on it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+    with path.open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
-            yield False
+            yield None
             return
-        yield True
+        yield file
 
 
 def write_json(path: Path, content: Any, indent: int | None = 2) -> None:
@@ -43,7 +46,7 @@ def write_json(path: Path, content: Any, indent: int | None = 2) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises UserError naming it if it is not readable or not JSON."""
+    """The content of a JSON file. Raises UserError with its name if it cannot be read or is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

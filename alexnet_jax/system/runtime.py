@@ -1,4 +1,4 @@
-"""What every entry point sets up before JAX starts: forced devices and the cache of compiled programs."""
+"""What every entry point sets before JAX starts: forced devices, other processes, the cache of compiled programs."""
 
 import hashlib
 import importlib.metadata
@@ -10,22 +10,22 @@ import jax
 
 from alexnet_jax.system.errors import UserError
 
-HEARTBEAT_SECONDS = 20  # without a sign of life a process is taken for dead
-CONNECT_SECONDS = 300  # hosts of a cluster start minutes apart
+HEARTBEAT_SECONDS = 20  # a process that is silent for so long counts as dead
+CONNECT_SECONDS = 300  # the hosts of a cluster start minutes apart
 
 
 def start(host_devices: int | None = None, distributed: bool = False) -> None:
-    """Call it once, before the first array or question for a device.
+    """Call it once, before the first array and before anything asks for a device.
 
     Args:
-        host_devices: number of CPU devices to force in this process; none leaves it to JAX.
-        distributed: join the other processes. On Slurm, Kubernetes and Cloud TPU JAX finds them by itself; elsewhere
-            JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID name them, which launch/local sets.
+        host_devices: number of CPU devices to force in this process; None leaves it to JAX.
+        distributed: join the other processes. JAX finds them by itself on Slurm, Kubernetes and Cloud TPU. Elsewhere
+            JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID name them; launch/local sets these.
 
     Raises:
         UserError: the other processes cannot be found or do not answer.
 
-    Compiled programs are kept in `cache_folder()`, so that a second start compiles nothing. JAX's own settings come first:
+    `cache_folder()` keeps compiled programs: a second start compiles nothing. JAX's own variables take precedence:
     JAX_COMPILATION_CACHE_DIR, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS, JAX_ENABLE_COMPILATION_CACHE=false.
     """
     if host_devices:
@@ -39,7 +39,7 @@ def start(host_devices: int | None = None, distributed: bool = False) -> None:
 
 
 def _join() -> None:
-    # None is for JAX to find out.
+    # None lets JAX find the value.
     count, number = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
     try:
         jax.distributed.initialize(
@@ -56,8 +56,7 @@ def _join() -> None:
 
 
 def cache_folder(name: str = "xla", processor: str | None = None, jaxlib: str | None = None) -> Path:
-    """One for each kind of processor, for code compiled on one may not run on another that shares the home folder, and for
-    each jaxlib. They are those of this process unless they are given."""
+    """The cache for a processor and a jaxlib, by default this process's: machines that share a home folder may differ."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     kind = hashlib.sha256((_processor() if processor is None else processor).encode()).hexdigest()
     return home / "alexnet_jax" / f"{name}-{jaxlib or importlib.metadata.version('jaxlib')}-{kind[:12]}"

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as the wish to stop at the next step boundary, whatever the process is doing when they come."""
+"""Exit statuses, and signals that ask a run to stop at its next step."""
 
 import os
 import signal
@@ -6,19 +6,20 @@ import sys
 import threading
 from types import TracebackType
 
-RESUME_STATUS = 75  # EX_TEMPFAIL of sysexits.h: the same command, run again, goes on
+RESUME_STATUS = 75  # EX_TEMPFAIL of sysexits.h: the run is saved, the same command resumes it
+IN_USE_STATUS = 69  # EX_UNAVAILABLE: another process works in the folder of the run, nothing was done
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupted(Exception):
-    """The run was asked to stop, and has saved what there was to save. The text says so."""
+    """The run was asked to stop and has saved its state. The message says so."""
 
 
 class Interruption:
-    """Notes the first signal in `requested`; the second ends the process at once, with status 128 + its number.
+    """Notes the first SIGTERM or SIGINT in `requested`. The second ends the process at once, with status 128 + its number.
 
-    Python runs its own handlers between bytecodes only, which a compilation holds up for minutes. Here a thread reads the
-    numbers that the handler in C writes to a pipe. Use it as a context manager, in the main thread.
+    Python runs its handlers only between bytecodes, and a compilation delays them for minutes. So a thread reads the signal
+    numbers from the pipe that Python's C handler writes. Use it as a context manager, in the main thread.
     """
 
     def __init__(self) -> None:

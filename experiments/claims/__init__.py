@@ -1,1 +1,1 @@
-"""The paper's claims as experiments: flag files, what is measured, and the scoreboard."""
+"""The paper's claims as experiments: flag files, measures and the scoreboard."""

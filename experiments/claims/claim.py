@@ -1,4 +1,4 @@
-"""A claim of the paper: the runs that stand for and against it, and what follows from their numbers."""
+"""A claim of the paper: the runs for and against it, and the verdict from their numbers."""
 
 import math
 import tomllib
@@ -12,13 +12,13 @@ from scipy.special import stdtrit
 from alexnet_jax.system.errors import UserError
 
 FOLDER = Path(__file__).parent
-CONFIDENCE = 0.9  # of an interval: a twentieth on either side
+CONFIDENCE = 0.9  # of an interval: 5 % on each side
 Verdict = Literal["supported", "contradicted", "not seen at this scale"]
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One side of a claim: a flag file of this folder, evaluated with so many views."""
+    """One side of a claim: a flag file of this folder, and the number of views to evaluate with."""
 
     flagfile: str
     views: int = 1
@@ -26,7 +26,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Claim:
-    """What a TOML file of this folder holds. Of two arms the first is the one that the claim favours."""
+    """A TOML file of this folder. It has two arms; the claim favours the first."""
 
     name: str
     claim: str
@@ -36,22 +36,22 @@ class Claim:
     scale: str
     cost: str
     arms: dict[str, Arm]
-    threshold: float = math.nan  # of measures that wait for one
-    ratio: bool = False  # arms are compared by quotient instead of difference
+    threshold: float = math.nan  # of measures that use one
+    ratio: bool = False  # compare the arms by quotient instead of difference
 
 
 @dataclass(frozen=True)
 class Result:
-    """What the seeds say. `effect` is positive, or above 1 for a ratio, where the claim is right."""
+    """The result over all seeds. `effect` above 0, or above 1 for a ratio, favours the claim."""
 
     effect: float
-    low: float  # ends of the interval that CONFIDENCE of such experiments would have around the truth
+    low: float  # ends of the confidence interval of `effect`, at CONFIDENCE
     high: float
     verdict: Verdict
 
 
 def read_claim(name: str) -> Claim:
-    """The claim in FOLDER/name.toml. Raises UserError if there is none, or it lacks something."""
+    """The claim in FOLDER/name.toml. Raises UserError if it is missing or has wrong entries."""
     path = FOLDER / f"{name}.toml"
     known = sorted(other.stem for other in FOLDER.glob("*.toml"))
     if name not in known:
@@ -65,10 +65,10 @@ def read_claim(name: str) -> Claim:
 
 
 def judge(favoured: list[float], other: list[float], *, ratio: bool = False) -> Result:
-    """Compares the arms seed by seed, by Student's t at CONFIDENCE on either side.
+    """Compares the arms seed by seed, by a paired t-test whose interval has CONFIDENCE.
 
     Args:
-        favoured: a value for each seed; less is better.
+        favoured: one value for each seed; lower is better.
         other: the same seeds.
         ratio: compare by quotient instead of difference.
 

@@ -1,4 +1,4 @@
-"""What a claim is measured by, from the folder of a run and its evaluation."""
+"""The measures of claims, from the folder of a run and its evaluation. Lower is better."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from alexnet_jax.run.metrics import read_rows
 from alexnet_jax.run.workdir import read_classes, read_config
 from experiments.claims.claim import Claim
 
-DEALS = 1000  # random ways of dealing the kernels to the towers
+DEALS = 1000  # random assignments of the kernels to the towers
 
 
 def test_error(claim: Claim, arm: str, workdir: Path, score: dict[str, Any]) -> float:
@@ -22,13 +22,15 @@ def test_error(claim: Claim, arm: str, workdir: Path, score: dict[str, Any]) -> 
 
 
 def epochs_to_error(claim: Claim, arm: str, workdir: Path, score: dict[str, Any]) -> float:
-    """Epochs until the training error of a row is at most the claim's threshold, in percent; else all of the run."""
+    """Epochs until a row's training error is at most the claim's threshold, in percent; the whole run if it never is."""
     return _epochs_until(workdir, "top1_error", claim.threshold)
 
 
 def epochs_to_loss(claim: Claim, arm: str, workdir: Path, score: dict[str, Any]) -> float:
-    """Epochs until the training loss of a row is at most the claim's threshold times ln(classes), which is the loss of a
-    guess; all of the run if it never is."""
+    """Epochs until a row's training loss is at most the claim's threshold times ln(classes), the loss of a guess.
+
+    The whole run if it never is.
+    """
     return _epochs_until(workdir, "loss", claim.threshold * math.log(len(read_classes(str(workdir)))))
 
 
@@ -38,8 +40,10 @@ def _epochs_until(workdir: Path, column: str, threshold: float) -> float:
 
 
 def tower_likeness(claim: Claim, arm: str, workdir: Path, score: dict[str, Any]) -> float:
-    """Minus the distance between the towers' mean colour selectivities of conv1's kernels; for the arm `random` minus the
-    mean of that distance when the kernels are dealt to the towers at random."""
+    """Minus the distance between the towers' mean colour selectivities of conv1's kernels.
+
+    For the arm `random`: minus its mean over random assignments of the kernels to the towers.
+    """
     kernel, _ = conv1_kernel(read_config(str(workdir)), "latest")
     selectivity = colour_selectivity(kernel)
     if arm == "random":
@@ -55,7 +59,7 @@ def _apart(selectivity: Float[np.ndarray, "towers maps"]) -> float:
 
 
 def colour_selectivity(kernel: Float[np.ndarray, "towers kh kw 3 maps"]) -> Float[np.ndarray, "towers maps"]:
-    """The share of a kernel's energy that is not grey, from 0 to 1: 0 where red, green and blue have the same weights."""
+    """The share of a kernel's energy that is not grey, from 0 to 1. It is 0 if red, green and blue have equal weights."""
     total = (kernel**2).sum(axis=(1, 2, 3))
     grey = 3 * (kernel.mean(axis=3) ** 2).sum(axis=(1, 2))
     return 1 - grey / np.maximum(total, 1e-30)

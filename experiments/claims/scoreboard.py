@@ -21,13 +21,13 @@ HEAD = f"""| claim | paper | ours, mean ± standard deviation over seeds | effec
 
 
 def update(experiments: Path) -> None:
-    """Writes table and figure anew. Raises UserError if the README has lost its marks."""
+    """Rewrites table and figure. Raises UserError if the README lacks the marks."""
     records = [read_json(path) for path in sorted((experiments / "results" / "claims").glob("*.json"))]
     readme = experiments / "README.md"
     before, begin, rest = readme.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise UserError(f"{readme}: the lines {BEGIN!r} and {END!r} are missing, between which the table belongs")
+        raise UserError(f"{readme}: the lines {BEGIN!r} and {END!r} are missing; the table goes between them")
     rows = "\n".join(map(row, records))
     with replacing(readme) as file:
         file.write(f"{before}{BEGIN}\n{HEAD}\n{rows}\n{END}{after}")
@@ -50,7 +50,7 @@ def row(record: dict[str, Any]) -> str:
 
 
 def draw(records: Sequence[dict[str, Any]]) -> Figure:
-    """A panel per claim: every seed as a line from the arm that the claim favours to the other."""
+    """A panel for each claim: each seed is a line from the favoured arm to the other; the thick line is their mean."""
     rows = -(-len(records) // COLUMNS)
     figure, axes = plt.subplots(rows, COLUMNS, figsize=(3 * COLUMNS, 2.9 * rows), layout="constrained", squeeze=False)
     for axis in axes.flat[len(records) :]:

@@ -2,8 +2,8 @@
 
     python -m experiments.fine_tuning --init=runs/pretrained --seeds=3 --data_dir=data
 
-`--init` is the run that `python -m experiments.fine_tuning.weights` makes. A run that was begun is resumed, one that is done
-is kept. The record and its figure go to experiments/results/fine_tuning.
+`--init` is the run that `python -m experiments.fine_tuning.weights` makes. Unfinished runs are resumed, finished ones are
+kept. The record and its figure go to experiments/results/fine_tuning.
 """
 
 import statistics
@@ -21,33 +21,33 @@ from alexnet_jax.run.metrics import read_rows
 from alexnet_jax.run.workdir import read_config
 from alexnet_jax.system import cli
 from alexnet_jax.system.files import read_json, write_json
-from experiments.claims.__main__ import PROVENANCE, trained_and_scored
 from experiments.claims.claim import judge
+from experiments.claims.runs import PROVENANCE, train_and_score
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER.parent / "results" / "fine_tuning"
-ARMS = dict(zip(("scratch", "frozen", "fine_tuned"), PALETTE, strict=False))  # flag files, as the figure draws them
+ARMS = dict(zip(("scratch", "frozen", "fine_tuned"), PALETTE, strict=False))  # flag files, and their colours in the figure
 VIEWS = (1, 10)
 SCORES = ("top1_error", "top5_error", "loss")
 
 
 def run_arms(seeds: int, init: Path, out: Path, data_dir: str) -> dict[str, dict[str, Any]]:
-    """Runs what is missing. By arm: 'curve', epochs and losses of every seed; '1' and '10', scores with so many views."""
+    """Runs what is missing. For each arm 'curve' is the epochs and losses of each seed, '1' and '10' the scores by views."""
     arms: dict[str, dict[str, Any]] = {arm: {"1": [], "10": [], "curve": []} for arm in ARMS}
     for seed in range(seeds):
-        for arm, found in arms.items():
+        for arm, results in arms.items():
             workdir = out / arm / f"seed{seed}"
             words = [f"--data_dir={data_dir}", f"--seed={seed}", *([] if arm == "scratch" else [f"--init={init}"])]
             for views in VIEWS:
-                score = trained_and_scored(FOLDER / f"{arm}.cfg", workdir, words, views)
-                found[str(views)].append({name: score[name] for name in SCORES})
+                score = train_and_score(FOLDER / f"{arm}.cfg", workdir, words, views)
+                results[str(views)].append({name: score[name] for name in SCORES})
             rows = [row for row in read_rows(workdir) if row["split"] == "train"]
-            found["curve"].append([(row["epoch"], row["loss"]) for row in rows])
+            results["curve"].append([(row["epoch"], row["loss"]) for row in rows])
     return arms
 
 
 def verdicts(arms: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Each arm's gain in points of top-1 error on scratch, by views, with its interval and verdict."""
+    """Each arm's gain over scratch in points of top-1 error, by views, with interval and verdict."""
 
     def errors(arm: str, views: int) -> list[float]:
         return [score["top1_error"] for score in arms[arm][str(views)]]
@@ -59,13 +59,13 @@ def verdicts(arms: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def draw(arms: dict[str, dict[str, Any]]) -> Figure:
-    """Training loss over epochs, and the test error of every seed with one view and with ten."""
+    """Training loss over epochs, and the test error of each seed with one view and with ten."""
     figure, (curves, errors) = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
     for place, (arm, colour) in enumerate(ARMS.items()):
         label = arm.replace("_", " ")
         for curve in arms[arm]["curve"]:
             curves.plot(*zip(*curve, strict=True), color=colour, linewidth=1, alpha=0.8, label=label)
-            label = "_"  # one entry of the legend for all seeds
+            label = "_"  # one legend entry for all seeds
         for offset, views in zip((-0.15, 0.15), VIEWS, strict=True):
             seen = [score["top1_error"] for score in arms[arm][str(views)]]
             errors.plot([place + offset] * len(seen), seen, "o", color=colour, fillstyle="full" if views == 1 else "none")
@@ -85,7 +85,7 @@ def draw(arms: dict[str, dict[str, Any]]) -> Figure:
 def main(options: flags.FlagValues) -> None:
     """The command line."""
     init, out = Path(options.init).absolute(), Path(options.out).absolute()
-    read_config(str(init))  # a wrong --init ends here, before scratch is trained
+    read_config(str(init))  # refuse a wrong --init before scratch is trained
     arms = run_arms(options.seeds, init, out, str(Path(options.data_dir).absolute()))
     about = read_json(out / "fine_tuned" / "seed0" / "config.json")
     record = {

