@@ -33,15 +33,15 @@ def test_a_ratio_is_taken_within_each_round():
 
 
 class Scripted:
-    """Stands in for `steps.Worker`: rates by the contender's name, one for each turn; or why it fails."""
+    """Stands in for `steps.Worker`: rates by the workload's name, one for each turn; or why it fails."""
 
     rates: dict  # of the class that a test makes
     turns: list
 
-    def __init__(self, contender):
-        if isinstance(self.rates.get(contender.name), str):
-            raise Failed(self.rates[contender.name])
-        self.contender, self.first_step_seconds = contender, 1.5
+    def __init__(self, workload):
+        if isinstance(self.rates.get(workload.name), str):
+            raise Failed(self.rates[workload.name])
+        self.workload, self.first_step_seconds = workload, 1.5
 
     def __enter__(self):
         return self
@@ -49,11 +49,11 @@ class Scripted:
     def __exit__(self, *error): ...
 
     def measure(self, count):
-        self.turns.append((self.contender.name, count))
-        return self.rates[self.contender.name].pop(0)
+        self.turns.append((self.workload.name, count))
+        return self.rates[self.workload.name].pop(0)
 
     def peak_memory(self):
-        return 300 if "alexnet_jax" in self.contender.name else 200
+        return 300 if "alexnet_jax" in self.workload.name else 200
 
 
 def scripted(monkeypatch, rates: dict, *, against: bool) -> tuple[dict, list]:
@@ -112,11 +112,11 @@ def test_every_peer_has_each_form_once():
 def test_bars_are_the_rows(tmp_path, monkeypatch, fastest):
     drawn = recorded(monkeypatch, results)
     rows = {"ours": results.row([20.0, 10.0, 30.0]), "other": results.row([fastest, 40.0, 9000.0])}
-    results.draw(rows, {"ours"}, "images per second", tmp_path / "f.svg")
+    results.draw_bars(rows, {"ours"}, "images per second", tmp_path / "f.svg")
     (axis,) = drawn[0].axes
     bars = {label.get_text(): bar for label, bar in zip(axis.get_yticklabels(), axis.patches, strict=True)}
     assert {name: bar.get_width() for name, bar in bars.items()} == {"ours": 20.0, "other": fastest}
-    assert to_hex(bars["ours"].get_facecolor()) == results.OURS.lower() != to_hex(bars["other"].get_facecolor())
+    assert to_hex(bars["ours"].get_facecolor()) == results.OUR_COLOUR.lower() != to_hex(bars["other"].get_facecolor())
     assert bars["ours"].get_y() > bars["other"].get_y()  # the first row is the topmost
     assert [text.get_text().strip() for text in axis.texts] == [f"{fastest:,.1f}" if fastest < 100 else "5,000", "20.0"]
     assert axis.get_xscale() == ("log" if fastest > 200 else "linear")
@@ -165,9 +165,9 @@ def test_the_sides_are_those_of_the_network():
 class InProcess:
     """Stands in for `steps.Worker`: measures here."""
 
-    def __init__(self, contender):
-        self.contender, self.first_step_seconds = contender, 1.5
-        self._step = contender.start()
+    def __init__(self, workload):
+        self.workload, self.first_step_seconds = workload, 1.5
+        self._step = workload.start()
         self._step()
 
     def __enter__(self):
@@ -179,7 +179,7 @@ class InProcess:
         started = time.perf_counter()
         for _ in range(count):
             self._step()
-        return self.contender.examples * count / (time.perf_counter() - started)
+        return self.workload.examples * count / (time.perf_counter() - started)
 
     def peak_memory(self):
         return 1 << 30
@@ -221,9 +221,9 @@ def test_the_network_is_measured_and_drawn(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_contender_runs_in_a_process_of_its_own_that_ends():
-    contender = Ours(small_config(mesh="1x1"), "forward")
-    with Worker(contender) as worker:
+def test_a_workload_runs_in_a_process_of_its_own_that_ends():
+    workload = Ours(small_config(mesh="1x1"), "forward")
+    with Worker(workload) as worker:
         process = worker._process
         assert process.is_alive()
         assert process.pid != os.getpid()
@@ -292,7 +292,7 @@ def test_the_peer_is_the_paper_network():
 
 
 class Broken:
-    """A contender that cannot start."""
+    """A workload that cannot start."""
 
     name, examples = "broken", 1
 
@@ -304,6 +304,6 @@ class Broken:
 
 
 @pytest.mark.slow
-def test_a_contender_that_fails_says_why():
+def test_a_workload_that_fails_says_why():
     with pytest.raises(Failed, match="MemoryError: too large"):
         Worker(Broken())
