@@ -54,7 +54,8 @@ def measure_steps(config: Config, *, against: bool, layers: bool, rounds: int, s
     model = noise_model(config)
     modes = MODES[:2] if against else MODES
     rows, ratios, tried = {}, {}, {}
-    with _progress(len(modes) * (rounds + 9 * against)) as note:
+    turns = 3 * rounds + 8 if against else rounds  # eight forms are tried, and two of them measured beside ours
+    with _progress(len(modes) * turns) as note:
         for mode in modes:
             workloads: list[Workload] = [Ours(config, mode)]
             if against:
