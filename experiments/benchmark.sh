@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Everything that the benchmark page needs from one accelerator, into a folder of records and figures:
+# Measures everything for the benchmark page on one accelerator. Writes records and figures into a folder:
 #   ./experiments/benchmark.sh OUT
-# At a size for two CPU cores: SIZE=small ./experiments/benchmark.sh OUT
-# The set must be prepared at 256 px (small: groceries at 112 px); PyTorch must be installed (requirements-benchmark.txt).
+# A smaller version for two CPU cores: SIZE=small ./experiments/benchmark.sh OUT
+# Needs the set prepared at 256 px (small: groceries at 112 px), and PyTorch (requirements-benchmark.txt).
 set -euo pipefail
 cd "$(dirname "$0")/.."
-out=${1:?name a folder for the results: $0 OUT}
+out=${1:?give a folder for the results: $0 OUT}
 if [ "${SIZE:-full}" = small ]; then
   batches="8 16" precisions="float32 bfloat16" rounds=1 steps=1 curve_steps=20
   images="--dataset=${DATASET:-groceries} --image_size=112 --crop_size=99 --batch_size=16 --bias_init=0.1 --learning_rate=0.001"
@@ -26,9 +26,9 @@ for precision in $precisions; do
   done
 done
 
-# Training on images that stay on the device, against the same batch again.
+# Images that stay on the device: training on them against one repeated batch, and the loader beside JPEG pipelines.
 # shellcheck disable=SC2086
-python -m alexnet_jax.benchmark --input $images --precision=bfloat16 --data_on_device=yes \
+python -m experiments.input_pipelines $images --precision=bfloat16 --data_on_device=yes \
   --rounds=$rounds --steps=$steps --figure="$out/input.png" >"$out/input.json"
 
 # The same run in both precisions.

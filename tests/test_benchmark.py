@@ -1,4 +1,4 @@
-"""The benchmark of the network: who is measured when, ratios that are those of the rows, and the peers' networks."""
+"""The benchmark of the network: the order of measurement, ratios that match the rows, and the peers' networks."""
 
 import importlib.util
 import json
@@ -33,15 +33,15 @@ def test_a_ratio_is_taken_within_each_round():
 
 
 class Scripted:
-    """Stands in for `steps.Worker`: rates by the contender's name, one for each turn; or why it fails."""
+    """Replaces `steps.Worker`. Has a rate for each turn by the workload's name, or the text of its failure."""
 
-    rates: dict  # of the class that a test makes
+    rates: dict  # each test makes a subclass with its own
     turns: list
 
-    def __init__(self, contender):
-        if isinstance(self.rates.get(contender.name), str):
-            raise Failed(self.rates[contender.name])
-        self.contender, self.first_step_seconds = contender, 1.5
+    def __init__(self, workload):
+        if isinstance(self.rates.get(workload.name), str):
+            raise Failed(self.rates[workload.name])
+        self.workload, self.first_step_seconds = workload, 1.5
 
     def __enter__(self):
         return self
@@ -49,15 +49,15 @@ class Scripted:
     def __exit__(self, *error): ...
 
     def measure(self, count):
-        self.turns.append((self.contender.name, count))
-        return self.rates[self.contender.name].pop(0)
+        self.turns.append((self.workload.name, count))
+        return self.rates[self.workload.name].pop(0)
 
     def peak_memory(self):
-        return 300 if "alexnet_jax" in self.contender.name else 200
+        return 300 if "alexnet_jax" in self.workload.name else 200
 
 
 def scripted(monkeypatch, rates: dict, *, against: bool) -> tuple[dict, list]:
-    """A measurement of the network in two rounds of three steps with rates from a script, and the turns taken."""
+    """Measures the network in two rounds of three steps, with scripted rates. Returns the result and the turns taken."""
     worker = type("Worker", (Scripted,), {"rates": rates, "turns": []})
     monkeypatch.setattr(steps, "Worker", worker)
     monkeypatch.setattr(steps, "matrix_product", lambda *_: 1e9)
@@ -90,7 +90,7 @@ def test_the_fastest_form_of_each_peer_is_measured_in_turn_with_ours(monkeypatch
     assert result["of_matrix_product"] == result["flops_per_second"] / 1e9
 
 
-def test_a_peer_of_which_no_form_runs_is_named(monkeypatch):
+def test_a_peer_that_runs_in_no_form_is_named(monkeypatch):
     rates = {f"PyTorch two towers: train ({form})": "no memory" for form in ("eager", "channels_last", "compiled")}
     rates["PyTorch two towers: train (channels_last, compiled)"] = "no memory either"
     with pytest.raises(UserError, match=r"two towers: train .* does not run here: no memory either"):
@@ -112,11 +112,11 @@ def test_every_peer_has_each_form_once():
 def test_bars_are_the_rows(tmp_path, monkeypatch, fastest):
     drawn = recorded(monkeypatch, results)
     rows = {"ours": results.row([20.0, 10.0, 30.0]), "other": results.row([fastest, 40.0, 9000.0])}
-    results.draw(rows, {"ours"}, "images per second", tmp_path / "f.svg")
+    results.draw_bars(rows, {"ours"}, "images per second", tmp_path / "f.svg")
     (axis,) = drawn[0].axes
     bars = {label.get_text(): bar for label, bar in zip(axis.get_yticklabels(), axis.patches, strict=True)}
     assert {name: bar.get_width() for name, bar in bars.items()} == {"ours": 20.0, "other": fastest}
-    assert to_hex(bars["ours"].get_facecolor()) == results.OURS.lower() != to_hex(bars["other"].get_facecolor())
+    assert to_hex(bars["ours"].get_facecolor()) == results.OUR_COLOUR.lower() != to_hex(bars["other"].get_facecolor())
     assert bars["ours"].get_y() > bars["other"].get_y()  # the first row is the topmost
     assert [text.get_text().strip() for text in axis.texts] == [f"{fastest:,.1f}" if fastest < 100 else "5,000", "20.0"]
     assert axis.get_xscale() == ("log" if fastest > 200 else "linear")
@@ -124,7 +124,7 @@ def test_bars_are_the_rows(tmp_path, monkeypatch, fastest):
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (["--input", "--against=pytorch"], "--input and --against"),
         (["--against=keras"], "--against"),
@@ -133,10 +133,10 @@ def test_bars_are_the_rows(tmp_path, monkeypatch, fastest):
         (["--input", "--batch_size=0"], "--batch_size=0"),
     ],
 )
-def test_bad_input_is_one_line(flags, said):
+def test_bad_input_is_one_line(flags, message):
     done = run("benchmark", *flags)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
-    assert said in done.stderr
+    assert message in done.stderr
 
 
 def paper_model(**fields):
@@ -163,11 +163,11 @@ def test_the_sides_are_those_of_the_network():
 
 
 class InProcess:
-    """Stands in for `steps.Worker`: measures here."""
+    """Replaces `steps.Worker` and measures in this process."""
 
-    def __init__(self, contender):
-        self.contender, self.first_step_seconds = contender, 1.5
-        self._step = contender.start()
+    def __init__(self, workload):
+        self.workload, self.first_step_seconds = workload, 1.5
+        self._step = workload.start()
         self._step()
 
     def __enter__(self):
@@ -179,7 +179,7 @@ class InProcess:
         started = time.perf_counter()
         for _ in range(count):
             self._step()
-        return self.contender.examples * count / (time.perf_counter() - started)
+        return self.workload.examples * count / (time.perf_counter() - started)
 
     def peak_memory(self):
         return 1 << 30
@@ -187,7 +187,7 @@ class InProcess:
 
 @pytest.mark.slow
 def test_the_network_is_measured_and_drawn(tmp_path, monkeypatch):
-    """All four uses and every layer, without the processes of their own."""
+    """All four uses and every layer, in this process."""
     monkeypatch.setattr(steps, "Worker", InProcess)
     monkeypatch.setattr(steps, "PRODUCT_SIDE", {"cpu": 64})
     drawn = recorded(monkeypatch, results)
@@ -222,9 +222,9 @@ def test_the_network_is_measured_and_drawn(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_contender_runs_in_a_process_of_its_own_that_ends():
-    contender = Ours(small_config(mesh="1x1"), "forward")
-    with Worker(contender) as worker:
+def test_a_workload_runs_in_its_own_process_that_ends():
+    workload = Ours(small_config(mesh="1x1"), "forward")
+    with Worker(workload) as worker:
         process = worker._process
         assert process.is_alive()
         assert process.pid != os.getpid()
@@ -238,7 +238,7 @@ def test_a_contender_runs_in_a_process_of_its_own_that_ends():
 @needs_torch
 @pytest.mark.parametrize("net", ["two towers", "torchvision"])
 def test_a_step_of_the_peer_trains(net, monkeypatch):
-    """The smallest form of each, in this process: the training step changes every weight, the forward pass none."""
+    """In this process: the training step changes every weight, the forward pass none."""
     import torch
 
     made = []
@@ -280,7 +280,7 @@ def test_pytorch_is_measured_in_turn():
 
 @pytest.mark.slow
 def test_the_peer_is_the_paper_network():
-    """As many parameters, layer by layer, as ours has."""
+    """Every layer has as many weights as ours."""
     torch = pytest.importorskip("torch")
     shapes = paper_model(crop_size=227).shapes
     ours = [weights["kernel"].size for weights in shapes.values()]
@@ -293,7 +293,7 @@ def test_the_peer_is_the_paper_network():
 
 
 class Broken:
-    """A contender that cannot start."""
+    """A workload that cannot start."""
 
     name, examples = "broken", 1
 
@@ -305,6 +305,6 @@ class Broken:
 
 
 @pytest.mark.slow
-def test_a_contender_that_fails_says_why():
+def test_a_workload_that_fails_says_why():
     with pytest.raises(Failed, match="MemoryError: too large"):
         Worker(Broken())

@@ -1,51 +1,176 @@
-"""How fast images come in: every contender in turn, its rate beside the others'."""
+"""How fast images come in: plain copies, the store with its loader, and the training step on both.
 
+All streams stay open and are measured in turn, round after round. A ratio is taken within a round.
+"""
+
+import contextlib
+import itertools
 import os
 import sys
-from typing import Any
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+from jax.sharding import PartitionSpec as P
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from alexnet_jax.benchmark.input_contenders import Contender, contenders, measure
-from alexnet_jax.benchmark.results import Rates, ratio, row
+from alexnet_jax.benchmark.ours import put_constants
+from alexnet_jax.benchmark.results import Throughputs, publish, ratio, row
 from alexnet_jax.config import Config
-from alexnet_jax.data.dataset import open_dataset
+from alexnet_jax.data.dataset import Dataset, open_dataset
+from alexnet_jax.data.loader import Feed
+from alexnet_jax.data.splits import Order, Subset
 from alexnet_jax.mesh import make_mesh
 from alexnet_jax.run.workdir import provenance
-from alexnet_jax.step import make_model
+from alexnet_jax.step import Model, make_model, make_train_step
 
-OURS = ("store and loader, data_on_device=no", "store and loader, data_on_device=yes")
+LOADER, RESIDENT = "store and loader, data_on_device=no", "store and loader, data_on_device=yes"
+FED, REPEATED = "training step, images from the store", "training step, the same batch again"
+# Batches or steps that may be ready before the clock starts.
+_WARM_BATCHES, _WARM_STEPS = 6, 2
+_OUT_OF_CACHE = 256 << 20  # bytes
+
+Batches = Generator[int, None, None]  # yields the number of images of each batch that is ready
+
+
+class Ratio(NamedTuple):
+    """A ratio to report: the rate of the stream called `above` over the rate of the stream that has this ratio."""
+
+    name: str
+    above: str
+    per_core: bool = False
+
+
+@dataclass(frozen=True)
+class InputStream:
+    """Batches from one source, to be timed.
+
+    cores: how many it keeps busy.
+    by_steps: timed over a number of batches instead of seconds.
+    ratio: what is compared with this stream.
+    """
+
+    name: str
+    batches: Batches
+    cores: int = 1
+    by_steps: bool = False
+    ratio: Ratio | None = None
+
+
+def open_input(config: Config) -> tuple[Model, Dataset]:
+    """The run's model and data set. Raises UserError if the set is not prepared or the mesh does not fit."""
+    dataset = open_dataset(config)
+    mesh = make_mesh(config.mesh, config.table().towers, config.batch_size)
+    return make_model(config, len(dataset.classes), mesh), dataset
+
+
+def copies(split: Subset, batch_size: int) -> Iterator[InputStream]:
+    """Copies from memory, and from the memory map in order: upper bounds for a loader."""
+    images = split.parts[0].images
+    rows = min(batch_size, len(images))
+    shape = (rows, *images.shape[1:])
+    count = 1 + _OUT_OF_CACHE // int(np.prod(shape))  # more than the caches hold, so every batch is cold
+    targets = itertools.cycle([np.zeros(shape, np.uint8) for _ in range(count)])
+    in_memory = itertools.cycle([np.ones(shape, np.uint8) for _ in range(count)])
+    mapped = (images[first : first + rows] for first in itertools.cycle(range(0, len(images) - rows + 1, rows)))
+
+    def copied(sources: Iterator[np.ndarray]) -> Batches:
+        for target, source in zip(targets, sources, strict=False):
+            np.copyto(target, source)
+            yield rows
+
+    yield InputStream("memory copy", copied(in_memory))
+    yield InputStream("memory-map copy, in order", copied(mapped), ratio=Ratio("loader to memory-map copy", LOADER))
+
+
+def loading(model: Model, split: Subset) -> Iterator[InputStream]:
+    """Store and loader in the order of training, from the host and from the devices."""
+    order = Order(model.config.seed, len(split), model.config.batch_size)
+
+    def batches(feed: Feed) -> Batches:
+        for batch in feed.batches(map(order.step, itertools.count())):
+            jax.block_until_ready(batch)
+            yield model.config.batch_size
+
+    for name, data_on_device in ((LOADER, "no"), (RESIDENT, "yes")):
+        yield InputStream(name, batches(Feed(model.mesh, split, data_on_device)), os.cpu_count() or 1)
+
+
+def training(model: Model, dataset: Dataset) -> Iterator[InputStream]:
+    """The training step on the loader's batches, and on one batch that stays on the device."""
+    split, config = dataset.splits["train"], model.config
+    order, feed = Order(config.seed, len(split), config.batch_size), Feed(model.mesh, split, config.data_on_device)
+    step = make_train_step(model)
+    knobs, pixels = put_constants(model, config.learning_rate, dataset.mean, dataset.colours)
+
+    def steps(batches: Iterator[Any]) -> Batches:
+        state = model.initial_state()
+        for batch in batches:
+            state, metrics = step(state, batch, knobs, pixels)
+            jax.block_until_ready(metrics)
+            yield config.batch_size
+
+    fed = steps(feed.batches(map(order.step, itertools.count())))
+    repeated = steps(itertools.repeat(model.mesh.put(split.read(order.step(0)), P("data"))))
+    cores, compared = os.cpu_count() or 1, Ratio("training from the store to the same batch again", FED)
+    yield InputStream(FED, fed, cores, by_steps=True)
+    yield InputStream(REPEATED, repeated, cores, by_steps=True, ratio=compared)
+
+
+def measure(stream: InputStream, seconds: float, steps: int) -> float:
+    """Images per second over `seconds` or `steps`, without the batches that were ready before."""
+    for _ in range(_WARM_STEPS if stream.by_steps else _WARM_BATCHES):
+        next(stream.batches)
+    images, started = 0, time.perf_counter()
+    for done in itertools.count():
+        elapsed = time.perf_counter() - started
+        if done >= steps if stream.by_steps else elapsed >= seconds:
+            break
+        images += next(stream.batches)
+    return images / (time.perf_counter() - started)
 
 
 def measure_input(config: Config, rounds: int, seconds: float, steps: int) -> dict[str, Any]:
-    """All contenders in turn, `rounds` times, as the JSON object that is printed.
+    """The package's own streams, as the JSON object to print.
 
     Raises:
         UserError: the data set is not prepared, or the mesh does not fit.
     """
-    dataset = open_dataset(config)
-    model = make_model(config, len(dataset.classes), make_mesh(config.mesh, config.table().towers, config.batch_size))
-    rates: Rates = {}
-    with contenders(model, dataset) as found:
-        quiet = not sys.stderr.isatty()
-        turns = [one for _ in range(rounds) for one in found]
-        for one in track(turns, "measuring", console=Console(stderr=True), disable=quiet):
-            rates.setdefault(one.name, []).append(measure(one, seconds, steps))
-    size = config.image_size**2 * 3
-    rows = {one.name: _row(one, rates[one.name], size) for one in found}
-    resident, fed = "training step, the same batch again", "training step, images from the store"
-    cores = next(one.cores for one in found if one.name in OURS)
-    ours, map_copy, jpeg = OURS[0], "memory-map copy, in order", "TFDS, JPEG, one process"
+    model, dataset = open_input(config)
+    split = dataset.splits["train"]
+    streams = [*copies(split, config.batch_size), *loading(model, split), *training(model, dataset)]
+    return measure_streams(config, streams, rounds, seconds, steps)
+
+
+def measure_streams(
+    config: Config, streams: Sequence[InputStream], rounds: int, seconds: float, steps: int
+) -> dict[str, Any]:
+    """Every stream in turn, `rounds` times, then closed; as the JSON object to print. One stream is `LOADER`."""
+    throughputs: Throughputs = {stream.name: [] for stream in streams}
+    with contextlib.ExitStack() as running:
+        for stream in streams:
+            running.enter_context(contextlib.closing(stream.batches))
+        turns, quiet = list(streams) * rounds, not sys.stderr.isatty()
+        for stream in track(turns, "measuring", console=Console(stderr=True), disable=quiet):
+            throughputs[stream.name].append(measure(stream, seconds, steps))
+    rows = {stream.name: _row(stream, throughputs[stream.name], config.image_size**2 * 3) for stream in streams}
+    cores = {stream.name: stream.cores for stream in streams}
+    ratios = {}
+    for stream in streams:
+        if stream.ratio:
+            name, above, per_core = stream.ratio
+            times = stream.cores / cores[above] if per_core else 1.0
+            ratios[name] = ratio(throughputs, above, stream.name, times)
     return {
-        "images_per_second": rows[ours]["images_per_second"],
+        "images_per_second": rows[LOADER]["images_per_second"],
         "rows": rows,
-        "ratios": {
-            "loader to memory-map copy": ratio(rates, ours, map_copy),
-            "loader to JPEG, per core": ratio(rates, ours, jpeg, times=1 / cores),
-            "training from the store to the same batch again": ratio(rates, fed, resident),
-        },
+        "ratios": ratios,
         "settings": {
             "dataset": config.dataset, "image_size": config.image_size, "crop_size": config.crop,
             "architecture": config.architecture, "batch_size": config.batch_size, "rounds": rounds, "seconds": seconds,
@@ -55,17 +180,18 @@ def measure_input(config: Config, rounds: int, seconds: float, steps: int) -> di
     }  # fmt: skip
 
 
-def _row(contender: Contender, rates: list[float], image_bytes: int) -> dict[str, float]:
-    found = row(rates)
-    return found | {
-        "gigabytes_per_second": found["images_per_second"] * image_bytes / 1e9,
-        "images_per_second_and_core": found["images_per_second"] / contender.cores,
+def _row(stream: InputStream, rates: list[float], image_bytes: int) -> dict[str, float]:
+    shown = row(rates)
+    return shown | {
+        "gigabytes_per_second": shown["images_per_second"] * image_bytes / 1e9,
+        "images_per_second_and_core": shown["images_per_second"] / stream.cores,
     }
 
 
-def input_table(result: dict[str, Any]) -> Table:
-    """What a person reads."""
-    shown = Table(title=f"input, {result['settings']['image_size']} px, batches of {result['settings']['batch_size']}")
+def publish_input(result: dict[str, Any], figure: Path | None) -> None:
+    """Prints the table and the JSON object of `measure_streams`, and draws its bars."""
+    size, batch_size = result["settings"]["image_size"], result["settings"]["batch_size"]
+    shown = Table(title=f"input, {size} px, batches of {batch_size}")
     for column in ("", "images/s", "range", "GB/s", "images/s and core"):
         shown.add_column(column, justify="left" if not column else "right")
     for name, each in result["rows"].items():
@@ -74,4 +200,4 @@ def input_table(result: dict[str, Any]) -> Table:
         shown.add_row(name, f"{each['images_per_second']:,.0f}", span, f"{each['gigabytes_per_second']:.2f}", per_core)
     for name, each in result["ratios"].items():
         shown.add_row(f"ratio: {name}", f"{each['median']:.2f}", f"{each['low']:.2f} to {each['high']:.2f}", "", "")
-    return shown
+    publish(result, [shown], {LOADER, RESIDENT}, f"images per second, {size} x {size} px", figure)

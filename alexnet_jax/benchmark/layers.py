@@ -1,4 +1,4 @@
-"""Each layer alone, forward and both gradients, against this machine's own matrix product."""
+"""The speed of each layer alone, in its forward pass and both gradients, and of a plain matrix product."""
 
 import statistics
 import time
@@ -15,7 +15,7 @@ from alexnet_jax.step import Model
 
 
 class LayerRate(NamedTuple):
-    """One direction of one layer, all towers together."""
+    """The speed of one direction of one layer, all towers together."""
 
     layer: str
     direction: str  # forward, weight gradient, input gradient
@@ -24,7 +24,7 @@ class LayerRate(NamedTuple):
 
 
 def measure_layers(model: Model, repeats: int) -> Iterator[LayerRate]:
-    """Every layer and direction in turn, the median of `repeats` calls, on the first device."""
+    """Times every layer and direction on the first device: the median of `repeats` calls."""
     batch, dtype = model.config.batch_size, jnp.dtype(model.config.precision)
     for number, shapes in enumerate(trace(model.config.table(), model.config.crop, model.classes)):
         layer, towers, side = shapes.layer, shapes.towers, shapes.in_side
@@ -37,7 +37,7 @@ def measure_layers(model: Model, repeats: int) -> Iterator[LayerRate]:
         else:
             x, apply = _noise(1, (towers, batch, shapes.kernel[0]), dtype), gradients.dense
         for direction, function, arguments in _directions(apply, x, kernel):
-            if direction == "input gradient" and number == 0:  # images have none
+            if direction == "input gradient" and number == 0:  # images need no gradient
                 continue
             seconds = _seconds(function, arguments, repeats)
             yield LayerRate(layer.name, direction, seconds, 2 * batch * shapes.multiply_adds / seconds)
@@ -52,7 +52,7 @@ def _directions(apply: Callable[..., Any], x: Any, kernel: Any) -> Iterator[tupl
 
 
 def matrix_product(precision: str, size: int, repeats: int) -> float:
-    """FLOP/s of a square matrix product of that side on the first device: the best of `repeats`."""
+    """FLOP/s of a product of two `size` x `size` matrices on the first device: the best of `repeats`."""
     a, b = (_noise(seed, (size, size), jnp.dtype(precision)) for seed in (0, 1))
     product = jax.jit(jnp.matmul)
     jax.block_until_ready(product(a, b))

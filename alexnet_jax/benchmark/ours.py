@@ -1,4 +1,4 @@
-"""The four ways in which the network is run, on one batch of noise that stays on the device."""
+"""This package's network in its four uses, on one batch of noise that stays on the device."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,8 +23,13 @@ MODES: tuple[Mode, ...] = ("train", "forward", "evaluate", "ten views")
 CLASSES = 1000
 
 
+def noise_model(config: Config) -> Model:
+    """The network for `noise_batch`. Raises UserError if the mesh does not fit."""
+    return make_model(config, CLASSES, make_mesh(config.mesh, config.table().towers, config.batch_size, config.spmd))
+
+
 def noise_batch(config: Config) -> Batch:
-    """uint8 images of the prepared size, and labels."""
+    """Random uint8 images of the prepared size with random labels."""
     rng = np.random.default_rng(config.seed)
     shape = (config.batch_size, config.image_size, config.image_size, 3)
     return Batch(rng.integers(0, 256, shape, np.uint8), rng.integers(0, CLASSES, config.batch_size).astype(np.int32))
@@ -32,10 +37,10 @@ def noise_batch(config: Config) -> Batch:
 
 @dataclass(frozen=True)
 class Ours:
-    """This package.
+    """One use of this package's network.
 
     `train` is the whole training step from uint8 images: crops, mirror images, mean, colour noise, forward, backward and
-    update. `forward` is the network alone on crops that are ready. `evaluate` and `ten views` are what the evaluation does.
+    update. `forward` is the network alone on finished crops. `evaluate` and `ten views` do what evaluation does.
     """
 
     config: Config
@@ -48,32 +53,36 @@ class Ours:
 
     @property
     def examples(self) -> int:
-        """Images that one call takes."""
+        """Images per call."""
         return self.config.batch_size
 
     def start(self) -> Callable[[], Any]:
-        """See `Contender`."""
+        """See `Workload`."""
         runtime.start(self.config.host_devices)
-        config = self.config
-        mesh = make_mesh(config.mesh, config.table().towers, config.batch_size, config.spmd)
-        model = make_model(config, CLASSES, mesh)
+        model = noise_model(self.config)
         return _training(model) if self.mode == "train" else _prediction(model, self.mode)
 
     def device_memory(self) -> int | None:
-        """See `Contender`."""
+        """See `Workload`."""
         statistics = jax.local_devices()[0].memory_stats()
         return statistics["peak_bytes_in_use"] if statistics else None
 
 
+def put_constants(model: Model, rate: float, mean: np.ndarray, colours: np.ndarray) -> tuple[Any, Any]:
+    """A training step's knobs, with one learning rate for all parameters, and its pixels, on the devices."""
+    rates = {layer: {"kernel": np.float32(rate), "bias": np.float32(rate)} for layer in model.shapes}
+    knobs: Any = Knobs(rates, np.float32(COLOUR_NOISE))  # pyright: ignore[reportArgumentType]
+    return model.mesh.put((knobs, Pixels(mean, colours)), P())  # pyright: ignore[reportArgumentType]
+
+
+def _mean(config: Config) -> np.ndarray:
+    return np.full((config.image_size, config.image_size, 3), 127, np.float32)
+
+
 def _training(model: Model) -> Callable[[], Any]:
-    config, put = model.config, model.mesh.put
     step, state = make_train_step(model), model.initial_state()
-    rate = np.float32(1e-4)
-    rates = {layer: {"kernel": rate, "bias": rate} for layer in model.shapes}
-    knobs = put(Knobs(rates, np.float32(COLOUR_NOISE)), P())  # pyright: ignore[reportArgumentType]
-    size = (config.image_size, config.image_size, 3)
-    pixels: Any = put(Pixels(np.full(size, 127, np.float32), np.eye(3, dtype=np.float32)), P())  # pyright: ignore
-    batch = put(noise_batch(config), P("data"))
+    knobs, pixels = put_constants(model, 1e-4, _mean(model.config), np.eye(3, dtype=np.float32))
+    batch = model.mesh.put(noise_batch(model.config), P("data"))
 
     def run() -> None:
         nonlocal state
@@ -94,7 +103,7 @@ def _prediction(model: Model, mode: Mode) -> Callable[[], Any]:
             lambda params, x: merge(model.graph, params)(x, tower=mesh.tower), (model.specs, P("data")), P("data")
         )
         return lambda: jax.block_until_ready(network(params, inputs))
-    viewer = make_viewer(model, np.full((config.image_size, config.image_size, 3), 127, np.float32))
+    viewer = make_viewer(model, _mean(config))
     evaluator = Evaluator(mesh, config.batch_size)
     views = 10 if mode == "ten views" else 1
     return lambda: evaluator.judge_batch([(viewer, params)], batch, views)

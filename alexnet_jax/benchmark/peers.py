@@ -1,6 +1,6 @@
 """The same networks in PyTorch, in every form that may be its fastest.
 
-A peer's step starts from float32 crops that are ready on the device; ours makes them from uint8 first.
+A peer starts from finished float32 crops on the device. Our training step makes them from uint8 images first.
 """
 
 import importlib.util
@@ -15,9 +15,9 @@ Net = Literal["two towers", "torchvision"]
 
 @dataclass(frozen=True)
 class Torch:
-    """PyTorch with one choice of layout and compiler; under bfloat16 with autocast.
+    """A network in PyTorch with one choice of layout and compiler. bfloat16 uses autocast.
 
-    `two towers` is the paper's network with grouped convolutions and LRN; `torchvision` is torchvision's one-tower AlexNet.
+    `two towers` is the paper's network with grouped convolutions and LRN. `torchvision` is torchvision's one-tower AlexNet.
     """
 
     net: Net
@@ -37,11 +37,11 @@ class Torch:
 
     @property
     def examples(self) -> int:
-        """Images that one call takes."""
+        """Images per call."""
         return self.batch_size
 
     def start(self) -> Callable[[], Any]:
-        """See `worker.Contender`."""
+        """See `worker.Workload`."""
         import torch
 
         torch.manual_seed(0)
@@ -76,14 +76,14 @@ class Torch:
         return train if self.train else forward
 
     def device_memory(self) -> int | None:
-        """See `worker.Contender`."""
+        """See `worker.Workload`."""
         import torch
 
         return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
 
 
 def peers(train: bool, precision: str, batch_size: int, crop: int) -> dict[Net, list[Torch]]:
-    """All forms of both networks. Raises UserError where PyTorch is not installed."""
+    """All forms of both networks. Raises UserError if PyTorch is not installed."""
     if importlib.util.find_spec("torch") is None:
         raise UserError("--against=pytorch needs PyTorch: pip install -r requirements-benchmark.txt")
 
@@ -99,20 +99,20 @@ def _network(net: Net, crop: int) -> Any:
     import torch
     from torch import nn
 
-    features = nn.Sequential(*(_two_towers() if net == "two towers" else _torchvision()), nn.Flatten())
+    def relu() -> Any:
+        return nn.ReLU(inplace=True)
+
+    layers = _two_towers(relu) if net == "two towers" else _torchvision(relu)
+    features = nn.Sequential(*layers, nn.Flatten())
     inputs = features(torch.zeros(1, 3, crop, crop)).shape[1]
     return nn.Sequential(
         features,
-        nn.Linear(inputs, 4096), nn.ReLU(inplace=True), nn.Dropout(),
-        nn.Linear(4096, 4096), nn.ReLU(inplace=True), nn.Dropout(), nn.Linear(4096, 1000),
+        nn.Linear(inputs, 4096), relu(), nn.Dropout(), nn.Linear(4096, 4096), relu(), nn.Dropout(), nn.Linear(4096, 1000),
     )  # fmt: skip
 
 
-def _two_towers() -> list[Any]:
+def _two_towers(relu: Callable[[], Any]) -> list[Any]:
     from torch import nn
-
-    def relu() -> Any:
-        return nn.ReLU(inplace=True)
 
     def normed() -> list[Any]:
         return [relu(), nn.LocalResponseNorm(5, 1e-4, 0.75, 2.0), nn.MaxPool2d(3, 2, ceil_mode=True)]
@@ -126,11 +126,8 @@ def _two_towers() -> list[Any]:
     ]  # fmt: skip
 
 
-def _torchvision() -> list[Any]:
+def _torchvision(relu: Callable[[], Any]) -> list[Any]:
     from torch import nn
-
-    def relu() -> Any:
-        return nn.ReLU(inplace=True)
 
     return [
         nn.Conv2d(3, 64, 11, 4, padding=2), relu(), nn.MaxPool2d(3, 2),

@@ -1,41 +1,71 @@
-"""Rates and ratios of contenders that were measured in turn, as JSON rows and as bars."""
+"""What every measurement reports: rates and ratios as JSON rows, tables and bars."""
 
+import json
 import statistics
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+from absl import flags
+from rich.console import Console
+from rich.table import Table
 
 from alexnet_jax.figures import write_figure
+from alexnet_jax.system.errors import UserError
 
-Rates = dict[str, list[float]]  # images per second of each contender in each round
+Throughputs = dict[str, list[float]]  # images per second by name, one value per round
 
-OURS, OTHERS = "#0072B2", "#999999"  # Okabe and Ito's palette
-
-
-def ratio(rates: Rates, above: str, below: str, times: float = 1.0) -> dict[str, float]:
-    """The ratio of two contenders, round by round: its median and range."""
-    return spread([times * a / b for a, b in zip(rates[above], rates[below], strict=True)])
+DEFAULT_STEPS = 5
+OUR_COLOUR, OTHER_COLOUR = "#0072B2", "#999999"  # Okabe and Ito's palette
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median and range."""
+def define_flags(options: flags.FlagValues) -> None:
+    """The flags of every measurement, besides those of a run."""
+    flags.DEFINE_integer("rounds", 5, "rounds; each measures everything once, in turn", lower_bound=1, flag_values=options)
+    flags.DEFINE_float(
+        "seconds", 1.0, "for which each stream of images is measured in a round", lower_bound=0.0, flag_values=options
+    )
+    flags.DEFINE_string("figure", None, "draw the bars into this .png or .svg", flag_values=options)
+
+
+def figure_path(figure: str | None) -> Path | None:
+    """The file to draw. Raises UserError if it is no .png or .svg, or its folder does not exist."""
+    path = Path(figure) if figure else None
+    if path and (path.suffix not in (".png", ".svg") or not path.parent.is_dir()):
+        raise UserError(f"--figure={figure} is not a .png or .svg in a folder that exists")
+    return path
+
+
+def publish(result: dict[str, Any], tables: Sequence[Table], ours: Collection[str], title: str, figure: Path | None) -> None:
+    """Prints the tables on stderr and the result on stdout, as JSON; draws its rows as bars if there is a figure."""
+    console = Console(stderr=True, width=None if sys.stderr.isatty() else 120)
+    for table in tables:
+        console.print(table)
+    if figure:
+        draw_bars(result["rows"], ours, title, figure)
+    print(json.dumps(result))
+
+
+def ratio(throughputs: Throughputs, above: str, below: str, times: float = 1.0) -> dict[str, float]:
+    """Median and range of one rate over another, taken within each round and scaled by `times`."""
+    values = [times * a / b for a, b in zip(throughputs[above], throughputs[below], strict=True)]
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
 
 
 def row(rates: Sequence[float]) -> dict[str, float]:
-    """Images per second with their range."""
+    """Median and range of images per second."""
     return {"images_per_second": statistics.median(rates), "low": min(rates), "high": max(rates)}
 
 
-def draw(rows: Mapping[str, Mapping[str, Any]], ours: Collection[str], title: str, path: Path) -> None:
-    """Bars of images per second with their range, on a logarithmic axis where they span more than a factor of ten.
+def draw_bars(rows: Mapping[str, Mapping[str, Any]], ours: Collection[str], title: str, path: Path) -> None:
+    """Bars of images per second with their range. The axis is logarithmic if they span more than a factor of ten.
 
     Args:
-        rows: as `row` makes them, by name, the topmost first.
-        ours: names that are set off in colour.
-        title: under the axis.
+        rows: as `row` makes them, by name. The first one is drawn on top.
+        ours: the names to highlight.
+        title: the axis label.
         path: a .png or .svg.
     """
     matplotlib.use("Agg")
@@ -46,11 +76,11 @@ def draw(rows: Mapping[str, Mapping[str, Any]], ours: Collection[str], title: st
     errors = [[rows[name]["images_per_second"] - rows[name]["low"] for name in names],
               [rows[name]["high"] - rows[name]["images_per_second"] for name in names]]  # fmt: skip
     figure, axes = plt.subplots(figsize=(9, 0.5 * len(rows) + 1.2), layout="constrained")
-    colours = [OURS if name in ours else OTHERS for name in names]
+    colours = [OUR_COLOUR if name in ours else OTHER_COLOUR for name in names]
     axes.barh(names, rates, xerr=errors, color=colours, ecolor="#444444", capsize=3)
-    for place, rate in enumerate(rates):
+    for height, (name, rate) in enumerate(zip(names, rates, strict=True)):
         label = f"  {rate:,.0f}" if rate >= 100 else f"  {rate:.1f}"
-        axes.annotate(label, (rows[names[place]]["high"], place), va="center", fontsize=9)
+        axes.annotate(label, (rows[name]["high"], height), va="center", fontsize=9)
     if max(rates) > 10 * min(rates):
         axes.set_xscale("log")
         axes.set_xlim(min(rates) / 10, max(rates) * 6)

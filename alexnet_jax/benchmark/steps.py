@@ -1,83 +1,80 @@
-"""How fast the network runs: four ways of using it, each layer alone, and PyTorch in turn with ours."""
+"""How fast the network runs: its four uses, each layer alone, and PyTorch in turn with ours."""
 
 import contextlib
 import importlib.metadata
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 from rich.console import Console
-from rich.progress import Progress, TaskID
+from rich.progress import Progress
 from rich.table import Table
 
 from alexnet_jax.benchmark.layers import matrix_product, measure_layers
-from alexnet_jax.benchmark.ours import CLASSES, MODES, Ours, training_flops
+from alexnet_jax.benchmark.ours import MODES, Ours, noise_model, training_flops
 from alexnet_jax.benchmark.peers import Torch, peers
-from alexnet_jax.benchmark.results import Rates, ratio, row
-from alexnet_jax.benchmark.worker import Contender, Failed, Worker
+from alexnet_jax.benchmark.results import Throughputs, publish, ratio, row
+from alexnet_jax.benchmark.worker import Failed, Worker, Workload
 from alexnet_jax.config import Config, as_dict
-from alexnet_jax.mesh import make_mesh
 from alexnet_jax.run.workdir import provenance
-from alexnet_jax.step import make_model
 from alexnet_jax.system.errors import UserError
 
-PRODUCT_SIDE = {"cpu": 4096}  # of the square matrices whose product is the machine's own rate
+# The machine's own rate is that of a product of square matrices with these sides.
+PRODUCT_SIDE = {"cpu": 4096}
 LARGE_PRODUCT_SIDE = 16384
-TRIAL_STEPS = 2  # of each form of a peer, to find its fastest
+TRIAL_STEPS = 2  # to find the fastest form of a peer
 
 Note = Callable[[str], None]
 
 
 @contextlib.contextmanager
 def _progress(turns: int) -> Iterator[Note]:
-    """A bar with the time left on a terminal, nothing in a log; call what it yields before every turn."""
+    """A progress bar if stderr is a terminal. Call what it yields before every turn."""
     with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
-        task: TaskID = bar.add_task("", total=turns)
-
-        def note(text: str) -> None:
-            bar.update(task, advance=1, description=text)
-
-        yield note
+        task = bar.add_task("", total=turns)
+        yield lambda text: bar.update(task, advance=1, description=text)
 
 
 def measure_steps(config: Config, *, against: bool, layers: bool, rounds: int, steps: int) -> dict[str, Any]:
-    """The network at one batch size, as the JSON object that is printed.
+    """The network at one batch size, as the JSON object to print.
 
     Args:
-        config: of the run; its batch is noise.
-        against: measure PyTorch too, in turn with ours.
+        config: of the run. The images are noise.
+        against: also measure PyTorch, in turn with ours.
         layers: measure each layer and direction alone.
-        rounds: turns of each contender; a ratio is taken within a round.
-        steps: of each contender in a turn, after one that is not counted.
+        rounds: turns of each workload. A ratio is taken within a round.
+        steps: timed in each turn, after one untimed step.
 
     Raises:
         UserError: the mesh does not fit, PyTorch is missing, or no form of it runs.
     """
-    model = make_model(config, CLASSES, make_mesh(config.mesh, config.table().towers, config.batch_size, config.spmd))
+    model = noise_model(config)
     modes = MODES[:2] if against else MODES
     rows, ratios, tried = {}, {}, {}
-    with _progress(len(modes) * (rounds + 9 * against)) as note:
+    turns = 3 * rounds + 8 if against else rounds  # eight forms are tried, and two of them measured beside ours
+    with _progress(len(modes) * turns) as note:
         for mode in modes:
-            contenders: list[Contender] = [Ours(config, mode)]
+            workloads: list[Workload] = [Ours(config, mode)]
             if against:
                 fastest, rates = _fastest_peers(mode == "train", config, note)
-                contenders += fastest
+                workloads += fastest
                 tried |= rates
-            found, rates = _in_turn(contenders, rounds, steps, note)
-            rows |= found
-            ours, *others = rates
-            ratios |= {f"ours / {peer}": ratio(rates, ours, peer) for peer in others}
+            measured, throughputs = _in_turn(workloads, rounds, steps, note)
+            rows |= measured
+            ours, *others = throughputs
+            ratios |= {f"ours / {peer}": ratio(throughputs, ours, peer) for peer in others}
     train = rows[Ours(config, "train").name]
-    product = _product(config)
+    product = matrix_product(config.precision, PRODUCT_SIDE.get(jax.default_backend(), LARGE_PRODUCT_SIDE), 5)
     flops = training_flops(config.table(), config.crop, model.classes)
     achieved = train["images_per_second"] * flops
     return {
         "images_per_second": train["images_per_second"],
         "rows": rows,
         "ratios": ratios,
-        "peak_memory_ratios": _memory_ratios(rows, Ours(config, "train").name),
+        "peak_memory_ratios": _memory_ratios(rows, train["peak_memory_bytes"]),
         "peers_tried": tried,
         "matrix_product_flops_per_second": product,
         "flops_per_second": achieved,
@@ -94,13 +91,8 @@ def measure_steps(config: Config, *, against: bool, layers: bool, rounds: int, s
     }  # fmt: skip
 
 
-def _product(config: Config) -> float:
-    side = PRODUCT_SIDE.get(jax.default_backend(), LARGE_PRODUCT_SIDE)
-    return matrix_product(config.precision, side, 5)
-
-
 def _fastest_peers(train: bool, config: Config, note: Note) -> tuple[list[Torch], dict[str, Any]]:
-    """The fastest form of each network in PyTorch, and images/s of every form tried, or why it failed."""
+    """The fastest form of each network in PyTorch, and images/s of every form tried, or its error."""
     tried, fastest = {}, []
     for forms in peers(train, config.precision, config.batch_size, config.crop).values():
         rates: dict[Torch, float] = {}
@@ -112,59 +104,68 @@ def _fastest_peers(train: bool, config: Config, note: Note) -> tuple[list[Torch]
             except Failed as error:
                 tried[form.name] = str(error)
         if not rates:
-            raise UserError(f"--against=pytorch: {form.name} does not run here: {tried[form.name]}")  # pyright: ignore
+            last = forms[-1].name
+            raise UserError(f"--against=pytorch: {last} does not run here: {tried[last]}")
         fastest.append(max(rates, key=lambda form: rates[form]))
     return fastest, tried
 
 
-def _in_turn(contenders: Sequence[Contender], rounds: int, steps: int, note: Note) -> tuple[dict[str, Any], Rates]:
-    """A B A B: every contender waits in its own process while another is measured."""
-    rates: Rates = {one.name: [] for one in contenders}
+def _in_turn(workloads: Sequence[Workload], rounds: int, steps: int, note: Note) -> tuple[dict[str, Any], Throughputs]:
+    """Rows and rates of all workloads, measured A B A B. Each waits in its own process for its turn."""
+    throughputs: Throughputs = {workload.name: [] for workload in workloads}
     with contextlib.ExitStack() as running:
-        workers = [running.enter_context(Worker(one)) for one in contenders]
+        workers = {workload.name: running.enter_context(Worker(workload)) for workload in workloads}
         for _ in range(rounds):
-            for worker in workers:
-                note(worker.contender.name)
-                rates[worker.contender.name].append(worker.measure(steps))
+            for name, worker in workers.items():
+                note(name)
+                throughputs[name].append(worker.measure(steps))
         rows = {
-            worker.contender.name: row(rates[worker.contender.name])
+            name: row(throughputs[name])
             | {"first_step_seconds": worker.first_step_seconds, "peak_memory_bytes": worker.peak_memory()}
-            for worker in workers
+            for name, worker in workers.items()
         }
-    return rows, rates
+    return rows, throughputs
 
 
-def _memory_ratios(rows: dict[str, Any], ours: str) -> dict[str, float]:
-    """Of our training step to each peer's."""
-    peak = rows[ours]["peak_memory_bytes"]
-    return {name: peak / row["peak_memory_bytes"] for name, row in rows.items() if "PyTorch" in name and "train" in name}
+def _memory_ratios(rows: dict[str, Any], ours: int) -> dict[str, float]:
+    """Peak memory of our training step over each peer's."""
+    return {
+        name: ours / row["peak_memory_bytes"] for name, row in rows.items() if name.startswith("PyTorch") and "train" in name
+    }
 
 
-def step_tables(result: dict[str, Any]) -> list[Table]:
-    """What a person reads."""
+def publish_steps(config: Config, result: dict[str, Any], figure: Path | None) -> None:
+    """Prints the tables and the JSON object of `measure_steps`, and draws its bars."""
+    title = f"images per second, batch {config.batch_size}, {config.crop} x {config.crop} px, {config.precision}"
+    tables = [_network_table(result), *([_layer_table(result)] if result["layers"] else [])]
+    publish(result, tables, {Ours(config, mode).name for mode in MODES}, title, figure)
+
+
+def _network_table(result: dict[str, Any]) -> Table:
     settings, product = result["settings"], result["matrix_product_flops_per_second"]
-    whole = Table(title=f"batch {settings['batch_size']}, {settings['crop_size']} px, {settings['precision']}")
+    table = Table(title=f"batch {settings['batch_size']}, {settings['crop_size']} px, {settings['precision']}")
     for column in ("", "images/s", "range", "peak memory", "first step"):
-        whole.add_column(column, justify="left" if not column else "right")
+        table.add_column(column, justify="left" if not column else "right")
     for name, each in result["rows"].items():
         span = f"{each['low']:,.1f} to {each['high']:,.1f}"
         memory, first = f"{each['peak_memory_bytes'] / 2**30:.2f} GiB", f"{each['first_step_seconds']:.1f} s"
-        whole.add_row(name, f"{each['images_per_second']:,.1f}", span, memory, first)
+        table.add_row(name, f"{each['images_per_second']:,.1f}", span, memory, first)
     for name, each in result["ratios"].items():
-        whole.add_row(name, f"{each['median']:.2f}", f"{each['low']:.2f} to {each['high']:.2f}", "", "")
+        table.add_row(name, f"{each['median']:.2f}", f"{each['low']:.2f} to {each['high']:.2f}", "", "")
     share = f"{100 * result['of_matrix_product']:.0f} % of a matrix product's {product / 1e9:,.0f}"
-    whole.caption = f"training: {result['flops_per_second'] / 1e9:,.0f} GFLOP/s, {share}"
-    if not result["layers"]:
-        return [whole]
-    layers = Table(title="each layer alone, all towers: ms and share of the matrix product's rate")
+    table.caption = f"training: {result['flops_per_second'] / 1e9:,.0f} GFLOP/s, {share}"
+    return table
+
+
+def _layer_table(result: dict[str, Any]) -> Table:
+    table = Table(title="each layer alone, all towers: ms and share of the matrix product's rate")
     directions = list(dict.fromkeys(each["direction"] for each in result["layers"]))
     for column in ("", *directions):
-        layers.add_column(column, justify="right" if column else "left")
-    for name in dict.fromkeys(each["layer"] for each in result["layers"]):
-        mine = {each["direction"]: each for each in result["layers"] if each["layer"] == name}
-        cells = [
-            f"{1e3 * mine[way]['seconds']:.1f} ms, {100 * mine[way]['flops_per_second'] / product:.0f} %"
-            if way in mine else "" for way in directions
-        ]  # fmt: skip
-        layers.add_row(name, *cells)
-    return [whole, layers]
+        table.add_column(column, justify="right" if column else "left")
+    cells: dict[str, dict[str, str]] = {}
+    for each in result["layers"]:
+        share = each["flops_per_second"] / result["matrix_product_flops_per_second"]
+        cells.setdefault(each["layer"], {})[each["direction"]] = f"{1e3 * each['seconds']:.1f} ms, {100 * share:.0f} %"
+    for layer, by_direction in cells.items():
+        table.add_row(layer, *(by_direction.get(direction, "") for direction in directions))
+    return table

@@ -1,6 +1,6 @@
-"""One contender in a process of its own: its threads, its allocator and its memory are not the others'.
+"""A process for each workload, so that none shares threads, allocator or memory with another.
 
-A worker that is not asked for anything waits without using a core, so that several can be measured in turn.
+An idle worker uses no core, so several can be measured in turn.
 """
 
 import contextlib
@@ -15,8 +15,8 @@ from typing import Any, Protocol, runtime_checkable
 
 
 @runtime_checkable
-class Contender(Protocol):
-    """Something to measure; it travels to its process by pickle."""
+class Workload(Protocol):
+    """A step to time. It is pickled to its worker."""
 
     @property
     def name(self) -> str:
@@ -25,31 +25,31 @@ class Contender(Protocol):
 
     @property
     def examples(self) -> int:
-        """Images that one call takes."""
+        """Images per call."""
         ...
 
     def start(self) -> Callable[[], Any]:
-        """In the worker: makes everything, and returns one step, which waits for its result."""
+        """In the worker: prepares everything and returns one step. The step waits for its result."""
         ...
 
     def device_memory(self) -> int | None:
-        """In the worker: peak bytes in use on the accelerator, None on a CPU."""
+        """In the worker: peak bytes in use on the accelerator, or None on a CPU."""
         ...
 
 
 class Failed(Exception):
-    """The contender could not be started or run; the text is its own error."""
+    """The workload did not start or run. The text is its own error."""
 
 
 class Worker:
-    """The process of a contender. Use it in a `with` statement; it has run one step when it is there."""
+    """The process of a workload, for a `with` statement. One step has run when the constructor returns."""
 
-    def __init__(self, contender: Contender) -> None:
+    def __init__(self, workload: Workload) -> None:
         """Raises Failed."""
-        self.contender = contender
+        self.workload = workload
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, contender), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, workload), daemon=True)
         self._process.start()
         theirs.close()
         try:
@@ -67,12 +67,12 @@ class Worker:
         self._process.join()
 
     def measure(self, steps: int) -> float:
-        """Images per second over so many steps, after one that is not counted. Raises Failed."""
+        """Images per second over `steps` steps, after one untimed step. Raises Failed."""
         self._connection.send(steps)
-        return self.contender.examples * steps / self._answer()
+        return self.workload.examples * steps / self._answer()
 
     def peak_memory(self) -> int:
-        """Bytes: of the accelerator where there is one, otherwise of the process. Raises Failed."""
+        """Peak bytes of the accelerator, or of the process on a CPU. Raises Failed."""
         self._connection.send("memory")
         return self._answer()
 
@@ -86,17 +86,17 @@ class Worker:
         return answer
 
 
-def _serve(connection: Connection, contender: Contender) -> None:
-    """Runs in the worker: a number is a number of steps to time, None is the end."""
-    os.dup2(2, 1)  # what libraries print is not the result
+def _serve(connection: Connection, workload: Workload) -> None:
+    """Runs in the worker. A request is a number of steps to time, "memory", or None to end."""
+    os.dup2(2, 1)  # stdout is for the result, not for what libraries print
     try:
         started = time.perf_counter()
-        step = contender.start()
+        step = workload.start()
         step()
         connection.send(time.perf_counter() - started)
         while (request := connection.recv()) is not None:
             if request == "memory":
-                connection.send(contender.device_memory() or _resident_peak())
+                connection.send(workload.device_memory() or _resident_peak())
                 continue
             step()
             started = time.perf_counter()
