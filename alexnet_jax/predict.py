@@ -24,6 +24,7 @@ from alexnet_jax.config import parsed
 from alexnet_jax.data.decode import square_rgb
 from alexnet_jax.data.parallel import ordered_map
 from alexnet_jax.figures import draw_predictions, write_figure
+from alexnet_jax.inference.flags import define_batch_size, define_step
 from alexnet_jax.inference.predictor import Classification, Features, Trained, load_trained, top_classes
 from alexnet_jax.system import cli, runtime
 from alexnet_jax.system.errors import UserError
@@ -189,9 +190,7 @@ def main(options: flags.FlagValues, words: list[str]) -> None:
 def define_flags(options: flags.FlagValues) -> None:
     """The flags of this command."""
     flags.DEFINE_string("workdir", None, "folder of a run", flag_values=options)
-    flags.DEFINE_string(
-        "step", "latest", "checkpoint: a step, 'latest' or 'best' (lowest validation error)", flag_values=options
-    )
+    define_step(options)
     flags.DEFINE_string("list", "", "file with one path of an image a line; - reads them from stdin", flag_values=options)
     flags.DEFINE_enum(
         "format",
@@ -206,7 +205,7 @@ def define_flags(options: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "figure", None, f"draw the first {DRAWN} images with their classes into this .png or .svg", flag_values=options
     )
-    flags.DEFINE_integer("batch_size", 64, "images looked at together", lower_bound=1, flag_values=options)
+    define_batch_size(options)
     define_config_flags(options, only=("mesh", "host_devices"))
 
 

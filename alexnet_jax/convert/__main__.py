@@ -20,6 +20,7 @@ from alexnet_jax.config import define_flags as define_config_flags
 from alexnet_jax.convert import caffe, pytorch, stablehlo
 from alexnet_jax.convert.layouts import Blobs, check_blobs, flip_colours, to_blobs, to_params
 from alexnet_jax.data.store import open_store, store_path
+from alexnet_jax.inference.flags import define_step
 from alexnet_jax.inference.predictor import Trained, load_trained
 from alexnet_jax.mesh import make_mesh
 from alexnet_jax.network import Params
@@ -256,9 +257,7 @@ def main(options: flags.FlagValues, words: list[str]) -> None:
 def define_flags(options: flags.FlagValues) -> None:
     """The flags of this command."""
     flags.DEFINE_string("workdir", None, "folder of a run: a new one for weights that come in", flag_values=options)
-    flags.DEFINE_string(
-        "step", "latest", "checkpoint to export: a step, 'latest' or 'best' (lowest validation error)", flag_values=options
-    )
+    define_step(options)
     flags.DEFINE_enum("export", None, EXPORTS, "write the network in this format", flag_values=options)
     flags.DEFINE_string(
         "mean",

@@ -13,7 +13,6 @@ from absl import flags
 from matplotlib.figure import Figure
 
 from alexnet_jax.config import Config
-from alexnet_jax.config import define_flags as define_config_flags
 from alexnet_jax.data.dataset import Dataset
 from alexnet_jax.figures import (
     draw_activations,
@@ -29,7 +28,6 @@ from alexnet_jax.figures import (
 )
 from alexnet_jax.figures.curves import Rows
 from alexnet_jax.inference.analysis import (
-    by_lot,
     confusion,
     guessed,
     judge,
@@ -37,7 +35,9 @@ from alexnet_jax.inference.analysis import (
     neighbours,
     open_data,
     right_and_wrong,
+    sample,
 )
+from alexnet_jax.inference.flags import define_shown_runs
 from alexnet_jax.inference.predictor import Features, Trained, load_trained
 from alexnet_jax.run.metrics import read_rows
 from alexnet_jax.run.workdir import read_config
@@ -85,18 +85,18 @@ def of_record(rows: Rows, title: str, wanted: Sequence[str]) -> Iterator[Named]:
 
 
 def of_images(
-    trained: Trained, dataset: Dataset, split: str, wanted: Sequence[str], activations: Features | None, lot: int
+    trained: Trained, dataset: Dataset, split: str, wanted: Sequence[str], activations: Features | None, seed: int
 ) -> Iterator[Named]:
     """The figures that look at images. `activations`: of the layer to draw, where it is wanted."""
     judged = judge(trained, dataset.split(split))
     words = f"{split} split, {trained.title}"
-    chosen = right_and_wrong(judged, SHOWN, lot)
+    chosen = right_and_wrong(judged, SHOWN, seed)
     if "predictions" in wanted:
         right = int((judged.guesses == judged.split.labels).sum())
-        about = f"drawn by lot from the {right} right and the {len(judged.split) - right} wrong of the {words}"
+        about = f"chosen at random from the {right} right and the {len(judged.split) - right} wrong of the {words}"
         yield "predictions", draw_predictions(guessed(trained, judged, chosen), about)
     if "nearest" in wanted:
-        queries = neighbours(trained, judged, by_lot(judged.split, QUERIES, lot), dataset.split("train"))
+        queries = neighbours(trained, judged, sample(judged.split, QUERIES, seed), dataset.split("train"))
         yield (
             "nearest",
             draw_nearest(queries, f"nearest training images by {last_hidden(trained)} (place, distance)\n{words}"),
@@ -106,7 +106,7 @@ def of_images(
         title = f"{judged.score.top1_error:.1f} % top-1 error, {words}"
         yield "confusion", draw_confusion(counts, trained.classes, title)
     if activations is not None:
-        images = judged.split.read(by_lot(judged.split, MAPPED, lot)).images
+        images = judged.split.read(sample(judged.split, MAPPED, seed)).images
         title = f"activations of {activations.layer}, {trained.title}"
         towers = trained.config.table().towers
         yield f"activations_{activations.layer}", draw_activations(list(images), activations(images), towers, title)
@@ -129,7 +129,7 @@ def draw(options: flags.FlagValues, workdir: str, wanted: Sequence[str], rows: R
         kernel = np.asarray(trained.params["conv1"]["kernel"])
         yield "conv1_kernels", draw_kernels(kernel, f"conv1 kernels, {title}, step {trained.step}")
     if trained is not None and dataset is not None:
-        yield from of_images(trained, dataset, options.split, wanted, activations, options.lot)
+        yield from of_images(trained, dataset, options.split, wanted, activations, options.sample_seed)
 
 
 def main(options: flags.FlagValues) -> None:
@@ -160,30 +160,10 @@ def main(options: flags.FlagValues) -> None:
 
 def define_flags(options: flags.FlagValues) -> None:
     """The flags of this command."""
-    flags.DEFINE_multi_string(
-        "workdir", [], "folder of a run; the figures go to its folder figures/; repeat it to compare", flag_values=options
-    )
-    flags.DEFINE_string(
-        "step", "latest", "checkpoint: a step, 'latest' or 'best' (lowest validation error)", flag_values=options
-    )
-    flags.DEFINE_list(
-        "only",
-        list(ALL),
-        f"figures to draw, comma-separated; {', '.join(OF_RECORD)} and kernels need no images",
-        flag_values=options,
-    )
+    define_shown_runs(options)
+    help = f"figures to draw, comma-separated; {', '.join(OF_RECORD)} and kernels need no images"
+    flags.DEFINE_list("only", list(ALL), help, flag_values=options)
     flags.DEFINE_string("layer", "conv1", "layer whose activations are drawn", flag_values=options)
-    flags.DEFINE_enum(
-        "split", "test", ("train", "validation", "test"), "images that the network is shown", flag_values=options
-    )
-    flags.DEFINE_string(
-        "data_dir", None, "folder of the prepared sets, if it is not where the run had it", flag_values=options
-    )
-    flags.DEFINE_integer(
-        "lot", 0, "number by which images are drawn by lot: another one shows others", lower_bound=0, flag_values=options
-    )
-    flags.DEFINE_integer("batch_size", 64, "images looked at together", lower_bound=1, flag_values=options)
-    define_config_flags(options, only=("host_devices",))
 
 
 COMMAND = cli.Command(__doc__, define_flags, main)

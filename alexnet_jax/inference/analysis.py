@@ -69,9 +69,9 @@ def judge(trained: Trained, split: Subset) -> Judged:
     return Judged(split, score, np.exp(np.asarray(logs)))
 
 
-def right_and_wrong(judged: Judged, count: int, lot: int) -> Int64[np.ndarray, "shown"]:
-    """Examples to show: up to `count` that the network has right, then as many that it has wrong, drawn by lot."""
-    order = np.random.default_rng(lot).permutation(len(judged.split))
+def right_and_wrong(judged: Judged, count: int, seed: int) -> Int64[np.ndarray, "shown"]:
+    """Examples to show: up to `count` that the network has right, then as many that it has wrong, chosen at random."""
+    order = np.random.default_rng(seed).permutation(len(judged.split))
     right = (judged.guesses == judged.split.labels)[order]
     return np.concatenate([order[right][:count], order[~right][:count]])
 
@@ -148,9 +148,9 @@ def neighbours(
     return found
 
 
-def by_lot(split: Subset, count: int, lot: int) -> Int64[np.ndarray, "shown"]:
-    """Some examples of a split."""
-    return np.random.default_rng(lot).permutation(len(split))[:count]
+def sample(split: Subset, count: int, seed: int) -> Int64[np.ndarray, "shown"]:
+    """Up to `count` examples of a split, chosen at random."""
+    return np.random.default_rng(seed).permutation(len(split))[:count]
 
 
 def errors_by_class(counts: Int[np.ndarray, "classes classes"]) -> list[tuple[int, int, int, int | None]]:

@@ -15,7 +15,6 @@ from alexnet_jax.inference.analysis import (
     Guessed,
     Judged,
     Query,
-    by_lot,
     confusion,
     guessed,
     judge,
@@ -23,6 +22,7 @@ from alexnet_jax.inference.analysis import (
     neighbours,
     open_data,
     right_and_wrong,
+    sample,
 )
 from alexnet_jax.inference.predictor import Trained, load_trained
 from alexnet_jax.run.metrics import read_rows
@@ -72,7 +72,9 @@ class Run:
         return {name: value for name, value in here if value != defaults[name] and name not in ("workdir", "data_dir")}
 
 
-def gather(workdirs: Sequence[str], *, step: str, split: str, data_dir: str | None, batch_size: int, lot: int) -> list[Run]:
+def gather(
+    workdirs: Sequence[str], *, step: str, split: str, data_dir: str | None, batch_size: int, sample_seed: int
+) -> list[Run]:
     """All runs, each looked at on its own data. What is missing is found before the first network is compiled.
 
     Args:
@@ -81,7 +83,7 @@ def gather(workdirs: Sequence[str], *, step: str, split: str, data_dir: str | No
         split: that the networks are shown.
         data_dir: of the prepared sets, if they are not where the runs had them.
         batch_size: images looked at together.
-        lot: number by which images are drawn.
+        sample_seed: for choosing images.
 
     Raises:
         UserError: a folder without a run, metrics or checkpoint, or data that is not there.
@@ -110,8 +112,8 @@ def gather(workdirs: Sequence[str], *, step: str, split: str, data_dir: str | No
                 split=split,
                 judged=judged,
                 counts=confusion(judged.split.labels, judged.guesses, len(trained.classes)),
-                guessed=guessed(trained, judged, right_and_wrong(judged, SHOWN, lot)),
-                queries=neighbours(trained, judged, by_lot(judged.split, QUERIES, lot), among),
+                guessed=guessed(trained, judged, right_and_wrong(judged, SHOWN, sample_seed)),
+                queries=neighbours(trained, judged, sample(judged.split, QUERIES, sample_seed), among),
             )
         )
     return runs

@@ -78,7 +78,7 @@ def render(runs: Sequence[Run]) -> str:
     page.by_run(
         "Kernels of conv1, by tower", "Figure 3 of the paper: zero is grey, each is scaled by its largest.", _kernels
     )
-    explanation = "Drawn by lot, right ones first. The right class stands above its image and is the hatched bar."
+    explanation = "Chosen at random, right ones first. The right class stands above its image; its bar is hatched."
     page.by_run("Predictions", explanation, lambda run: f'<div class="cards">{"".join(map(_card, run.guessed))}</div>')
     explanation = (
         "Left the query, then the training images with the nearest features: place in the split and distance. Solid "
