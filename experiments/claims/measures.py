@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from alexnet_jax.figures import conv1_kernel
+from alexnet_jax.inference.predictor import load_trained
 from alexnet_jax.run.metrics import read_rows
-from alexnet_jax.run.workdir import read_classes, read_config
+from alexnet_jax.run.workdir import read_classes
 from experiments.claims.claim import Claim
 
 DEALS = 1000  # random ways of dealing the kernels to the towers
@@ -40,8 +40,7 @@ def _epochs_until(workdir: Path, column: str, threshold: float) -> float:
 def tower_likeness(claim: Claim, arm: str, workdir: Path, score: dict[str, Any]) -> float:
     """Minus the distance between the towers' mean colour selectivities of conv1's kernels; for the arm `random` minus the
     mean of that distance when the kernels are dealt to the towers at random."""
-    kernel, _ = conv1_kernel(read_config(str(workdir)), "latest")
-    selectivity = colour_selectivity(kernel)
+    selectivity = colour_selectivity(np.asarray(load_trained(str(workdir)).params["conv1"]["kernel"]))
     if arm == "random":
         rng = np.random.default_rng(0)
         dealt = [rng.permutation(selectivity.ravel()).reshape(selectivity.shape) for _ in range(DEALS)]
