@@ -1,4 +1,4 @@
-"""Writes one HTML page about a run, or about several side by side; it needs no other file and no network.
+"""Writes one HTML page about a run, or about several side by side. The page needs no other file and no network.
 
 python -m alexnet_jax.report --workdir=W [--workdir=W2 ...] [--out=FILE] [--split=test]
 """
