@@ -24,6 +24,7 @@ from alexnet_jax.config import define_flags as define_config_flags
 from alexnet_jax.config import parsed
 from alexnet_jax.data.loader import Feed
 from alexnet_jax.data.splits import Subset, evaluation_order
+from alexnet_jax.inference.flags import define_step
 from alexnet_jax.mesh import TowerMesh, make_mesh
 from alexnet_jax.network import Params
 from alexnet_jax.run.open import open_run
@@ -188,9 +189,7 @@ def define_flags(options: flags.FlagValues) -> None:
     flags.DEFINE_multi_string(
         "workdir", [], "folder of a run; repeat it to average the softmax of several", flag_values=options
     )
-    flags.DEFINE_string(
-        "step", "latest", "checkpoint: a step, 'latest' or 'best' (lowest validation error)", flag_values=options
-    )
+    define_step(options)
     flags.DEFINE_enum("split", "test", ("train", "validation", "test"), "examples to evaluate on", flag_values=options)
     flags.DEFINE_integer(
         "views", 1, "1: the centre; 10: corners and centre, and their mirror images (Section 4.1)", flag_values=options

@@ -1,4 +1,4 @@
-"""Names what is in images: files, folders or a list of them in, the five likeliest classes of each out.
+"""Prints the five likeliest classes of images: of files, of folders, or of a list of paths.
 
 python -m alexnet_jax.predict --workdir=W IMAGE... [--format=table or jsonl] [--features=fc7:F.npz] [--figure=F.png]
 """
@@ -15,7 +15,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from absl import flags
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32
 from rich.console import Console
 from rich.progress import track
 
@@ -24,6 +24,8 @@ from alexnet_jax.config import parsed
 from alexnet_jax.data.decode import square_rgb
 from alexnet_jax.data.parallel import ordered_map
 from alexnet_jax.figures import draw_predictions, write_figure
+from alexnet_jax.inference.analysis import Guessed, Square
+from alexnet_jax.inference.flags import define_batch_size, define_step
 from alexnet_jax.inference.predictor import Classification, Features, Trained, load_trained, top_classes
 from alexnet_jax.system import cli, runtime
 from alexnet_jax.system.errors import UserError
@@ -31,11 +33,9 @@ from alexnet_jax.system.files import replacing
 
 DRAWN = 12  # images in a figure
 
-Square = UInt8[np.ndarray, "size size 3"]
-
 
 def image_paths(words: Sequence[str], listed: str) -> list[Path]:
-    """The images that a command line names: files, all files below folders in order of their names, and a list of paths.
+    """The images that a command line names: files, all files below folders by name, then the paths of a list.
 
     Hidden files are left out of folders.
 
@@ -44,7 +44,7 @@ def image_paths(words: Sequence[str], listed: str) -> list[Path]:
         listed: a file with one path a line, '-' for stdin, or ''.
 
     Raises:
-        UserError: the list cannot be read, or there is nothing to look at.
+        UserError: the list cannot be read, or there are no images.
     """
     if listed:
         try:
@@ -56,7 +56,9 @@ def image_paths(words: Sequence[str], listed: str) -> list[Path]:
     for path in map(Path, words):
         paths += sorted(filter(_is_visible_file, path.rglob("*"))) if path.is_dir() else [path]
     if not paths:
-        raise UserError("there are no images: name files or folders behind the flags, or a list of them with --list=FILE")
+        raise UserError(
+            "there are no images: add files or folders to the command line, or name a list of them with --list=FILE"
+        )
     return paths
 
 
@@ -65,7 +67,7 @@ def _is_visible_file(path: Path) -> bool:
 
 
 class Reader:
-    """Decodes images in order, a few ahead, and keeps count of those that cannot be."""
+    """Decodes images in order, a few ahead, and counts failures."""
 
     def __init__(self, size: int, resize: str):
         """`size` and `resize` as for `square_rgb`."""
@@ -73,7 +75,7 @@ class Reader:
         self.failures = 0
 
     def __call__(self, paths: Iterable[Path]) -> Iterator[tuple[Path, Square]]:
-        """Every image that can be decoded; the others are named on stderr."""
+        """Every image that can be decoded. The others are named on stderr."""
 
         def decode(path: Path) -> tuple[Path, Square | str]:
             try:
@@ -92,7 +94,7 @@ class Reader:
 
 
 class Collected:
-    """Rows that arrive one after the other, kept in a file until they are written: memory does not grow with them."""
+    """Collects rows in a temporary file, so that memory does not grow with them."""
 
     def __init__(self, path: Path):
         """`path`: of the .npz. Use as a context manager."""
@@ -107,13 +109,13 @@ class Collected:
         self._file.close()
 
     def add(self, names: Sequence[str], rows: Float32[np.ndarray, "count ..."]) -> None:
-        """Some rows with their names."""
+        """Appends rows with their names."""
         self._names += names
         self._shape = rows.shape[1:]
         self._file.write(np.ascontiguousarray(rows).tobytes())
 
     def write(self) -> None:
-        """`features` (images, ...) float32 and `images`, their paths, in order."""
+        """Writes `features`, float32 (images, ...), and `images`, their names, in order."""
         self._file.flush()
         shape = (len(self._names), *self._shape)
         rows = np.memmap(self._file, np.float32, "r", shape=shape) if self._names else np.empty(shape, np.float32)
@@ -124,7 +126,7 @@ class Collected:
 def predict(
     trained: Trained, images: Iterable[tuple[Path, Square]], features: tuple[Features, Collected] | None = None
 ) -> Iterator[tuple[Path, Square, Float32[np.ndarray, "classes"]]]:
-    """Every image with its class probabilities, in order; with `features` its activations are collected too."""
+    """Every image with its class probabilities, in order. `features`: a layer, and what collects its activations."""
     classify = Classification(trained)
     source = iter(images)
     while batch := list(itertools.islice(source, trained.config.batch_size)):
@@ -165,8 +167,8 @@ def main(options: flags.FlagValues, words: list[str]) -> None:
     runtime.start(options.host_devices)
     trained = load_trained(options.workdir or "", options.step, batch_size=options.batch_size, **parsed(options, ("mesh",)))
     read = Reader(trained.config.image_size, trained.config.resize)
-    quiet = not sys.stderr.isatty() or sys.stdout.isatty()  # the rows themselves show how far it is
-    shown: list[tuple[str, Square, list[dict[str, Any]], str]] = []
+    quiet = not sys.stderr.isatty() or sys.stdout.isatty()  # printed rows show the progress
+    shown: list[Guessed] = []
     with contextlib.ExitStack() as stack:
         features = None
         if collected_in is not None:
@@ -189,24 +191,15 @@ def main(options: flags.FlagValues, words: list[str]) -> None:
 def define_flags(options: flags.FlagValues) -> None:
     """The flags of this command."""
     flags.DEFINE_string("workdir", None, "folder of a run", flag_values=options)
-    flags.DEFINE_string(
-        "step", "latest", "checkpoint: a step, 'latest' or 'best' (lowest validation error)", flag_values=options
-    )
-    flags.DEFINE_string("list", "", "file with one path of an image a line; - reads them from stdin", flag_values=options)
-    flags.DEFINE_enum(
-        "format",
-        "table",
-        ("table", "jsonl"),
-        "what is printed: five lines, or one JSON object, per image",
-        flag_values=options,
-    )
-    flags.DEFINE_string(
-        "features", None, "LAYER:F.npz, such as fc7:F.npz: write the layer's activations of every image", flag_values=options
-    )
-    flags.DEFINE_string(
-        "figure", None, f"draw the first {DRAWN} images with their classes into this .png or .svg", flag_values=options
-    )
-    flags.DEFINE_integer("batch_size", 64, "images looked at together", lower_bound=1, flag_values=options)
+    define_step(options)
+    flags.DEFINE_string("list", "", "file with one image path a line; - is stdin", flag_values=options)
+    help = "what is printed for each image: five lines, or one JSON object"
+    flags.DEFINE_enum("format", "table", ("table", "jsonl"), help, flag_values=options)
+    help = "LAYER:F.npz, such as fc7:F.npz: write the layer's activations for every image"
+    flags.DEFINE_string("features", None, help, flag_values=options)
+    help = f"draw the first {DRAWN} images with their classes into this .png or .svg"
+    flags.DEFINE_string("figure", None, help, flag_values=options)
+    define_batch_size(options)
     define_config_flags(options, only=("mesh", "host_devices"))
 
 

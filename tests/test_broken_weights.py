@@ -13,8 +13,9 @@ from caffe_files import blob, convolution, field, layer, norm
 from networks import run
 
 from alexnet_jax.architectures import ARCHITECTURES
-from alexnet_jax.convert.__main__ import read_mean, read_own, read_weights
+from alexnet_jax.convert.importer import parse_mean, read_weights
 from alexnet_jax.convert.layouts import check_blobs
+from alexnet_jax.convert.native import read_native
 from alexnet_jax.convert.pickles import read_arrays, read_dictionary
 from alexnet_jax.system.errors import UserError
 
@@ -140,24 +141,24 @@ def test_broken_dictionaries(tmp_path, content):
         case "claims":  # an array of 2 ** 62 values and no bytes for them
             path.write_bytes(whole.replace(b"K\x0bK\x0bK\x03K`t", b"J\xff\xff\xff\x7fJ\xff\xff\xff\x7fK\x01K\x01t"))
             assert path.read_bytes() != whole
-    refused("caffe", path, "no pickle of plain arrays|no dictionary of arrays")
+    refused("caffe", path, "no pickle of plain arrays|not a dictionary of arrays")
 
 
 @pytest.mark.parametrize("cut", [1, 100, 1000, 139_000])
 def test_a_truncated_caffemodel(tmp_path, cut):
     path = tmp_path / "net.caffemodel"
     path.write_bytes(network(conv1())[:cut])
-    refused("caffe", path, "truncated or no file of Caffe's|no layer with weights")
+    refused("caffe", path, "truncated or not a Caffe file|no layer with weights")
 
 
 @pytest.mark.parametrize(
     ("content", "match"),
     [
         (b"", "no layer with weights"),
-        (b"not a network at all", "truncated or no file of Caffe's|no layer with weights"),
+        (b"not a network at all", "truncated or not a Caffe file|no layer with weights"),
         (network(conv1(np.nan)), "conv1 weight holds NaN"),
         (network(conv1(np.inf, double=True)), "conv1 weight holds NaN or infinite"),
-        (network(conv1()), r"conv2 weight is \(1,\) where caffe at 99 px has \(256, 48, 5, 5\)"),
+        (network(conv1()), r"conv2 weight is \(1,\); caffe at 99 px has \(256, 48, 5, 5\)"),
         (conv1(), "--architecture=caffe has conv1, conv2"),
         (network(layer("conv1", "Convolution", [blob(np.zeros(1))])), "'conv1' has 1 blobs"),
         (network(layer("conv1", "Convolution", [blob(np.zeros(1))] * 2, convolution(2, 2, 4, 0))), "group, stride, pad"),
@@ -174,7 +175,7 @@ def test_caffemodels_that_do_not_fit(tmp_path, content, match):
 def test_caffes_mean_image_is_turned_to_rgb(tmp_path):
     path, mean = tmp_path / "mean.binaryproto", np.arange(3.0 * 16 * 16).reshape(1, 3, 16, 16)
     path.write_bytes(blob(mean, legacy=True))
-    np.testing.assert_array_equal(read_mean(str(path), "caffe", 16), mean[0, ::-1].transpose(1, 2, 0))
+    np.testing.assert_array_equal(parse_mean(str(path), "caffe", 16), mean[0, ::-1].transpose(1, 2, 0))
     for text, match in (
         (str(path), "is 16 px large"),
         ("1,2", "neither R,G,B"),
@@ -182,10 +183,10 @@ def test_caffes_mean_image_is_turned_to_rgb(tmp_path):
         ("/nowhere.npy", "cannot be read"),
     ):
         with pytest.raises(UserError, match=match):
-            read_mean(text, "caffe", 17)
+            parse_mean(text, "caffe", 17)
     path.write_bytes(blob(mean)[:-5])
     with pytest.raises(UserError, match="truncated"):
-        read_mean(str(path), "caffe", 16)
+        parse_mean(str(path), "caffe", 16)
 
 
 def test_safetensors_that_are_broken(tmp_path):
@@ -196,20 +197,20 @@ def test_safetensors_that_are_broken(tmp_path):
     whole = save({"conv1.weight": np.full((64, 3, 11, 11), np.nan, np.float32), "conv1.bias": np.zeros(64, np.float32)})
     header = b'{"a":{"dtype":"F32","shape":[4611686018427387904],"data_offsets":[0,4]}}'
     for content, match in (
-        (b"", "is empty"), (whole[:-9], "no safetensors file"), (struct.pack("<Q", 1 << 62), "no safetensors file"),
-        (struct.pack("<Q", len(header)) + header + b"1234", "no safetensors file"), (whole, "lacks conv2.bias"),
+        (b"", "is empty"), (whole[:-9], "readable safetensors"), (struct.pack("<Q", 1 << 62), "readable safetensors"),
+        (struct.pack("<Q", len(header)) + header + b"1234", "readable safetensors"), (whole, "lacks conv2.bias"),
     ):  # fmt: skip
         path.write_bytes(content)
         refused("torchvision", path, match)
     with pytest.raises(UserError, match="not this package's own"):
-        read_own(path)
+        read_native(path)
 
 
 def test_pytorch_files_that_are_broken_or_call_something(tmp_path):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-benchmark.txt)")
     path, marker = tmp_path / "net.pth", tmp_path / "executed"
     torch.save({"conv1.weight": Calls(marker)}, path)
-    refused("torchvision", path, "no state dict that PyTorch reads with weights_only")
+    refused("torchvision", path, "not a state dict that PyTorch reads with weights_only")
     assert not marker.exists()
     torch.save([torch.zeros(3)], path)
     refused("torchvision", path, "something other than tensors")
@@ -217,10 +218,10 @@ def test_pytorch_files_that_are_broken_or_call_something(tmp_path):
     refused("torchvision", path, "lacks conv1.bias")
     for content in (path.read_bytes()[:300], b"text", pickle.dumps(Calls(marker))):
         path.write_bytes(content)
-        refused("torchvision", path, "no state dict that PyTorch reads")
+        refused("torchvision", path, "not a state dict that PyTorch reads")
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", pickle.dumps(Calls(marker)))
-    refused("torchvision", path, "no state dict that PyTorch reads")
+    refused("torchvision", path, "not a state dict that PyTorch reads")
     assert not marker.exists()
 
 
@@ -228,8 +229,8 @@ def test_pytorch_files_that_are_broken_or_call_something(tmp_path):
     ("words", "match"),
     [
         (["caffe", "FOLDER/net.caffemodel"], "conv1 weight holds NaN"),
-        (["onnx", "F"], "say what comes in"),
-        (["caffe"], "say what comes in"),
+        (["onnx", "F"], "name a format to import"),
+        (["caffe"], "name a format to import"),
         (["F", "--export=caffe"], "holds no run"),
     ],
 )

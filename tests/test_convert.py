@@ -18,7 +18,7 @@ from networks import run, tiny_source
 
 from alexnet_jax.architectures import ARCHITECTURES, _narrow
 from alexnet_jax.config import Config
-from alexnet_jax.convert.__main__ import export
+from alexnet_jax.convert.exporter import export
 from alexnet_jax.data.dataset import open_dataset
 from alexnet_jax.data.example import Listed
 from alexnet_jax.data.store import store_path

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import matplotlib as mpl
 import numpy as np
 import pytest
+from absl import flags
 from matplotlib import pyplot as plt
 from networks import CROP, SIZE, run, small_model, tiny_config
 from PIL import Image
@@ -37,9 +38,11 @@ from alexnet_jax.inference.analysis import (
     open_data,
     right_and_wrong,
 )
+from alexnet_jax.inference.flags import define_shown_runs
 from alexnet_jax.inference.predictor import load_trained
 from alexnet_jax.network import merge
 from alexnet_jax.run.metrics import read_rows
+from alexnet_jax.system import cli
 from alexnet_jax.train import train
 
 mpl.use("agg")
@@ -153,6 +156,13 @@ def test_activations_lie_below_their_tower():
     figure = draw_activations(images, np.arange(32.0).reshape(2, 16), 2, "title")
     np.testing.assert_array_equal(figure.axes[2].images[0].get_array(), np.arange(8.0, 16).reshape(2, 4))
     plt.close(figure)
+
+
+def test_an_older_command_line_chooses_the_same_images():
+    options = flags.FlagValues()
+    define_shown_runs(options)
+    cli.parse(options, ["--lot=3"])
+    assert options.sample_seed == 3
 
 
 @pytest.fixture(scope="module")

@@ -215,7 +215,7 @@ def test_the_page_has_the_curves_and_the_images_of_each_run(runs, data_dir):
 
 def nasty_pages(runs: Path, data_dir: Path, folder: Path) -> tuple[Reader, Reader]:
     """A report of a run whose class and folder are markup, and one whose loss is no number, in `folder`; and a clean one."""
-    (found,) = gather([str(runs / "0")], step="latest", split="test", data_dir=str(data_dir), batch_size=16, lot=0)
+    (found,) = gather([str(runs / "0")], step="latest", split="test", data_dir=str(data_dir), batch_size=16, sample_seed=0)
     named = replace(
         found,
         label=NASTY,
@@ -275,7 +275,7 @@ def test_what_is_missing_is_named_before_anything_is_looked_at(runs, data_dir, t
         (runs / "1", {"data_dir": "/nowhere"}, "--dataset=tiny is not prepared at 66 px under --data_dir=/nowhere"),
     ]:
         folder = str(tmp_path / workdir)
-        defaults = {"step": "latest", "split": "test", "data_dir": str(data_dir), "batch_size": 16, "lot": 0}
+        defaults = {"step": "latest", "split": "test", "data_dir": str(data_dir), "batch_size": 16, "sample_seed": 0}
         with pytest.raises(UserError) as caught:
             gather([str(runs / "0"), folder], **defaults | options)
         assert str(caught.value).startswith(message.format(folder))

@@ -1,9 +1,11 @@
-"""Between this package's parameters, which lead with a tower axis, and the layout that Caffe and PyTorch share.
+"""Converts between this package's parameters and the layout that Caffe and PyTorch share.
 
-There a grouped layer is one array whose groups lie one behind the other along the outputs, convolutions are (outputs, inputs
-of a group, height, width), dense layers (outputs, inputs), and fc6 counts its inputs map by map: (map, row, column). Here
-they are (tower, height, width, inputs, outputs) and (tower, inputs, outputs), and fc6 counts (row, column, map), the maps of
-all towers in order. Nothing is computed, so every conversion is exact.
+              here                                        Caffe and PyTorch
+convolution   (tower, height, width, inputs, outputs)     (outputs, inputs of a group, height, width)
+dense         (tower, inputs, outputs)                    (outputs, inputs)
+fc6's inputs  (row, column, map), all towers' maps        (map, row, column)
+
+There the groups of a layer follow each other along the outputs. Nothing is computed, so every conversion is exact.
 """
 
 from collections.abc import Mapping
@@ -25,21 +27,21 @@ class Blobs(NamedTuple):
 
 
 def groups(table: Architecture, layer: Convolution | Dense) -> int:
-    """In how many groups a layer is cut: the towers, where each reads only its own maps."""
+    """Groups of a layer: one for each tower if a tower reads only its own maps, else 1."""
     return table.towers if layer.reads == "own" else 1
 
 
 def check_expressible(table: Architecture) -> None:
-    """Raises UserError if a layer has no counterpart there: a dense one in groups, a locally connected one."""
+    """Raises UserError if Caffe and PyTorch lack a layer of the table: a dense one in groups, a locally connected one."""
     for layer in table.layers:
         why = ""
         if isinstance(layer, Dense) and groups(table, layer) > 1:
-            why = "of each tower reads only its own inputs"
+            why = "reads only the inputs of its own tower"
         elif isinstance(layer, Convolution) and not layer.shared:
-            why = "has kernels of its own at every position"
+            why = "has different kernels at every position"
         if why:
             raise UserError(
-                f"--architecture={table.name}: {layer.name} {why}, for which Caffe and PyTorch have no layer: use "
+                f"--architecture={table.name}: {layer.name} {why}. Caffe and PyTorch have no such layer: use "
                 "--export=safetensors"
             )
 
@@ -60,16 +62,16 @@ def blob_shapes(table: Architecture, classes: int, crop_size: int) -> dict[str, 
 
 
 def check_blobs(blobs: Mapping[str, Blobs], table: Architecture, crop_size: int, where: str) -> int:
-    """The number of classes of weights that fit a table.
+    """Checks that weights fit a table, and returns their number of classes.
 
     Args:
         blobs: by layer name.
-        table: the architecture they are meant for.
+        table: the architecture.
         crop_size: side of the network's input in pixels.
         where: the file, for the message.
 
     Raises:
-        UserError: a layer is missing, too many, of another shape, or holds values that are not finite.
+        UserError: a layer is missing, unknown or of the wrong shape, or holds values that are not finite floats.
     """
     names = [layer.name for layer in table.layers]
     if list(blobs) != names:
@@ -79,7 +81,7 @@ def check_blobs(blobs: Mapping[str, Blobs], table: Architecture, crop_size: int,
     for name, shape in blob_shapes(table, classes, crop_size).items():
         for part, array, wanted in (("weight", blobs[name].weight, shape), ("bias", blobs[name].bias, shape[:1])):
             if array.shape != wanted:
-                raise UserError(f"{where}: {name} {part} is {array.shape} where {table.name} at {crop_size} px has {wanted}")
+                raise UserError(f"{where}: {name} {part} is {array.shape}; {table.name} at {crop_size} px has {wanted}")
             if array.dtype.kind != "f":
                 raise UserError(f"{where}: {name} {part} is {array.dtype}, not floating point")
             if not np.isfinite(array).all():
@@ -88,7 +90,7 @@ def check_blobs(blobs: Mapping[str, Blobs], table: Architecture, crop_size: int,
 
 
 def to_params(blobs: Mapping[str, Blobs], table: Architecture, crop_size: int) -> Params:
-    """Parameters from weights that `check_blobs` has passed: float32, conv1's channels in the order they have there."""
+    """Parameters, float32, from weights that `check_blobs` has passed. The order of conv1's colours is kept."""
     params = {}
     for one in trace(table, crop_size):
         layer = one.layer
@@ -97,7 +99,7 @@ def to_params(blobs: Mapping[str, Blobs], table: Architecture, crop_size: int) -
             kernel = np.stack(np.split(weight.transpose(2, 3, 1, 0), table.towers, axis=-1))
         elif isinstance(layer, Dense):
             kernel = np.stack(np.split(_rows_first(weight, one.in_side).T, table.towers, axis=-1))
-        else:  # cut along its inputs: every tower adds its part of the logits
+        else:  # cut along its inputs: every tower adds its share of the logits
             kernel = np.stack(np.split(weight.T, table.towers, axis=0))
         shared = isinstance(layer, Classifier)
         bias = bias if shared else bias.reshape(table.towers, -1)
@@ -106,7 +108,7 @@ def to_params(blobs: Mapping[str, Blobs], table: Architecture, crop_size: int) -
 
 
 def to_blobs(params: Params, table: Architecture, crop_size: int) -> dict[str, Blobs]:
-    """The reverse of `to_params`, to the bit. Raises UserError as `check_expressible`."""
+    """The exact reverse of `to_params`. Raises UserError as `check_expressible`."""
     check_expressible(table)
     blobs = {}
     for one in trace(table, crop_size):
@@ -123,10 +125,10 @@ def to_blobs(params: Params, table: Architecture, crop_size: int) -> dict[str, B
 
 
 def flip_colours(blobs: Mapping[str, Blobs]) -> dict[str, Blobs]:
-    """The same network with its input's channels in reverse order: Caffe reads BGR. Twice gives the same back."""
+    """The same network for input with the colours reversed: Caffe reads BGR."""
     first = next(iter(blobs))
     weight = blobs[first].weight
-    flipped = weight[:, ::-1] if weight.ndim == 4 else weight  # a wrong shape is `check_blobs`' to tell
+    flipped = weight[:, ::-1] if weight.ndim == 4 else weight  # `check_blobs` reports a wrong shape
     return dict(blobs) | {first: blobs[first]._replace(weight=flipped)}
 
 

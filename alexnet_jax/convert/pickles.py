@@ -1,7 +1,7 @@
-"""`.npy` files that hold a pickled dictionary of arrays, as `caffe_to_tensorflow` and many course pages hand them out.
+"""Reads `.npy` files that hold a pickled dictionary of arrays, such as `caffe_to_tensorflow` writes, without running them.
 
-A pickle is a program. This reader knows the few names that NumPy's own pickles of arrays call, and stands in for each with a
-function of its own that can do nothing but hold the bytes of an array; every other name is refused before it is looked up.
+A pickle is a program. NumPy's pickles of arrays call only a few names. This reader replaces each of these by a function that
+only holds the bytes of an array. It refuses every other name before looking it up.
 """
 
 import io
@@ -16,7 +16,7 @@ from alexnet_jax.system.errors import UserError
 
 
 class _Kind:
-    """Stands in for numpy.dtype: a type code, and the byte order that the pickle adds to it."""
+    """Replaces numpy.dtype: a type code, and the byte order that the pickle sets later."""
 
     def __init__(self, code: object, *_: object):
         text = code.decode("latin1") if isinstance(code, bytes) else code
@@ -29,7 +29,7 @@ class _Kind:
         self._order = {"<": "<", ">": ">", b"<": "<", b">": ">"}.get(order, "=")
 
     def array(self, data: object, shape: object, fortran: object) -> Any:
-        """An array of `shape` from exactly as many bytes; of objects only the one dictionary that a file holds."""
+        """An array of exactly the bytes in `data`. Of object arrays only the file's dictionary is read."""
         if not isinstance(shape, tuple) or not all(isinstance(side, int) and side >= 0 for side in shape):
             raise pickle.UnpicklingError("an array without a shape")
         if self._code == "O8":
@@ -47,7 +47,7 @@ class _Kind:
 
 
 class _Pending:
-    """Stands in for an array that a pickle has begun and whose bytes come later."""
+    """Replaces an array whose bytes come later in the pickle."""
 
     def __init__(self) -> None:
         self.value: Any = None
@@ -60,7 +60,7 @@ class _Pending:
 
 
 class _Marker:
-    """Stands in for numpy.ndarray, which a pickle only hands on."""
+    """Replaces numpy.ndarray, which a pickle only passes to other calls."""
 
 
 def _begin(*_: object) -> _Pending:
@@ -97,28 +97,28 @@ class _Arrays(pickle.Unpickler):
 
 
 def read_arrays(file: io.BufferedIOBase, where: str) -> Any:
-    """What a pickle of dictionaries, lists and NumPy arrays holds, in memory of the order of the file's own size.
+    """The content of a pickle of dictionaries, lists and NumPy arrays. The memory used is about the size of the file.
 
     Args:
         file: at the beginning of the pickle.
         where: the file's name, for the message.
 
     Raises:
-        UserError: it holds or calls anything else, or is damaged. Nothing that it names is imported or run.
+        UserError: it holds or calls anything else, or is damaged. No name in it is imported or run.
     """
     try:
         _check_memory(file)
         return _finished(_Arrays(file, encoding="latin1").load(), {})
-    except Exception as error:  # a broken pickle raises whatever it leads the reader to
+    except Exception as error:  # a broken pickle can raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{where} is no pickle of plain arrays: {reason[:200]}") from error
 
 
 def _check_memory(file: io.BufferedIOBase) -> None:
-    """Goes through the steps of a pickle without taking any, and leaves the file where it was.
+    """Reads the steps of a pickle without running them, and restores the position in the file.
 
-    Raises UnpicklingError, or ValueError for a damaged file, on what would need far more memory than the file is long: a
-    length that the file does not have, a far place in the unpickler's memo, or a text that is copied again and again.
+    Raises UnpicklingError, or ValueError for a damaged file, if loading it would take far more memory than its size: a
+    length beyond the end of the file, a far place in the unpickler's memo, or a text that is copied many times.
     """
     start = file.tell()
     size = file.seek(0, io.SEEK_END)
@@ -134,15 +134,15 @@ def _check_memory(file: io.BufferedIOBase) -> None:
         elif step.name.endswith("GET"):
             copied += lengths.get(value, 0)
             if copied > size:
-                raise pickle.UnpicklingError("the same text again and again")
-        elif step.name == "DUP":  # which no pickler writes
-            raise pickle.UnpicklingError("a step that doubles what came before")
+                raise pickle.UnpicklingError("the same text many times")
+        elif step.name == "DUP":  # no pickler writes it
+            raise pickle.UnpicklingError("a step that doubles the one before")
         last = len(value) if isinstance(value, str | bytes) and step.name != "GLOBAL" else 0
     file.seek(start)
 
 
 def _finished(node: Any, known: dict[int, Any]) -> Any:
-    """`known`: what was finished, by identity, so that a part that stands in many places stays one."""
+    """Puts in the pending arrays. `known`: finished parts by identity, so that a shared part stays one object."""
     if id(node) in known:
         return known[id(node)]
     if isinstance(node, _Pending):
@@ -158,7 +158,7 @@ def _finished(node: Any, known: dict[int, Any]) -> Any:
 
 
 def read_dictionary(path: Path) -> dict[Any, Any]:
-    """The dictionary of a `.npy` file that `numpy.save` made of one. Raises UserError naming the file."""
+    """The dictionary that `numpy.save` wrote to a `.npy` file. Raises UserError naming the file."""
     try:
         with path.open("rb") as file:
             version = np.lib.format.read_magic(file)
@@ -168,7 +168,7 @@ def read_dictionary(path: Path) -> dict[Any, Any]:
                 raise ValueError(f"it holds one array of {dtype}")
             content = read_arrays(file, str(path))
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} is no dictionary of arrays: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"{path} is not a dictionary of arrays: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} is no dictionary of arrays: it holds a {type(content).__name__}")
+        raise UserError(f"{path} is not a dictionary of arrays: it holds a {type(content).__name__}")
     return content

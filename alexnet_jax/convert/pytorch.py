@@ -1,4 +1,4 @@
-"""PyTorch state dicts, as `torch.save` or safetensors write them, under torchvision's names or this package's."""
+"""PyTorch state dicts in files of `torch.save` or safetensors, with torchvision's names or this package's."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,22 +20,17 @@ _NEEDS_TORCH = "PyTorch is not installed: pip install -r requirements-benchmark.
 _NEEDS_SAFETENSORS = "safetensors is not installed: pip install -r requirements-convert.txt"
 
 
-def is_safetensors(path: Path) -> bool:
-    """By the end of its name."""
-    return path.suffix == ".safetensors"
-
-
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:
-    """Arrays by name. A file of PyTorch's is read with `weights_only`, so nothing in it is run.
+    """Arrays by name. PyTorch reads its files with `weights_only`, which runs nothing in them.
 
     Raises:
-        UserError: the file cannot be read, or holds anything but tensors; PyTorch or safetensors is missing.
+        UserError: the file cannot be read or holds anything but tensors, or PyTorch or safetensors is not installed.
     """
     if not path.is_file():
         raise UserError(f"{path} cannot be read: there is no such file")
     if not path.stat().st_size:
         raise UserError(f"{path} is empty")
-    return read_safetensors(path)[0] if is_safetensors(path) else _read_torch(path)
+    return read_safetensors(path)[0] if path.suffix == ".safetensors" else _read_torch(path)
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -49,7 +44,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
             names = list(file.keys())
             return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
     except Exception as error:  # a broken file raises SafetensorError, TypeError, OSError or MemoryError
-        raise UserError(f"{path} is no safetensors file that can be read: {_line(error)}") from error
+        raise UserError(f"{path} is not a readable safetensors file: {_line(error)}") from error
 
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
@@ -59,13 +54,13 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path}: {_NEEDS_TORCH}") from error
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a broken zip or a refused pickle leads it to
-        raise UserError(f"{path} is no state dict that PyTorch reads with weights_only: {_line(error)}") from error
+    except Exception as error:  # a broken zip or a refused pickle can raise anything
+        raise UserError(f"{path} is not a state dict that PyTorch reads with weights_only: {_line(error)}") from error
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise UserError(f"{path} is no state dict: it holds something other than tensors by name")
+        raise UserError(f"{path} is not a state dict: it holds something other than tensors by name")
     return {str(name): _numpy(tensor) for name, tensor in content.items()}
 
 
@@ -81,7 +76,7 @@ def _line(error: Exception) -> str:
 
 
 def blobs_of(state: Mapping[str, np.ndarray], table: Architecture, where: str) -> dict[str, Blobs]:
-    """A state dict's weights under the names of a table. Raises UserError naming keys that are missing or too many."""
+    """A state dict's weights under the names of a table. Raises UserError naming missing or unknown keys."""
     state = {name.removeprefix("module."): array for name, array in state.items()}
     names = {spec.name: spec.name for spec in table.layers}
     if not set(state) & {f"{name}.weight" for name in names}:
@@ -90,20 +85,20 @@ def blobs_of(state: Mapping[str, np.ndarray], table: Architecture, where: str) -
     if missing := sorted(wanted - set(state)):
         raise UserError(f"{where} lacks {', '.join(missing)}; it has {', '.join(sorted(state)[:20]) or 'nothing'}")
     if unknown := sorted(set(state) - wanted):
-        raise UserError(f"{where} has {', '.join(unknown[:20])}, for which --architecture={table.name} has no layer")
+        raise UserError(f"{where} has {', '.join(unknown[:20])}; --architecture={table.name} has no such layers")
     return {layer: Blobs(state[f"{name}.weight"], state[f"{name}.bias"]) for layer, name in names.items()}
 
 
 def state_dict_of(blobs: Mapping[str, Blobs], table: Architecture) -> dict[str, np.ndarray]:
-    """Under torchvision's names where the table is torchvision's, else under the table's."""
+    """Weights under torchvision's names if the table is torchvision's, else under the table's."""
     names = TORCHVISION_NAMES if table.name == "torchvision" else {layer: layer for layer in blobs}
     arrays = ((names[layer], blob) for layer, blob in blobs.items())
     return {f"{name}.{part}": getattr(blob, part) for name, blob in arrays for part in ("weight", "bias")}
 
 
 def write_state_dict(path: Path, state: Mapping[str, np.ndarray]) -> None:
-    """With `torch.save`, or as safetensors by the end of the name. Raises UserError if that is not installed."""
-    if is_safetensors(path):
+    """Writes safetensors or, under any other suffix, with `torch.save`. Raises UserError if that is not installed."""
+    if path.suffix == ".safetensors":
         write_safetensors(path, state, {"format": "pt"})
         return
     try:
@@ -115,7 +110,7 @@ def write_state_dict(path: Path, state: Mapping[str, np.ndarray]) -> None:
 
 
 def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Raises UserError if safetensors is not installed."""
+    """Writes arrays by name and metadata. Raises UserError if safetensors is not installed."""
     try:
         from safetensors.numpy import save
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""A trained network as one file that JAX, or anything that runs StableHLO, runs without this package."""
+"""A trained network as one file. JAX and other StableHLO runtimes run it without this package."""
 
 import jax
 import jax.numpy as jnp
@@ -15,13 +15,14 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def serialize(trained: Trained) -> bytes:
-    """The function uint8 RGB (batch, size, size, 3), any batch -> float32 probabilities (batch, classes), with jax.export.
+    """The network as a serialized function of jax.export: uint8 RGB (batch, size, size, 3) -> float32 (batch, classes).
 
-    The parameters, the mean and the centre crop are inside. `jax.export.deserialize(data).call(images)` runs it; JAX
-    promises to read it for six months of later versions, and StableHLO for five years.
+    It takes any batch size and returns probabilities. The parameters, the mean and the centre crop are inside.
+    `jax.export.deserialize(data).call(images)` runs it. JAX promises to read it for six months of later versions, and
+    StableHLO for five years.
 
     Raises:
-        UserError: flatbuffers, which jax.export writes with, is not installed.
+        UserError: flatbuffers is not installed; jax.export needs it.
     """
     config, (centre,) = trained.config, views(1, trained.config.image_size, trained.config.crop)
     rows = slice(centre.top, centre.top + config.crop)

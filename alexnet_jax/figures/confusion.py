@@ -1,4 +1,4 @@
-"""Which classes are taken for which: a matrix where it can be read, the most frequent confusions where it cannot."""
+"""Confusions of classes: a matrix for few classes, the most frequent confusions for many."""
 
 from collections.abc import Sequence
 
@@ -10,17 +10,17 @@ from matplotlib.figure import Figure
 from alexnet_jax.figures.style import COLOURS, short
 from alexnet_jax.inference.analysis import confused_pairs
 
-READABLE = 100  # classes whose names still fit beside a matrix
-COUNTED = 25  # classes whose counts still fit into its cells
+READABLE = 100  # the most classes whose names fit beside a matrix
+COUNTED = 25  # the most classes whose counts fit into its cells
 PAIRS = 30
 
 
 def draw_confusion(counts: Int[np.ndarray, "classes classes"], classes: Sequence[str], title: str) -> Figure:
-    """Rows are the right classes, columns what the network says; shades are shares of a row.
+    """Rows are the right classes, columns the predicted ones. A shade is a share of its row.
 
     Args:
-        counts: as of `analysis.confusion`.
-        classes: their names. Of more than `READABLE` the `PAIRS` most frequent confusions are drawn as bars.
+        counts: of `analysis.confusion`.
+        classes: their names. If there are more than `READABLE`, the `PAIRS` most frequent confusions are drawn as bars.
         title: of the figure.
     """
     if len(classes) > READABLE:
@@ -59,7 +59,7 @@ def _draw_pairs(counts: Int[np.ndarray, "classes classes"], classes: Sequence[st
     for place, (right, _, number) in enumerate(pairs):
         axis.barh(place, number, color=COLOURS["train"], height=0.8)
         axis.text(number, place, f" {number} of {totals[right]}", va="center", fontsize=8)
-    labels = [f"{short(classes[right], 32)} → {short(classes[said], 32)}" for right, said, _ in pairs]
+    labels = [f"{short(classes[right], 32)} → {short(classes[guess], 32)}" for right, guess, _ in pairs]
     axis.set_yticks(range(len(pairs)), labels, fontsize=8)
     axis.invert_yaxis()
     axis.margins(x=0.12)

@@ -1,4 +1,4 @@
-"""What metrics.jsonl tells: losses and errors over epochs, Figure 1's comparison of runs, and the layers' magnitudes."""
+"""Figures of metrics.jsonl: losses and errors over epochs, Figure 1's comparison of runs, and the layers' magnitudes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,12 +13,12 @@ from alexnet_jax.figures.style import COLOURS, DASHES, PALETTE, short
 
 Rows = Sequence[dict[str, Any]]
 
-WHEREABOUTS = ("workdir", "data_dir", "mesh", "host_devices", "spmd", "distributed", "keep")  # not what a run is
+WHEREABOUTS = ("workdir", "data_dir", "mesh", "host_devices", "spmd", "distributed", "keep")  # where a run is, not what
 MARKERS = "osD^v<>pX*"
 
 
 def run_labels(configs: Sequence[Config]) -> list[str]:
-    """What tells runs apart: one flag or two where these do, as in ['seed=0', 'seed=1'], and their folders otherwise."""
+    """A label for each run: the flags that differ, such as 'seed=0', if they are one or two; otherwise the folder."""
     fields = [{name: value for name, value in as_dict(config).items() if name not in WHEREABOUTS} for config in configs]
     differing = [name for name in fields[0] if any(one[name] != fields[0][name] for one in fields)]
     labels = [", ".join(f"{name}={_value(one[name])}" for name in differing) for one in fields]
@@ -33,7 +33,7 @@ def _value(value: Any) -> str:
 
 
 def draw_curves(rows: Rows, title: str) -> Figure:
-    """Loss and top-1 error over epochs, by split, with the learning rate's drops as thin lines."""
+    """Loss and top-1 error over epochs, by split. Thin lines mark drops of the learning rate."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     for axis, name, label in zip(axes, ("loss", "top1_error"), ("loss (nats)", "top-1 error (%)"), strict=True):
         for split, colour in COLOURS.items():
@@ -52,7 +52,7 @@ def draw_curves(rows: Rows, title: str) -> Figure:
 
 
 def draw_training_error(runs: Mapping[str, Rows]) -> Figure:
-    """Figure 1: training error over epochs, a solid line for the first run, a dashed one for the second, and so on."""
+    """Figure 1: training error over epochs. The first run has a solid line, the second a dashed one, and so on."""
     figure, axis = plt.subplots(figsize=(6.4, 4.4), layout="constrained")
     for number, (label, rows) in enumerate(runs.items()):
         mine = [row for row in rows if row["split"] == "train"]
@@ -66,21 +66,21 @@ def draw_training_error(runs: Mapping[str, Rows]) -> Figure:
 
 
 def draw_magnitudes(rows: Rows, title: str) -> Figure:
-    """Mean |weight| of every layer over epochs, and how large the last update was beside it; biases below.
+    """Mean |weight| of every layer over epochs, and the last update as a share of it. Biases are below.
 
     Args:
-        rows: of metrics.jsonl; at least one has `magnitudes`.
+        rows: of metrics.jsonl. At least one has `magnitudes`.
         title: of the figure.
     """
-    found = [row for row in rows if "magnitudes" in row]
-    epochs = [row["epoch"] for row in found]
+    recorded = [row for row in rows if "magnitudes" in row]
+    epochs = [row["epoch"] for row in recorded]
     figure, axes = plt.subplots(2, 2, figsize=(10, 6.4), layout="constrained", sharex=True)
     for pair, name, words in zip(axes, ("kernel", "bias"), ("weights", "biases"), strict=True):
-        for number, layer in enumerate(found[0]["magnitudes"]):
+        for number, layer in enumerate(recorded[0]["magnitudes"]):
             size, update = (
-                np.array([row["magnitudes"][layer][key] for row in found], float) for key in (name, f"{name}_update")
+                np.array([row["magnitudes"][layer][key] for row in recorded], float) for key in (name, f"{name}_update")
             )
-            size = np.where(size > 0, size, np.nan)  # which a logarithmic axis cannot show
+            size = np.where(size > 0, size, np.nan)  # a logarithmic axis cannot show zero
             style: dict[str, Any] = {
                 "color": PALETTE[number % len(PALETTE)],
                 "marker": MARKERS[number % len(MARKERS)],
@@ -98,7 +98,7 @@ def draw_magnitudes(rows: Rows, title: str) -> Figure:
         axis.set_xlabel("epoch")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, loc="outside right center")
-    figure.suptitle(f"{title}\ndotted: a thousandth, which updates of weights should be near", fontsize=11)
+    figure.suptitle(f"{title}\ndotted: a thousandth; updates of weights should be near it", fontsize=11)
     return figure
 
 

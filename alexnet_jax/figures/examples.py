@@ -1,4 +1,4 @@
-"""Figure 4: images with their likeliest classes, and images with those that the network finds most like them."""
+"""Figure 4: images with their likeliest classes, and images with their nearest training images."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,10 +16,10 @@ def draw_predictions(items: Sequence[Guessed], title: str, columns: int = 4) -> 
     """Figure 4, left: images with their five likeliest classes as bars.
 
     Args:
-        items: (name, image, `top_classes`, right class or ''). A right class is the name above its image and is drawn in
-            another colour and hatched, so that it is told apart without colour too.
+        items: (name above the image, image, `top_classes`, right class or ''). The bar of the right class has another
+            colour and is hatched, which shows without colour too.
         title: of the figure.
-        columns: images in a row.
+        columns: images in one row.
     """
     columns = min(columns, len(items))
     rows = -(-len(items) // columns)
@@ -46,11 +46,11 @@ def draw_predictions(items: Sequence[Guessed], title: str, columns: int = 4) -> 
 
 
 def draw_nearest(rows: Sequence[Query], title: str) -> Figure:
-    """Figure 4, right: a query in the first column and the nearest training images in the others.
+    """Figure 4, right: queries in the first column, their nearest training images in the others.
 
     Args:
-        rows: (query, class of it, neighbours, nearest first). A neighbour of another class has a dashed frame and a cross
-            before its name, one of the same class a solid frame and a tick.
+        rows: (query, its class, neighbours), the nearest neighbour first. A neighbour of the same class has a solid frame
+            and a tick; one of another class has a dashed frame and a cross.
         title: of the figure.
     """
     count = max(len(neighbours) for _, _, neighbours in rows)

@@ -1,25 +1,17 @@
-"""What the network looks for and what it finds: conv1's kernels by tower (Figure 3), and activation maps by tower."""
+"""The kernels of conv1 by tower (Figure 3), and activation maps by tower."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from alexnet_jax.config import Config
-from alexnet_jax.mesh import make_mesh
-from alexnet_jax.run.checkpoint import Checkpoints, chosen_step
-from alexnet_jax.run.workdir import read_classes
-from alexnet_jax.step import make_model
-from alexnet_jax.values import MeshShape
-
-MAPS = 48  # of each tower in a figure: all of conv1
+MAPS = 48  # drawn of each tower: all of conv1's
 
 
 def kernel_images(kernel: Float[np.ndarray, "towers kh kw 3 maps"]) -> Float[np.ndarray, "towers maps kh kw 3"]:
-    """Kernels as RGB pictures in [0, 1]: zero weight is mid-grey, and each kernel is scaled by its own largest weight."""
+    """Kernels as RGB pictures in [0, 1]. Zero is mid-grey. Each kernel is scaled by its own largest weight."""
     pictures = np.moveaxis(kernel, -1, 1)
     largest = np.abs(pictures).max(axis=(2, 3, 4), keepdims=True)
     return 0.5 + 0.5 * pictures / np.where(largest > 0, largest, 1)
@@ -28,7 +20,7 @@ def kernel_images(kernel: Float[np.ndarray, "towers kh kw 3 maps"]) -> Float[np.
 def tiled(
     pictures: Float[np.ndarray, "count height width *channels"], columns: int, gap: float
 ) -> Float[np.ndarray, "all_height all_width *channels"]:
-    """Pictures row by row on one canvas, a line of `gap` one pixel wide between them."""
+    """Pictures row by row on one canvas. Lines between them are one pixel wide and have the value `gap`."""
     count, height, width, *channels = pictures.shape
     rows = -(-count // columns)
     canvas = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1, *channels), gap)
@@ -61,13 +53,13 @@ def draw_activations(
     towers: int,
     title: str,
 ) -> Figure:
-    """A row for each image: itself, then the maps that each tower makes of it, all of a row on one scale.
+    """A row for each image: the image, then each tower's maps. A row has one colour scale.
 
     Args:
-        images: what the network saw.
-        activations: (count, height, width, maps) of a convolution, (count, units) of a dense layer, the towers' maps joined
-            in order. Of a tower's maps the first `MAPS` are drawn; of its units all, a pixel each.
-        towers: into which the maps are divided.
+        images: input of the network.
+        activations: (count, height, width, maps) of a convolution or (count, units) of a dense layer, tower after tower.
+            The first `MAPS` maps of a tower are drawn, or all its units, one pixel each.
+        towers: number of towers.
         title: of the figure.
     """
     maps = activations.shape[-1] // towers
@@ -77,16 +69,16 @@ def draw_activations(
     )  # fmt: skip
     for tower, axis in enumerate(axes[0, 1:]):
         axis.set_title(f"tower {tower}" * (towers > 1), loc="left", fontsize=10)
-    for row, image, found in zip(axes, images, activations, strict=True):
+    for row, image, values in zip(axes, images, activations, strict=True):
         row[0].imshow(image)
-        low, high = float(found.min()), max(float(np.quantile(found, 0.999)), 1e-9)
+        low, high = float(values.min()), max(float(np.quantile(values, 0.999)), 1e-9)
         scale = {"cmap": "magma", "vmin": 0, "vmax": high}
-        if low < 0:  # not a ReLU's
+        if low < 0:  # not after a ReLU
             scale = {"cmap": "PuOr", "vmin": -max(high, -low), "vmax": max(high, -low)}
         drawn = None
         for tower, axis in enumerate(row[1:]):
-            mine = found[..., tower * maps : (tower + 1) * maps]
-            drawn = axis.imshow(_sheet(mine), interpolation="nearest", **scale)
+            part = values[..., tower * maps : (tower + 1) * maps]
+            drawn = axis.imshow(_sheet(part), interpolation="nearest", **scale)
         if drawn is not None:
             figure.colorbar(drawn, ax=row[-1], fraction=0.05, pad=0.02)
         for axis in row:
@@ -96,21 +88,12 @@ def draw_activations(
     return figure
 
 
-def _sheet(found: Float[np.ndarray, "..."]) -> Float[np.ndarray, "height width"]:
-    """Maps side by side, or units as a block about twice as wide as high."""
-    if found.ndim == 3:
-        maps = np.moveaxis(found, -1, 0)[:MAPS]
+def _sheet(values: Float[np.ndarray, "..."]) -> Float[np.ndarray, "height width"]:
+    """Maps as tiles, or units as a block about twice as wide as high."""
+    if values.ndim == 3:
+        maps = np.moveaxis(values, -1, 0)[:MAPS]
         return tiled(maps, columns=-(-len(maps) // 6) if len(maps) > 6 else len(maps), gap=np.nan)
-    columns = int(2 ** np.ceil(np.log2((2 * len(found)) ** 0.5)))
-    padded = np.full(-(-len(found) // columns) * columns, np.nan)
-    padded[: len(found)] = found
+    columns = int(2 ** np.ceil(np.log2((2 * len(values)) ** 0.5)))
+    padded = np.full(-(-len(values) // columns) * columns, np.nan)
+    padded[: len(values)] = values
     return padded.reshape(-1, columns)
-
-
-def conv1_kernel(config: Config, step: str) -> tuple[Float[np.ndarray, "towers kh kw 3 maps"], int]:
-    """The first layer's kernels in a checkpoint of a run, and the step of it; `step` as for `chosen_step`."""
-    model = make_model(config, len(read_classes(config.workdir)), make_mesh(MeshShape(1, 1), 1, 1))
-    with Checkpoints(Path(config.workdir), keep=config.keep, writable=False) as checkpoints:
-        chosen = chosen_step(checkpoints, config.workdir, step)
-        params = checkpoints.restore_params(model, chosen)
-    return np.asarray(params["conv1"]["kernel"]), chosen

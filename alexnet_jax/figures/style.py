@@ -1,4 +1,4 @@
-"""Colours that stay apart for colour-blind readers, and files of figures."""
+"""Colours that colour-blind readers can tell apart, and files of figures."""
 
 from pathlib import Path
 
@@ -15,12 +15,12 @@ EXTENSIONS = ("png", "svg")
 
 
 def short(text: str, length: int) -> str:
-    """Cut to `length` letters, with an ellipsis for the rest."""
+    """At most `length` letters of a text, the last one an ellipsis if it was cut."""
     return text if len(text) <= length else text[: length - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> Path:
-    """Writes `name` as PNG and SVG, each beside its target and renamed; returns the PNG's path."""
+    """Writes `name` as PNG and SVG, closes the figure, and returns the PNG's path."""
     folder.mkdir(parents=True, exist_ok=True)
     for extension in EXTENSIONS:
         write_figure(figure, folder / f"{name}.{extension}")
@@ -29,6 +29,6 @@ def save_figure(figure: Figure, folder: Path, name: str) -> Path:
 
 
 def write_figure(figure: Figure, path: Path) -> None:
-    """Writes one file in the format of its suffix, beside its target and renamed."""
+    """Writes one file in the format of its suffix. It appears once it is complete."""
     with replacing(path, "wb") as file:
         figure.savefig(file, format=path.suffix[1:], dpi=150)

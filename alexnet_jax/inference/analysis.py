@@ -1,4 +1,4 @@
-"""What a trained network does with a split: its guesses, its confusions, and the training images it finds most alike."""
+"""A trained network on a split: its guesses, its confusions, and the nearest training images."""
 
 import sys
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ Square = UInt8[np.ndarray, "size size 3"]
 
 @dataclass(frozen=True)
 class Judged:
-    """Every example of a split with what the network says about its centre crop."""
+    """A split with the network's probabilities for the centre crop of every example."""
 
     split: Subset
     score: Score
@@ -37,7 +37,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A training image near another one: its place in the training split, and the Euclidean distance of the features."""
+    """A training image near a query: its place in the training split and the Euclidean distance of the features."""
 
     image: Square
     name: str  # of its class
@@ -50,18 +50,16 @@ Query = tuple[Square, str, list[Neighbour]]  # image, class, nearest first
 
 
 def open_data(trained: Trained, data_dir: str | None) -> Dataset:
-    """The data set of a run, under `data_dir` if that is given. Raises UserError if it is not there, or another one."""
+    """The data set of a run, under `data_dir` if that is given. Raises UserError if it is missing or has other classes."""
     config = replace(trained.config, data_dir=data_dir or trained.config.data_dir)
     dataset = open_dataset(config)
     if dataset.classes != trained.classes:
-        raise UserError(
-            f"--data_dir={config.data_dir}: {config.dataset} has other classes there than the run was trained on"
-        )
+        raise UserError(f"--data_dir={config.data_dir}: {config.dataset} has other classes there than in the training")
     return dataset
 
 
 def judge(trained: Trained, split: Subset) -> Judged:
-    """Puts a whole split through the network."""
+    """Evaluates the network on a whole split."""
     mesh = trained.model.mesh
     member = make_viewer(trained.model, trained.mean), trained.params
     quiet = not sys.stderr.isatty()
@@ -69,9 +67,9 @@ def judge(trained: Trained, split: Subset) -> Judged:
     return Judged(split, score, np.exp(np.asarray(logs)))
 
 
-def right_and_wrong(judged: Judged, count: int, lot: int) -> Int64[np.ndarray, "shown"]:
-    """Examples to show: up to `count` that the network has right, then as many that it has wrong, drawn by lot."""
-    order = np.random.default_rng(lot).permutation(len(judged.split))
+def right_and_wrong(judged: Judged, count: int, seed: int) -> Int64[np.ndarray, "shown"]:
+    """Random examples: up to `count` that the network has right, then up to `count` that it has wrong."""
+    order = np.random.default_rng(seed).permutation(len(judged.split))
     right = (judged.guesses == judged.split.labels)[order]
     return np.concatenate([order[right][:count], order[~right][:count]])
 
@@ -87,17 +85,17 @@ def guessed(trained: Trained, judged: Judged, examples: Int64[np.ndarray, "shown
 def confusion(
     labels: Int[np.ndarray, "examples"], guesses: Int[np.ndarray, "examples"], classes: int
 ) -> Int64[np.ndarray, "classes classes"]:
-    """How many examples of the class of each row were taken for the class of each column."""
+    """Numbers of examples. Rows are the right classes, columns the predicted ones."""
     return np.bincount(labels.astype(np.int64) * classes + guesses, minlength=classes**2).reshape(classes, classes)
 
 
 def confused_pairs(counts: Int[np.ndarray, "classes classes"], most: int) -> list[tuple[int, int, int]]:
-    """The most frequent confusions, (right class, class said, examples), most frequent first."""
+    """The most frequent confusions (right class, predicted class, examples), most frequent first."""
     wrong = counts * (1 - np.eye(len(counts), dtype=counts.dtype))
     best = np.argsort(-wrong, axis=None, kind="stable")[:most]
     rows, columns = np.unravel_index(best, wrong.shape)
-    found = zip(rows.tolist(), columns.tolist(), wrong[rows, columns].tolist(), strict=True)
-    return [pair for pair in found if pair[2] > 0]
+    pairs = zip(rows.tolist(), columns.tolist(), wrong[rows, columns].tolist(), strict=True)
+    return [pair for pair in pairs if pair[2] > 0]
 
 
 def last_hidden(trained: Trained) -> str:
@@ -108,25 +106,25 @@ def last_hidden(trained: Trained) -> str:
 def nearest(
     features: Features, queries: UInt8[np.ndarray, "queries size size 3"], among: Subset, batch_size: int, count: int = 6
 ) -> tuple[Int64[np.ndarray, "queries count"], Float[np.ndarray, "queries count"]]:
-    """Section 6.1: the images of a split whose features are nearest to those of the queries, in Euclidean distance.
+    """Section 6.1: the images of a split with the nearest features, by Euclidean distance.
 
     Args:
         features: of the layer to compare.
         queries: up to `batch_size` images.
-        among: the split to look in. It is read once, and no features are kept.
-        batch_size: images that are put through the network at a time.
+        among: the split to search. It is read once; its features are not kept.
+        batch_size: images in one batch.
         count: images for each query.
 
     Returns:
-        Places in the split, nearest first, ties by the lower place, and the distances.
+        Places in the split, nearest first (ties: the lower place first), and the distances.
     """
     wanted = features(queries).reshape(len(queries), -1).astype(np.float64)
     places, distances = np.zeros((len(queries), 0), np.int64), np.zeros((len(queries), 0))
     order: Sequence[tuple[Int64[np.ndarray, "batch"], int]] = list(evaluation_order(len(among), batch_size))
     quiet = not sys.stderr.isatty()
     for numbers, real in track(order, "comparing", console=Console(stderr=True), disable=quiet):
-        found = features(among.read(numbers[:real]).images).reshape(real, -1).astype(np.float64)
-        apart = np.stack([np.linalg.norm(found - query, axis=1) for query in wanted])
+        batch = features(among.read(numbers[:real]).images).reshape(real, -1).astype(np.float64)
+        apart = np.stack([np.linalg.norm(batch - query, axis=1) for query in wanted])
         places = np.concatenate([places, np.broadcast_to(numbers[:real], apart.shape)], axis=1)
         distances = np.concatenate([distances, apart], axis=1)
         best = np.argsort(distances, axis=1, kind="stable")[:, :count]
@@ -137,7 +135,7 @@ def nearest(
 def neighbours(
     trained: Trained, judged: Judged, queries: Int64[np.ndarray, "queries"], among: Subset, count: int = 6
 ) -> list[Query]:
-    """Examples of a split that was judged, each with the images of the training split nearest to it by `last_hidden`."""
+    """Examples of the judged split, each with its nearest images in `among` by the features of `last_hidden`."""
     images, labels = judged.split.read(queries)
     features, classes = Features(trained, last_hidden(trained)), trained.classes
     places, distances = nearest(features, images, among, trained.config.batch_size, count)
@@ -148,13 +146,13 @@ def neighbours(
     return found
 
 
-def by_lot(split: Subset, count: int, lot: int) -> Int64[np.ndarray, "shown"]:
-    """Some examples of a split."""
-    return np.random.default_rng(lot).permutation(len(split))[:count]
+def sample(split: Subset, count: int, seed: int) -> Int64[np.ndarray, "shown"]:
+    """Up to `count` examples of a split, chosen at random."""
+    return np.random.default_rng(seed).permutation(len(split))[:count]
 
 
 def errors_by_class(counts: Int[np.ndarray, "classes classes"]) -> list[tuple[int, int, int, int | None]]:
-    """(class, examples, errors, the class it is most often taken for, if any) of each class with examples, worst first."""
+    """(class, examples, errors, most frequent wrong class if any) of each class with examples, worst first."""
     found = []
     for number, row in enumerate(counts):
         total, right = int(row.sum()), int(row[number])

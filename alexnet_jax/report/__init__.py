@@ -1,1 +1,1 @@
-"""One page about one run or several side by side. The command line is `__main__`."""
+"""One HTML page about one run or several. The command line is `__main__`."""

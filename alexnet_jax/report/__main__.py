@@ -1,4 +1,4 @@
-"""Writes one HTML page about a run, or about several side by side; it needs no other file and no network.
+"""Writes one HTML page about a run, or about several side by side. The page needs no other file and no network.
 
 python -m alexnet_jax.report --workdir=W [--workdir=W2 ...] [--out=FILE] [--split=test]
 """
@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib
 from absl import flags
 
-from alexnet_jax.config import define_flags as define_config_flags
+from alexnet_jax.inference.flags import define_shown_runs
 from alexnet_jax.report.gather import gather
 from alexnet_jax.report.page import render
 from alexnet_jax.system import cli, runtime
@@ -29,7 +29,7 @@ def main(options: flags.FlagValues) -> None:
     matplotlib.use("agg")
     runs = gather(
         options.workdir, step=options.step, split=options.split, data_dir=options.data_dir, batch_size=options.batch_size,
-        lot=options.lot,
+        sample_seed=options.sample_seed,
     )  # fmt: skip
     try:
         with replacing(out) as file:
@@ -41,22 +41,8 @@ def main(options: flags.FlagValues) -> None:
 
 def define_flags(options: flags.FlagValues) -> None:
     """The flags of this command."""
-    flags.DEFINE_multi_string("workdir", [], "folder of a run; repeat it to see several side by side", flag_values=options)
+    define_shown_runs(options)
     flags.DEFINE_string("out", "", "file of the page, in place of report.html in the first --workdir", flag_values=options)
-    flags.DEFINE_string(
-        "step", "latest", "checkpoint: a step, 'latest' or 'best' (lowest validation error)", flag_values=options
-    )
-    flags.DEFINE_enum(
-        "split", "test", ("train", "validation", "test"), "images that the networks are shown", flag_values=options
-    )
-    flags.DEFINE_string(
-        "data_dir", None, "folder of the prepared sets, if it is not where the runs had it", flag_values=options
-    )
-    flags.DEFINE_integer(
-        "lot", 0, "number by which images are drawn by lot: another one shows others", lower_bound=0, flag_values=options
-    )
-    flags.DEFINE_integer("batch_size", 64, "images looked at together", lower_bound=1, flag_values=options)
-    define_config_flags(options, only=("host_devices",))
 
 
 COMMAND = cli.Command(__doc__, define_flags, main)

@@ -1,4 +1,4 @@
-"""The curves of the page as data, which page.js draws."""
+"""The curves of the page as data. page.js draws them."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import Any
 from alexnet_jax.figures import PALETTE
 from alexnet_jax.report.gather import Run
 
-POINTS = 1000  # of a curve at most
+POINTS = 1000  # the most points of a curve
 DASHES = {"train": "", "validation": "6 4"}
 
 Point = tuple[float, float]
@@ -15,23 +15,23 @@ Chart = dict[str, Any]  # title, log, series: [{name, colour, dash, points}]
 
 
 def series(name: str, colour: str, dash: str, points: Sequence[Point]) -> dict[str, Any]:
-    """A curve, thinned to `POINTS` with its last point kept, without what is not finite."""
+    """A curve of at most `POINTS` finite points. The last point is kept."""
     finite = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
     every = -(-len(finite) // POINTS) or 1
     return {"name": name, "colour": colour, "dash": dash, "points": finite[::-1][::every][::-1]}
 
 
 def chart(title: str, curves: Sequence[dict[str, Any]], log: bool = False) -> Chart:
-    """`log`: a logarithmic scale, on which only positive values have a place."""
+    """Curves under one title. `log`: a logarithmic scale, which leaves out values that are not positive."""
     if log:
         curves = [{**curve, "points": [(x, y) for x, y in curve["points"] if y > 0]} for curve in curves]
     return {"title": title, "log": log, "series": list(curves)}
 
 
 def learning(runs: Sequence[Run], column: str, title: str, *, log: bool = False, only: str = "") -> Chart:
-    """A column of the metrics of all runs: a colour for each run, dashes for the validation split.
+    """A column of the metrics of all runs: one colour for each run, dashes for the validation split.
 
-    `only`: a split.
+    `only`: draw just this split.
     """
     curves = []
     for number, run in enumerate(runs):
@@ -44,16 +44,15 @@ def learning(runs: Sequence[Run], column: str, title: str, *, log: bool = False,
 
 
 def magnitudes(run: Run) -> list[Chart]:
-    """Of a run's weights: their mean magnitude, and how large the last update was beside it. [] where none were recorded."""
+    """The mean magnitude of a run's weights, and the last update as a share of it. [] if they were not recorded."""
     rows = [row for row in run.rows if "magnitudes" in row]
     if not rows:
         return []
     sizes, ratios = [], []
     for number, layer in enumerate(rows[0]["magnitudes"]):
         style = PALETTE[number % len(PALETTE)], ("", "6 3", "2 3")[number % 3]
-        found = [
-            (row["epoch"], row["magnitudes"][layer]["kernel"], row["magnitudes"][layer]["kernel_update"]) for row in rows
-        ]
-        sizes.append(series(layer, *style, [(epoch, size) for epoch, size, _ in found]))
-        ratios.append(series(layer, *style, [(epoch, update / size) for epoch, size, update in found if size]))
+        values = [(row["epoch"], row["magnitudes"][layer]) for row in rows]
+        sizes.append(series(layer, *style, [(epoch, x["kernel"]) for epoch, x in values]))
+        ratio = [(epoch, x["kernel_update"] / x["kernel"]) for epoch, x in values if x["kernel"]]
+        ratios.append(series(layer, *style, ratio))
     return [chart("last update / weights", ratios, log=True), chart("mean magnitude of weights", sizes, log=True)]

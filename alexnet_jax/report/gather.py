@@ -1,4 +1,4 @@
-"""Everything that the page tells about one run."""
+"""Collects what the page shows of a run."""
 
 import statistics
 from collections.abc import Sequence
@@ -15,7 +15,6 @@ from alexnet_jax.inference.analysis import (
     Guessed,
     Judged,
     Query,
-    by_lot,
     confusion,
     guessed,
     judge,
@@ -23,6 +22,7 @@ from alexnet_jax.inference.analysis import (
     neighbours,
     open_data,
     right_and_wrong,
+    sample,
 )
 from alexnet_jax.inference.predictor import Trained, load_trained
 from alexnet_jax.run.metrics import read_rows
@@ -30,28 +30,28 @@ from alexnet_jax.run.workdir import read_config
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.files import read_json
 
-SHOWN = 4  # images that are right, and as many that are wrong
+SHOWN = 4  # right images, and as many wrong ones
 QUERIES = 3
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run, read and looked at."""
+    """A run and its network's results on one split."""
 
-    label: str  # what tells it from the others
+    label: str  # distinguishes it from the other runs
     config: Config
     record: dict[str, Any]  # config.json
     rows: Sequence[dict[str, Any]]
     trained: Trained
     split: str
     judged: Judged
-    counts: Int64[np.ndarray, "classes classes"]  # as of `analysis.confusion`
+    counts: Int64[np.ndarray, "classes classes"]  # of `analysis.confusion`
     guessed: list[Guessed]
     queries: list[Query]
 
     @property
     def compared_by(self) -> str:
-        """The layer whose features say which images are alike."""
+        """The layer whose features are compared."""
         return last_hidden(self.trained)
 
     def rows_of(self, split: str) -> list[dict[str, Any]]:
@@ -60,31 +60,33 @@ class Run:
 
     @property
     def images_per_second(self) -> float | None:
-        """The median of the training rows, without the first, into which the compilation falls."""
+        """The median of the training rows without the first, which includes the compilation."""
         speeds = [row["images_per_second"] for row in self.rows_of("train")]
         return statistics.median(speeds[1:] or speeds) if speeds else None
 
     @property
     def changed(self) -> dict[str, Any]:
-        """The flags that are not the defaults, but for places."""
+        """The flags that differ from their defaults, without --workdir and --data_dir."""
         defaults = as_dict(Config())
-        here = as_dict(self.config).items()
-        return {name: value for name, value in here if value != defaults[name] and name not in ("workdir", "data_dir")}
+        values = as_dict(self.config).items()
+        return {name: value for name, value in values if value != defaults[name] and name not in ("workdir", "data_dir")}
 
 
-def gather(workdirs: Sequence[str], *, step: str, split: str, data_dir: str | None, batch_size: int, lot: int) -> list[Run]:
-    """All runs, each looked at on its own data. What is missing is found before the first network is compiled.
+def gather(
+    workdirs: Sequence[str], *, step: str, split: str, data_dir: str | None, batch_size: int, sample_seed: int
+) -> list[Run]:
+    """All runs, each on its own data. Raises before the first network is compiled if something is missing.
 
     Args:
-        workdirs: folders of runs.
-        step: of their checkpoints, as for `checkpoint.chosen_step`.
-        split: that the networks are shown.
-        data_dir: of the prepared sets, if they are not where the runs had them.
-        batch_size: images looked at together.
-        lot: number by which images are drawn.
+        workdirs: folders of the runs.
+        step: of the checkpoints, as for `checkpoint.chosen_step`.
+        split: images that the networks are shown.
+        data_dir: folder of the prepared sets; None: where the runs had it.
+        batch_size: images in one batch.
+        sample_seed: seed for choosing images.
 
     Raises:
-        UserError: a folder without a run, metrics or checkpoint, or data that is not there.
+        UserError: a folder has no run, metrics or checkpoint, or the data is missing.
     """
     configs = [read_config(workdir) for workdir in workdirs]
     rows = [read_rows(Path(workdir)) for workdir in workdirs]
@@ -97,21 +99,20 @@ def gather(workdirs: Sequence[str], *, step: str, split: str, data_dir: str | No
     datasets = [open_data(trained, data_dir) for trained in networks]
     splits = [dataset.split(split) for dataset in datasets]
     runs = []
-    for number, label in enumerate(run_labels(configs)):
-        trained, among = networks[number], datasets[number].split("train")
-        judged = judge(trained, splits[number])
+    for number, (label, config, trained) in enumerate(zip(run_labels(configs), configs, networks, strict=True)):
+        judged, train_split = judge(trained, splits[number]), datasets[number].split("train")
         runs.append(
             Run(
                 label=label,
-                config=configs[number],
-                record=read_json(Path(workdirs[number]) / "config.json"),
+                config=config,
+                record=read_json(Path(config.workdir) / "config.json"),
                 rows=rows[number],
                 trained=trained,
                 split=split,
                 judged=judged,
                 counts=confusion(judged.split.labels, judged.guesses, len(trained.classes)),
-                guessed=guessed(trained, judged, right_and_wrong(judged, SHOWN, lot)),
-                queries=neighbours(trained, judged, by_lot(judged.split, QUERIES, lot), among),
+                guessed=guessed(trained, judged, right_and_wrong(judged, SHOWN, sample_seed)),
+                queries=neighbours(trained, judged, sample(judged.split, QUERIES, sample_seed), train_split),
             )
         )
     return runs

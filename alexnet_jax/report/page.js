@@ -1,5 +1,5 @@
 "use strict";
-// Draws the charts at the width that the page has, and tells the values under the pointer or, with the arrow keys, step by step.
+// Draws the charts at the width of the page, and shows the values under the pointer or, with the arrow keys, at each epoch.
 
 const MARGIN = { top: 8, right: 12, bottom: 34, left: 56 };
 
@@ -105,7 +105,7 @@ function hover(holder, svg, chart, x, y) {
     tip.replaceChildren(`epoch ${format(epoch)}`);
     for (const series of filled) {
       const [when, value] = closest(series.points, epoch);
-      if (Math.abs(x(when) - at) > svg.clientWidth / 8) continue; // it had ended there, or not begun
+      if (Math.abs(x(when) - at) > svg.clientWidth / 8) continue; // the curve has no point near here
       make("circle", { cx: x(when), cy: y(value), r: 3.5, fill: series.colour }, cursor);
       const line = document.createElement("div"), swatch = document.createElement("i");
       swatch.style.background = series.colour;
@@ -161,6 +161,6 @@ for (const holder of document.querySelectorAll(".chart")) {
   new ResizeObserver(() => {
     if (holder.clientWidth === width) return;
     width = holder.clientWidth;
-    requestAnimationFrame(() => draw(holder, chart)); // not within the observer, which drawing would set off again
+    requestAnimationFrame(() => draw(holder, chart)); // drawing inside the observer would trigger it again
   }).observe(holder);
 }

@@ -1,4 +1,4 @@
-"""The page: HTML from runs. Everything that comes from a run goes through `escape`, or into JSON that no tag can end."""
+"""Renders the page. All text of a run goes through `escape`, or into JSON without '<'."""
 
 import base64
 import io
@@ -19,24 +19,24 @@ from alexnet_jax.inference.analysis import Guessed, Neighbour, Square, errors_by
 from alexnet_jax.report.charts import Chart, learning, magnitudes
 from alexnet_jax.report.gather import Run
 
-SIDE = 160  # pixels of a photograph on the page
-CLASSES = 40  # of the list of errors
+SIDE = 160  # the longest side of a photograph, in pixels
+CLASSES = 40  # listed with their errors
 
 
 class Page:
-    """Sections of HTML, and the charts that they point to."""
+    """The sections of the page, and the data of their charts."""
 
     def __init__(self, runs: Sequence[Run]):
         """`runs`: at least one."""
         self._runs, self._parts, self._charts = runs, list[str](), list[Chart]()
 
     def section(self, title: str, explanation: str, cells: Iterable[str], kind: str = "") -> None:
-        """Cells side by side where there is room."""
+        """Adds a section with cells side by side, if there is room."""
         columns = f'<div class="columns {kind}">{"".join(f"<div>{cell}</div>" for cell in cells)}</div>'
         self._parts.append(f"<section><h2>{title}</h2><p>{explanation}</p>{columns}</section>")
 
     def by_run(self, title: str, explanation: str, content: Callable[[Run], str]) -> None:
-        """A section with a cell for each run under its name."""
+        """Adds a section with a named cell for each run."""
         self.section(title, explanation, [self._name(number, run) + content(run) for number, run in enumerate(self._runs)])
 
     def _name(self, number: int, run: Run) -> str:
@@ -46,13 +46,13 @@ class Page:
         return f"<h3>{swatch}{escape(run.label)}</h3>"
 
     def chart(self, content: Chart) -> str:
-        """The place where page.js draws it."""
+        """The element in which page.js draws a chart."""
         self._charts.append(content)
         number, title = len(self._charts) - 1, escape(content["title"])
         return f'<figure class="chart" data-chart="{number}"><figcaption>{title}</figcaption></figure>'
 
     def html(self) -> str:
-        """The whole page, which needs no other file."""
+        """The whole page. It needs no other file."""
         files = resources.files("alexnet_jax.report")
         style, script, page = ((files / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js", "html"))
         title = ", ".join(dict.fromkeys(f"{run.config.architecture} on {run.config.dataset}" for run in self._runs))
@@ -72,22 +72,20 @@ def render(runs: Sequence[Run]) -> str:
         learning(runs, "learning_rate", "learning rate", log=True, only="train"),
         learning(runs, "images_per_second", "training throughput (images/s)", only="train"),
     ]
-    explanation = "Solid: train; dashed: validation. Point at a curve for its values; the arrow keys move along it."
+    explanation = "Solid: train; dashed: validation. Point at a curve to see its values, or use the arrow keys."
     page.section("Curves", explanation, map(page.chart, curves), "charts")
-    page.by_run("Errors by class", "How many of its examples are taken for another class, worst first.", _errors)
-    page.by_run(
-        "Kernels of conv1, by tower", "Figure 3 of the paper: zero is grey, each is scaled by its largest.", _kernels
-    )
-    explanation = "Drawn by lot, right ones first. The right class stands above its image and is the hatched bar."
+    page.by_run("Errors by class", "The share of each class that the network gets wrong, worst first.", _errors)
+    explanation = "Figure 3 of the paper. Zero is grey; each kernel is scaled by its largest weight."
+    page.by_run("Kernels of conv1, by tower", explanation, _kernels)
+    explanation = "Chosen at random, right ones first. The right class stands above its image; its bar is hatched."
     page.by_run("Predictions", explanation, lambda run: f'<div class="cards">{"".join(map(_card, run.guessed))}</div>')
-    explanation = (
-        "Left the query, then the training images with the nearest features: place in the split and distance. Solid "
-    )
-    page.by_run("Nearest training images", explanation + "frame and ✓: the same class; dashed and ✗: another.", _nearest)
-    explanation = "The last update should be near a thousandth of the weights: the debugging tool of cuda-convnet's author."
+    explanation = "The query, then its nearest training images by features, with their place in the split and distance."
+    explanation += " Solid frame and ✓: the same class. Dashed frame and ✗: another class."
+    page.by_run("Nearest training images", explanation, _nearest)
+    explanation = "The last update should be near a thousandth of the weights. cuda-convnet's author debugged with these."
     page.by_run(
         "Magnitudes", explanation,
-        lambda run: "".join(map(page.chart, magnitudes(run))) or "<p>The metrics of this run have none.</p>",
+        lambda run: "".join(map(page.chart, magnitudes(run))) or "<p>This run recorded none.</p>",
     )  # fmt: skip
     return page.html()
 
@@ -126,13 +124,13 @@ def _summary(run: Run) -> str:
 
 
 def _errors(run: Run) -> str:
-    found, names = errors_by_class(run.counts), run.trained.classes
+    errors, names = errors_by_class(run.counts), run.trained.classes
     bars = []
-    for number, total, wrong, taken in found[:CLASSES]:
-        instead = f", most often {escape(names[taken])}" if taken is not None else ""
+    for number, total, wrong, taken in errors[:CLASSES]:
+        instead = f", most often taken for {escape(names[taken])}" if taken is not None else ""
         share = f"{100 * wrong / total:.0f} % of {total}{instead}"
         bars.append(_bar(100 * wrong / total, names[number], share))
-    rest = f"<p>and {len(found) - CLASSES} classes with fewer errors</p>" if len(found) > CLASSES else ""
+    rest = f"<p>and {len(errors) - CLASSES} classes with fewer errors</p>" if len(errors) > CLASSES else ""
     figure = draw_confusion(run.counts, names, f"{run.split} split")
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=110)
@@ -142,7 +140,7 @@ def _errors(run: Run) -> str:
 
 
 def _bar(percent: float, name: str, value: str, right: bool = False) -> str:
-    """`value` is HTML, `name` is not."""
+    """`value` is HTML; `name` is plain text."""
     width = f'<i style="width:{percent:.1f}%"></i>'
     return f'<div class="bar{" right" * right}">{width}<span><b>{escape(name)}</b><b>{value}</b></span></div>'
 
@@ -169,14 +167,14 @@ def _card(item: Guessed) -> str:
 
 def _nearest(run: Run) -> str:
     lines = []
-    for image, name, found in run.queries:
+    for image, name, nearest in run.queries:
         query = f"<div>{_photograph(image, name)}<b>{escape(name)}</b></div>"
-        lines.append(f'<div class="near">{query}{"".join(_neighbour(one, name) for one in found)}</div>')
+        lines.append(f'<div class="near">{query}{"".join(_neighbour(one, name) for one in nearest)}</div>')
     return f"<p>by {escape(run.compared_by)}</p>{''.join(lines)}"
 
 
-def _neighbour(near: Neighbour, wanted: str) -> str:
-    kind, mark = ("same", "✓") if near.name == wanted else ("other", "✗")
+def _neighbour(near: Neighbour, name: str) -> str:
+    kind, mark = ("same", "✓") if near.name == name else ("other", "✗")
     photograph = _photograph(near.image, near.name)
     return f'<div class="{kind}">{photograph}{mark} {escape(near.name)}<br>#{near.index}, {near.distance:.3g}</div>'
 

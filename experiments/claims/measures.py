@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from alexnet_jax.figures import conv1_kernel
+from alexnet_jax.inference.predictor import load_trained
 from alexnet_jax.run.metrics import read_rows
-from alexnet_jax.run.workdir import read_classes, read_config
+from alexnet_jax.run.workdir import read_classes
 from experiments.claims.claim import Claim
 
 DEALS = 1000  # random assignments of the kernels to the towers
@@ -44,8 +44,7 @@ def tower_likeness(claim: Claim, arm: str, workdir: Path, score: dict[str, Any])
 
     For the arm `random`: minus its mean over random assignments of the kernels to the towers.
     """
-    kernel, _ = conv1_kernel(read_config(str(workdir)), "latest")
-    selectivity = colour_selectivity(kernel)
+    selectivity = colour_selectivity(np.asarray(load_trained(str(workdir)).params["conv1"]["kernel"]))
     if arm == "random":
         rng = np.random.default_rng(0)
         dealt = [rng.permutation(selectivity.ravel()).reshape(selectivity.shape) for _ in range(DEALS)]

@@ -22,7 +22,7 @@ from absl import flags
 
 from alexnet_jax.config import check
 from alexnet_jax.config import define_flags as define_config_flags
-from alexnet_jax.convert.__main__ import Imported, check_params, convention, read_mean, write_run
+from alexnet_jax.convert.importer import Imported, check_params, convention, parse_mean, write_run
 from alexnet_jax.convert.pickles import read_arrays
 from alexnet_jax.mesh import make_mesh
 from alexnet_jax.step import make_model
@@ -104,7 +104,7 @@ def pretrained(path: Path, image_size: int, crop_size: int) -> tuple[Imported, s
     fresh = {
         layer: {part: np.asarray(x) for part, x in both.items()} for layer, both in model.initial_state().params.items()
     }
-    imported = Imported(config, CLASSES, read_mean("", "torchvision", image_size), fresh | trained)
+    imported = Imported(config, CLASSES, parse_mean("", "torchvision", image_size), fresh | trained)
     check_params(imported, path)
     return imported, hashlib.sha256(content).hexdigest()
 

@@ -1,0 +1,150 @@
+"""Makes the folder of a run from the weights of other programs."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from jaxtyping import Float32
+
+from alexnet_jax.architectures import ARCHITECTURES, Architecture
+from alexnet_jax.config import Config, check, parsed
+from alexnet_jax.convert import caffe, pytorch
+from alexnet_jax.convert.layouts import Blobs, check_blobs, flip_colours, to_params
+from alexnet_jax.convert.native import Imported, read_native
+from alexnet_jax.data.store import open_store, store_path
+from alexnet_jax.mesh import make_mesh
+from alexnet_jax.run.checkpoint import Checkpoints
+from alexnet_jax.run.intervals import Progress
+from alexnet_jax.run.workdir import locked, open_for_training
+from alexnet_jax.step import Model, TrainState, make_model
+from alexnet_jax.system.errors import UserError
+from alexnet_jax.values import MeshShape
+
+SOURCES = ("caffe", "torchvision", "safetensors")
+
+# RGB from 0 to 255: that of Caffe's imagenet_mean.binaryproto, and torchvision's (0.485, 0.456, 0.406).
+MEANS = {"caffe": (122.67891434, 116.66876762, 104.00698793), "torchvision": (123.675, 116.28, 103.53)}
+
+
+def import_weights(options: flags.FlagValues, source: str, path: Path) -> Imported:
+    """Reads a file as the flags say. Raises UserError as the readers below."""
+    if source == "safetensors":
+        imported = read_native(path)
+        check_params(imported, path)
+        return imported
+    config = convention(source, options.architecture if options["architecture"].present else source)
+    given = ("dataset", "data_dir", "image_size", "crop_size", "resize")
+    config = replace(config, **parsed(options, [name for name in given if options[name].present]))
+    check(config)
+    blobs, table = read_weights(source, path, config.table())
+    config = replace(config, architecture=table.name)
+    count = check_blobs(blobs, table, config.crop, str(path))
+    mean = parse_mean(options.mean, source, config.image_size)
+    return Imported(config, read_names(options.classes, config, count), mean, to_params(blobs, table, config.crop))
+
+
+def convention(source: str, architecture: str) -> Config:
+    """The config of a source's networks: how their images were prepared.
+
+    Caffe: stretched to 256 x 256, crops of 227, BGR (the import turns it to RGB). torchvision: short side 256, crops of 224.
+    The run keeps the mean as mean.npy.
+    """
+    resize = "warp" if source == "caffe" else "centre"
+    return Config(architecture=architecture, dataset="imagenet2012", image_size=256, resize=resize, mean="own")
+
+
+def read_weights(source: str, path: Path, table: Architecture) -> tuple[dict[str, Blobs], Architecture]:
+    """Weights for RGB images, and their table: the given one, or `caffenet` if the file holds CaffeNet.
+
+    Raises:
+        UserError: the file cannot be read, or holds another network.
+    """
+    if source == "torchvision":
+        return pytorch.blobs_of(pytorch.read_state_dict(path), table, str(path)), table
+    if path.suffix == ".npy":
+        blobs = caffe.read_npy_dictionary(path, table)
+    else:
+        layers = caffe.read_caffemodel(path)
+        if table.name == "caffe" and caffe.pools_before_norm(layers):
+            table = ARCHITECTURES["caffenet"]
+        blobs = caffe.blobs_of(layers, table, str(path))
+    return flip_colours(blobs), table
+
+
+def parse_mean(text: str, source: str, size: int) -> Float32[np.ndarray, "size size 3"]:
+    """The mean image of --mean: '' for the source's ImageNet mean, 'R,G,B', or a .binaryproto or .npy file.
+
+    Raises:
+        UserError: it is none of these, or an image of another size.
+    """
+    if Path(text).suffix in (".binaryproto", ".npy"):
+        mean = caffe.read_mean_file(Path(text))
+        if len(mean) != size:
+            raise UserError(f"--mean={text} is {len(mean)} px large: give --image_size={len(mean)} too, or R,G,B")
+        return np.ascontiguousarray(mean)
+    try:
+        channels = np.array([float(value) for value in text.split(",")] if text else MEANS[source], np.float32)
+        if channels.shape != (3,) or not np.isfinite(channels).all():
+            raise ValueError
+    except ValueError:
+        raise UserError(f"--mean={text} is neither R,G,B from 0 to 255 nor a .binaryproto or .npy file") from None
+    return np.ascontiguousarray(np.broadcast_to(channels, (size, size, 3)))
+
+
+def read_names(file: str, config: Config, count: int) -> tuple[str, ...]:
+    """Class names: the lines of --classes, else those of the prepared data set, else numbers.
+
+    Raises:
+        UserError: the file cannot be read, or the number of names is not the network's number of outputs.
+    """
+    path = store_path(Path(config.data_dir), config.dataset, config.image_size, config.resize)
+    if file:
+        try:
+            names = tuple(Path(file).read_text(encoding="utf-8").splitlines())
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--classes={file} cannot be read: {error}") from error
+        where = f"--classes={file}"
+    elif path.exists():
+        names, where = open_store(path).classes, f"--dataset={config.dataset}"
+    else:
+        return tuple(f"class {number}" for number in range(count))
+    if len(names) != count:
+        raise UserError(f"{where} has {len(names)} classes; the network has {count} outputs")
+    return names
+
+
+def check_params(imported: Imported, path: Path) -> None:
+    """Raises UserError if a parameter is missing, unknown, of the wrong type or shape, or not finite."""
+    model = _model(imported.config, len(imported.classes))
+    found = {(layer, name): array for layer, part in imported.params.items() for name, array in part.items()}
+    wanted = {(layer, name): shape for layer, part in model.shapes.items() for name, shape in part.items()}
+    for layer, name in sorted(found.keys() | wanted.keys()):
+        array, shape = found.get((layer, name)), wanted.get((layer, name))
+        has, needs = ("nothing" if x is None else f"{x.dtype} {x.shape}" for x in (array, shape))
+        if array is None or has != needs:
+            raise UserError(f"{path}: {layer}.{name} is {has} instead of {needs}")
+        if not np.isfinite(array).all():
+            raise UserError(f"{path}: {layer}.{name} holds NaN or infinite values")
+
+
+def write_run(imported: Imported, workdir: str, fingerprint: str) -> None:
+    """Makes the folder of a run with these parameters as checkpoint 0.
+
+    Raises:
+        UserError: the folder is not empty or cannot be written.
+    """
+    if workdir and (Path(workdir) / "config.json").exists():
+        raise UserError(f"--workdir={workdir} holds a run already: name a new folder")
+    config = replace(imported.config, workdir=workdir)
+    model = _model(config, len(imported.classes))
+    params = model.mesh.put(imported.params, model.specs)
+    state = TrainState(np.int32(0), params, model.transformation({}).init(params))  # pyright: ignore[reportArgumentType]
+    with locked(workdir):
+        folder = open_for_training(config, fingerprint, imported.classes, imported.mean)
+        with Checkpoints(folder, keep=config.keep, writable=True) as checkpoints:
+            checkpoints.save(model, state, Progress().as_dict(), None)
+
+
+def _model(config: Config, classes: int) -> Model:
+    return make_model(config, classes, make_mesh(MeshShape(1, 1), 1, 1))
