@@ -24,9 +24,9 @@ from alexnet_jax.config import define_flags as define_config_flags
 from alexnet_jax.config import parsed
 from alexnet_jax.data.loader import Feed
 from alexnet_jax.data.splits import Subset, evaluation_order
-from alexnet_jax.inference.flags import define_step
 from alexnet_jax.mesh import TowerMesh, make_mesh
 from alexnet_jax.network import Params
+from alexnet_jax.run.flags import define_step
 from alexnet_jax.run.open import open_run
 from alexnet_jax.run.workdir import read_config
 from alexnet_jax.step import Model, make_view_step, rank

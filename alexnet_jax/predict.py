@@ -25,8 +25,8 @@ from alexnet_jax.data.decode import square_rgb
 from alexnet_jax.data.parallel import ordered_map
 from alexnet_jax.figures import draw_predictions, write_figure
 from alexnet_jax.inference.analysis import Guessed, Square
-from alexnet_jax.inference.flags import define_batch_size, define_step
 from alexnet_jax.inference.predictor import Classification, Features, Trained, load_trained, top_classes
+from alexnet_jax.run.flags import define_batch_size, define_step
 from alexnet_jax.system import cli, runtime
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.files import replacing

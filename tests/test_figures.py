@@ -35,12 +35,11 @@ from alexnet_jax.inference.analysis import (
     errors_by_class,
     judge,
     neighbours,
-    open_data,
     right_and_wrong,
 )
-from alexnet_jax.inference.flags import define_shown_runs
 from alexnet_jax.inference.predictor import load_trained
 from alexnet_jax.network import merge
+from alexnet_jax.run.flags import define_shown_runs
 from alexnet_jax.run.metrics import read_rows
 from alexnet_jax.system import cli
 from alexnet_jax.train import train
@@ -177,7 +176,7 @@ def workdir(data_dir, tmp_path_factory):
 def test_the_nearest_images_are_those_of_a_search_by_hand(workdir, data_dir):
     """In batches of 16 of 50 training images, against every distance in float64."""
     trained = load_trained(str(workdir), batch_size=16)
-    dataset = open_data(trained, str(data_dir))
+    dataset = trained.data(str(data_dir))
     judged, model = judge(trained, dataset.split("test")), small_model()
     start = (SIZE - CROP) // 2
 
@@ -268,7 +267,7 @@ def test_the_figures_of_the_command_line_show_the_metrics_of_the_run(drawn, work
 @pytest.mark.slow
 def test_the_figures_of_the_command_line_show_the_network_and_its_images(drawn, workdir, data_dir):
     figures, trained = drawn[0], load_trained(str(workdir))
-    dataset = open_data(trained, str(data_dir))
+    dataset = trained.data(str(data_dir))
     judged = judge(trained, dataset.split("test"))
     pictures = kernel_images(np.asarray(trained.params["conv1"]["kernel"]))
     for axis, mine in zip(figures["conv1_kernels"].axes, pictures, strict=True):

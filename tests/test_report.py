@@ -21,7 +21,7 @@ from networks import run, tiny_config
 from PIL import Image
 
 from alexnet_jax.figures import kernel_images, tiled
-from alexnet_jax.inference.analysis import judge, open_data, right_and_wrong
+from alexnet_jax.inference.analysis import judge, right_and_wrong
 from alexnet_jax.inference.predictor import load_trained
 from alexnet_jax.report.charts import POINTS, chart, series
 from alexnet_jax.report.gather import gather
@@ -168,7 +168,7 @@ def test_the_page_is_whole_and_says_what_was_run(runs, data_dir):
     for told in (record["commit"], record["versions"]["jax"], "seed=1", "--bias_init=0.1", "8 x cpu", "colour 3", "tower 1"):
         assert told in words
     trained = load_trained(str(runs / "1"))
-    judged = judge(trained, open_data(trained, str(data_dir)).split("test"))
+    judged = judge(trained, trained.data(str(data_dir)).split("test"))
     assert f"top-1 {judged.score.top1_error:.2f} %" in words
     labels, guesses = judged.split.labels, judged.guesses
     for number in np.unique(labels).tolist():
@@ -193,7 +193,7 @@ def test_the_page_has_the_curves_and_the_images_of_each_run(runs, data_dir):
     assert page.tags.count("figure") == len(page.charts) + 2 * 2  # and two towers' kernels of each run
     images = iter(page.images)
     trained = [load_trained(str(runs / seed)) for seed in "01"]
-    judged = [judge(one, open_data(one, str(data_dir)).split("test")) for one in trained]
+    judged = [judge(one, one.data(str(data_dir)).split("test")) for one in trained]
     for _ in trained:
         assert next(images)[0] == "confusion matrix"
     for one in trained:

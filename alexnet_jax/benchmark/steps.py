@@ -69,7 +69,6 @@ def measure_steps(config: Config, *, against: bool, layers: bool, rounds: int, s
     train = rows[Ours(config, "train").name]
     product = matrix_product(config.precision, PRODUCT_SIDE.get(jax.default_backend(), LARGE_PRODUCT_SIDE), 5)
     flops = training_flops(config.table(), config.crop, model.classes)
-    achieved = train["images_per_second"] * flops
     return {
         "images_per_second": train["images_per_second"],
         "rows": rows,
@@ -77,7 +76,7 @@ def measure_steps(config: Config, *, against: bool, layers: bool, rounds: int, s
         "peak_memory_ratios": _memory_ratios(rows, train["peak_memory_bytes"]),
         "peers_tried": tried,
         "matrix_product_flops_per_second": product,
-        "flops_per_second": achieved,
+        "flops_per_second": train["images_per_second"] * flops,
         "of_matrix_product": achieved / product,
         "flops_per_image": flops,
         "layers": [rate._asdict() for rate in measure_layers(model, steps)] if layers else [],

@@ -12,8 +12,8 @@ from absl import flags
 from alexnet_jax.config import define_flags as define_config_flags
 from alexnet_jax.convert.exporter import EXPORTS, export
 from alexnet_jax.convert.importer import SOURCES, import_weights, write_run
-from alexnet_jax.inference.flags import define_step
 from alexnet_jax.inference.predictor import load_trained
+from alexnet_jax.run.flags import define_step
 from alexnet_jax.system import cli, runtime
 from alexnet_jax.system.errors import UserError
 

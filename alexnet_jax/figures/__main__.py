@@ -33,12 +33,11 @@ from alexnet_jax.inference.analysis import (
     judge,
     last_hidden,
     neighbours,
-    open_data,
     right_and_wrong,
     sample,
 )
-from alexnet_jax.inference.flags import define_shown_runs
 from alexnet_jax.inference.predictor import Features, Trained, load_trained
+from alexnet_jax.run.flags import define_shown_runs
 from alexnet_jax.run.metrics import read_rows
 from alexnet_jax.run.workdir import read_config
 from alexnet_jax.system import cli, runtime
@@ -111,7 +110,7 @@ def draw(options: flags.FlagValues, config: Config, rows: Rows) -> Iterator[Name
     if wanted - set(OF_METRICS):
         trained = load_trained(config.workdir, options.step, batch_size=options.batch_size)
     if trained is not None and wanted & set(OF_IMAGES):
-        dataset = open_data(trained, options.data_dir)
+        dataset = trained.data(options.data_dir)
         dataset.split(options.split)  # raises if there is none
         layer = Features(trained, options.layer, "layer") if "activations" in wanted else None
     yield from of_metrics(rows, title, options.only)

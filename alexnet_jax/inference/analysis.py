@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,13 +10,11 @@ from jaxtyping import Float, Float32, Int, Int64, UInt8
 from rich.console import Console
 from rich.progress import track
 
-from alexnet_jax.data.dataset import Dataset, open_dataset
 from alexnet_jax.data.loader import Feed
 from alexnet_jax.data.splits import Subset, evaluation_order
 from alexnet_jax.evaluate import Evaluator, Score, make_viewer
 from alexnet_jax.inference.predictor import Features, Trained, top_classes
 from alexnet_jax.layers import Classifier
-from alexnet_jax.system.errors import UserError
 
 Square = UInt8[np.ndarray, "size size 3"]
 
@@ -47,15 +45,6 @@ class Neighbour:
 
 Guessed = tuple[str, Square, list[dict[str, Any]], str]  # class, image, `top_classes`, class: as `draw_predictions` takes it
 Query = tuple[Square, str, list[Neighbour]]  # image, class, nearest first
-
-
-def open_data(trained: Trained, data_dir: str | None) -> Dataset:
-    """The data set of a run, under `data_dir` if that is given. Raises UserError if it is missing or has other classes."""
-    config = replace(trained.config, data_dir=data_dir or trained.config.data_dir)
-    dataset = open_dataset(config)
-    if dataset.classes != trained.classes:
-        raise UserError(f"--data_dir={config.data_dir}: {config.dataset} has other classes there than in the training")
-    return dataset
 
 
 def judge(trained: Trained, split: Subset) -> Judged:

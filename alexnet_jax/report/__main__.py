@@ -8,9 +8,9 @@ from pathlib import Path
 import matplotlib
 from absl import flags
 
-from alexnet_jax.inference.flags import define_shown_runs
 from alexnet_jax.report.gather import gather
 from alexnet_jax.report.page import render
+from alexnet_jax.run.flags import define_shown_runs
 from alexnet_jax.system import cli, runtime
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.files import replacing

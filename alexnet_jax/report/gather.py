@@ -20,7 +20,6 @@ from alexnet_jax.inference.analysis import (
     judge,
     last_hidden,
     neighbours,
-    open_data,
     right_and_wrong,
     sample,
 )
@@ -96,7 +95,7 @@ def gather(
                 f"--workdir={config.workdir} has no metrics yet: train longer than --log_every={config.log_every} steps"
             )
     networks = [load_trained(workdir, step, batch_size=batch_size) for workdir in workdirs]
-    datasets = [open_data(trained, data_dir) for trained in networks]
+    datasets = [trained.data(data_dir) for trained in networks]
     splits = [dataset.split(split) for dataset in datasets]
     runs = []
     for number, (label, config, trained) in enumerate(zip(run_labels(configs), configs, networks, strict=True)):

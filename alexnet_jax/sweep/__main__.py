@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from alexnet_jax.config import Config, from_flags
 from alexnet_jax.config import define_flags as define_config_flags
-from alexnet_jax.data.dataset import open_dataset
+from alexnet_jax.run.open import open_data
 from alexnet_jax.sweep import study as studies
 from alexnet_jax.sweep.space import Space, changed, read_space, with_values
 from alexnet_jax.sweep.summary import write_summary
@@ -162,7 +162,7 @@ def main(options: flags.FlagValues) -> None:
     if not config.workdir:
         raise UserError("--workdir is missing: name a folder for the sweep")
     space = read_space(Path(options.space), config)
-    if "validation" not in open_dataset(config).splits:
+    if "validation" not in open_data(config).splits:
         raise UserError(f"--dataset={config.dataset} has no validation split: hold out a fold with --fold=0/10")
     Path(config.workdir).mkdir(parents=True, exist_ok=True)
     study, storage = studies.open_study(
