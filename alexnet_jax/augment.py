@@ -1,4 +1,4 @@
-"""What happens to images on the device, in the jitted step: crop, mirror, mean, colour noise; ten views (Section 4.1)."""
+"""What happens to images on the device, in the jitted step: crop, flip, mean, colour noise; ten views (Section 4.1)."""
 
 from dataclasses import dataclass
 
@@ -13,11 +13,11 @@ COLOUR_NOISE = 0.1  # standard deviation of the draws, Section 4.1
 
 @dataclass(frozen=True)
 class View:
-    """Where a crop lies: its top left corner in pixels, and whether it is mirrored."""
+    """Where a crop lies: its top left corner in pixels, and whether it is flipped left to right."""
 
     top: int
     left: int
-    mirrored: bool
+    flipped: bool
 
 
 def crops(
@@ -25,18 +25,18 @@ def crops(
     mean: Float[Array, "size size 3"],
     top: Int[Array, "batch"],
     left: Int[Array, "batch"],
-    mirrored: Bool[Array, "batch"],
+    flipped: Bool[Array, "batch"],
     crop_size: int,
     pixel_scale: tuple[float, float, float],
 ) -> Float[Array, "batch crop crop 3"]:
-    """Mean-subtracted float32 crops. The mean is cut and mirrored with each image, which equals subtracting it before."""
+    """Mean-subtracted float32 crops. The mean is cut and flipped with each image, which equals subtracting it before."""
 
-    def crop(image, y, x, mirror):
+    def crop(image, y, x, flip):
         shape, start = (crop_size, crop_size, 3), (y, x, 0)
         cut = lax.dynamic_slice(image, start, shape).astype(jnp.float32) - lax.dynamic_slice(mean, start, shape)
-        return jnp.where(mirror, cut[:, ::-1], cut)
+        return jnp.where(flip, cut[:, ::-1], cut)
 
-    cut = jax.vmap(crop)(images, top, left, mirrored)
+    cut = jax.vmap(crop)(images, top, left, flipped)
     return cut if pixel_scale == (1.0, 1.0, 1.0) else cut / jnp.array(pixel_scale)
 
 
@@ -87,17 +87,17 @@ def random_crops(
     keys: Key[Array, "batch"],
     crop_size: int,
     pixel_scale: tuple[float, float, float],
-    mirror: bool,
+    flip: bool,
 ) -> Float[Array, "batch crop crop 3"]:
-    """Section 4.1: a crop at a uniformly drawn place, mirrored half of the time. One key per example."""
+    """Section 4.1: a crop at a uniformly drawn place, flipped half of the time. One key per example."""
     places = images.shape[1] - crop_size + 1
 
     def draw(key):
         y, x, flip = jax.random.split(key, 3)
         return jax.random.randint(y, (), 0, places), jax.random.randint(x, (), 0, places), jax.random.bernoulli(flip)
 
-    top, left, mirrored = jax.vmap(draw)(keys)
-    return crops(images, mean, top, left, mirrored & mirror, crop_size, pixel_scale)
+    top, left, flipped = jax.vmap(draw)(keys)
+    return crops(images, mean, top, left, flipped & flip, crop_size, pixel_scale)
 
 
 def views(count: int, image_size: int, crop_size: int) -> tuple[View, ...]:

@@ -20,10 +20,11 @@ def _field(
     help: str,
     *,
     choices: Sequence[str] = (),
-    alters_run: bool = True,
+    fixed_on_resume: bool = True,
     minimum: float | None = None,
     parse: Callable[[Any], Any] | None = None,
     absent: str | int | None = None,
+    old_name: str = "",
 ) -> Any:
     """One field and its flag.
 
@@ -31,20 +32,21 @@ def _field(
         default: of the field.
         help: of the flag.
         choices: all values that the flag may have.
-        alters_run: whether a run that is resumed must keep the value.
+        fixed_on_resume: whether a run that is resumed must keep the value.
         minimum: of a number.
         parse: makes the field's value of the flag's text or texts.
         absent: what the flag says for None.
+        old_name: by which flag files and config.json of an earlier version know it.
     """
-    metadata = {"help": help, "choices": tuple(choices), "alters_run": alters_run, "minimum": minimum}
-    return dataclasses.field(default=default, metadata=metadata | {"parse": parse, "absent": absent})
+    metadata = {"help": help, "choices": tuple(choices), "fixed_on_resume": fixed_on_resume, "minimum": minimum}
+    return dataclasses.field(default=default, metadata=metadata | {"parse": parse, "absent": absent, "old_name": old_name})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Everything that defines a training run. The defaults are the paper's, as `alexnet_jax.architectures` says."""
 
-    workdir: str = _field("", "folder of the run; the same command resumes it", alters_run=False)
+    workdir: str = _field("", "folder of the run; the same command resumes it", fixed_on_resume=False)
     # Network
     architecture: str = _field("paper", "layer table", choices=tuple(ARCHITECTURES))
     bias_init: float | None = _field(None, "initial bias in place of the table's nonzero ones (paper: 1; Caffe: 0.1)")
@@ -53,13 +55,13 @@ class Config:
         "float32",
         "of activations and products; parameters stay float32, so that a run may change it when it is resumed",
         choices=("float32", "bfloat16"),
-        alters_run=False,
+        fixed_on_resume=False,
     )
     init: str = _field("", "folder of a run whose last parameters this one starts from; a head of other size begins anew")
     init_layers: tuple[str, ...] = _field((), "layers taken over from --init, comma-separated; default: all that fit")
     # Data
     dataset: str = _field("groceries", "'groceries' (embedded photographs), 'synthetic', 'folder:PATH', or a TFDS name")
-    data_dir: str = _field("data", "folder of the prepared sets", alters_run=False)
+    data_dir: str = _field("data", "folder of the prepared sets", fixed_on_resume=False)
     image_size: int = _field(256, "side in pixels of the prepared images (Section 2: 256)", minimum=1)
     resize: str = _field(
         "centre", "how they were prepared: the centre square (Section 2), or warped (Caffe)", choices=("centre", "warp")
@@ -73,7 +75,9 @@ class Config:
         "('own', the default with --init)",
         choices=("image", "channel", "own"),
     )
-    mirror: bool = _field(True, "mirror half of the training images (Section 4.1)")
+    flip: bool = _field(
+        True, "flip half of the training images left to right (Section 4.1: horizontal reflections)", old_name="mirror"
+    )
     colour_noise: str = _field("2012", "colour noise of Section 4.1, as the 2012 source or the paper's text has it",
                                choices=("2012", "paper", "none"))  # fmt: skip
     colour_noise_epochs: float = _field(65.0, "epochs with colour noise (2012: all but the last 25)", minimum=0)
@@ -84,8 +88,10 @@ class Config:
     # Optimisation
     batch_size: int = _field(128, "examples per step over all devices (Section 5: 128)", minimum=1)
     accumulate: int = _field(1, "micro-batches that a step is computed in, to save memory", minimum=1)
-    epochs: float = _field(90.0, "passes over the training images (Section 5: about 90)", alters_run=False, minimum=0)
-    steps: int | None = _field(None, "optimiser steps in all; overrides --epochs", alters_run=False, minimum=1, absent=0)
+    epochs: float = _field(90.0, "passes over the training images (Section 5: about 90)", fixed_on_resume=False, minimum=0)
+    steps: int | None = _field(
+        None, "optimiser steps in all; overrides --epochs", fixed_on_resume=False, minimum=1, absent=0
+    )
     learning_rate: float = _field(0.01, "initial learning rate of the weights (Section 5: 0.01)", minimum=0)
     momentum: float = _field(0.9, "momentum (Section 5: 0.9)", minimum=0)
     rate_in_velocity: bool = _field(True, "the rate is inside the velocity (Section 5), not outside as in later libraries")
@@ -108,29 +114,29 @@ class Config:
     seed: int = _field(0, "of the parameters, the order of images, crops and dropout", minimum=0)
     # Machine
     mesh: MeshShape | None = _field(
-        None, "DATAxTOWER devices, such as 4x2, or auto", alters_run=False, parse=MeshShape.parse, absent="auto"
+        None, "DATAxTOWER devices, such as 4x2, or auto", fixed_on_resume=False, parse=MeshShape.parse, absent="auto"
     )
     data_on_device: str = _field(
         "auto",
         "keep the images in device memory; auto: where they fit",
         choices=("auto", "yes", "no"),
-        alters_run=False,
+        fixed_on_resume=False,
     )
-    distributed: bool = _field(False, "one of several processes that train together, started alike", alters_run=False)
+    distributed: bool = _field(False, "one of several processes that train together, started alike", fixed_on_resume=False)
     host_devices: int | None = _field(
-        None, "force this many CPU devices; 0: the machine's", alters_run=False, minimum=1, absent=0
+        None, "force this many CPU devices; 0: the machine's", fixed_on_resume=False, minimum=1, absent=0
     )
-    spmd: Spmd = _field("shard_map", "how the per-device step is run", choices=("shard_map", "pmap"), alters_run=False)
+    spmd: Spmd = _field("shard_map", "how the per-device step is run", choices=("shard_map", "pmap"), fixed_on_resume=False)
     # Records (in steps)
-    log_every: int = _field(50, "steps between rows of training metrics", alters_run=False, minimum=1)
-    log_examples: bool = _field(False, "note the examples of each step in examples.jsonl", alters_run=False)
+    log_every: int = _field(50, "steps between rows of training metrics", fixed_on_resume=False, minimum=1)
+    log_examples: bool = _field(False, "note the examples of each step in examples.jsonl", fixed_on_resume=False)
     eval_every: int | None = _field(
-        None, "steps between validations; 0: after every epoch", alters_run=False, minimum=1, absent=0
+        None, "steps between validations; 0: after every epoch", fixed_on_resume=False, minimum=1, absent=0
     )
     checkpoint_every: int | None = _field(
-        None, "steps between checkpoints; 0: at every validation", alters_run=False, minimum=1, absent=0
+        None, "steps between checkpoints; 0: at every validation", fixed_on_resume=False, minimum=1, absent=0
     )
-    keep: int = _field(2, "latest checkpoints kept, next to the best validated one", alters_run=False, minimum=1)
+    keep: int = _field(2, "latest checkpoints kept, next to the best validated one", fixed_on_resume=False, minimum=1)
 
     def table(self) -> Architecture:
         """The layer table with the overrides applied. Raises UserError on an impossible override."""
@@ -142,10 +148,14 @@ class Config:
         return self.crop_size or ARCHITECTURES[self.architecture].crop_size
 
 
+FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+OLD_NAMES = {field.metadata["old_name"]: name for name, field in FIELDS.items() if field.metadata["old_name"]}
+
+
 def check(config: Config) -> None:
     """Raises UserError, naming the flag, on a value that no run can have."""
-    for field in dataclasses.fields(Config):
-        _check_field(field, getattr(config, field.name))
+    for name, field in FIELDS.items():
+        _check_field(field, getattr(config, name))
     if config.crop > config.image_size:
         raise UserError(
             f"--crop_size={config.crop} is larger than --image_size={config.image_size}: crop less or prepare larger images"
@@ -179,7 +189,7 @@ def _check_layer_names(config: Config) -> None:
 
 def define_flags(options: flags.FlagValues, only: Sequence[str] | None = None) -> None:
     """One absl flag per field of `Config`, or for those in `only`."""
-    for field in dataclasses.fields(Config):
+    for field in FIELDS.values():
         if only is not None and field.name not in only:
             continue
         default: Any = _text(field, field.default)
@@ -196,31 +206,32 @@ def define_flags(options: flags.FlagValues, only: Sequence[str] | None = None) -
             flags.DEFINE_list(field.name, default, help, options)
         else:
             flags.DEFINE_string(field.name, default, help, options)
+        if field.metadata["old_name"]:
+            flags.DEFINE_alias(field.metadata["old_name"], field.name, flag_values=options)
 
 
 def _text(field: "dataclasses.Field[Any]", value: Any) -> Any:
     """A field's value as its flag says it: a text, a list of texts, a number, or None where the flag has no word for it."""
     if value is None:
         return field.metadata["absent"]
-    if isinstance(value, tuple) and not isinstance(value, MeshShape | Fold):
+    if isinstance(value, tuple) and not isinstance(value, MeshShape):
         return [number_text(item) if isinstance(item, float) else str(item) for item in value]
     return str(value) if field.metadata["parse"] else value
 
 
 def as_dict(config: Config) -> dict[str, Any]:
     """The fields as their flags say them, for JSON; `from_dict` is the reverse."""
-    return {field.name: _text(field, getattr(config, field.name)) for field in dataclasses.fields(Config)}
+    return {name: _text(field, getattr(config, name)) for name, field in FIELDS.items()}
 
 
 def from_flags(options: flags.FlagValues) -> Config:
     """The Config of the parsed flags. Raises UserError on a value that no run can have."""
-    return from_dict({field.name: options[field.name].value for field in dataclasses.fields(Config)})
+    return from_dict({name: options[name].value for name in FIELDS})
 
 
 def parsed(options: flags.FlagValues, names: Sequence[str]) -> dict[str, Any]:
     """The values of some fields of `Config` from their flags, for a command that has only those."""
-    fields = {field.name: field for field in dataclasses.fields(Config)}
-    return {name: _value(fields[name], options[name].value) for name in names}
+    return {name: _value(FIELDS[name], options[name].value) for name in names}
 
 
 def from_words(words: Sequence[str]) -> Config:
@@ -237,10 +248,10 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     Raises:
         UserError: an unknown field or a value that no run can have.
     """
-    fields = {field.name: field for field in dataclasses.fields(Config)}
-    if unknown := sorted(set(values) - set(fields)):
+    values = {OLD_NAMES.get(name, name): value for name, value in values.items()}
+    if unknown := sorted(set(values) - set(FIELDS)):
         raise UserError(f"config has unknown fields {', '.join(unknown)}: it was written by another version")
-    config = Config(**{name: _value(fields[name], value) for name, value in values.items()})
+    config = Config(**{name: _value(FIELDS[name], value) for name, value in values.items()})
     check(config)
     return config
 
@@ -257,7 +268,7 @@ def _value(field: "dataclasses.Field[Any]", text: Any) -> Any:
 
 def changed_flags(old: Config, new: Config) -> list[str]:
     """What keeps `new` from resuming the run of `old`: one text per flag that alters the run, with both values."""
-    alters = {field.name for field in dataclasses.fields(Config) if field.metadata["alters_run"]}
+    alters = {name for name, field in FIELDS.items() if field.metadata["fixed_on_resume"]}
     if "staged" in (old.schedule, new.schedule):
         alters |= {"epochs", "steps"}  # the stages are quarters of the whole
     if "plateau" in (old.schedule, new.schedule):

@@ -22,14 +22,14 @@ from rich.progress import track
 from alexnet_jax.augment import views
 from alexnet_jax.config import define_flags as define_config_flags
 from alexnet_jax.config import parsed
-from alexnet_jax.data.loader import Feed
+from alexnet_jax.data.loader import Loader
 from alexnet_jax.data.splits import Subset, evaluation_order
 from alexnet_jax.mesh import TowerMesh, make_mesh
 from alexnet_jax.network import Params
 from alexnet_jax.run.flags import define_step
 from alexnet_jax.run.open import open_run
 from alexnet_jax.run.workdir import read_config
-from alexnet_jax.step import Model, make_view_step, rank
+from alexnet_jax.step import Setup, make_view_step, rank
 from alexnet_jax.system import cli, runtime
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.files import replacing
@@ -47,7 +47,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Viewer:
+class EvalFn:
     """A network's compiled view step, with the mean image on the devices; the parameters come with each call."""
 
     view_step: Callable[..., jax.Array]
@@ -56,12 +56,12 @@ class Viewer:
     crop_size: int
 
 
-Member = tuple[Viewer, Params]  # parameters in the form that the compiled functions take
+EnsembleMember = tuple[EvalFn, Params]  # parameters in the form that the compiled functions take
 
 
-def make_viewer(model: Model, mean: Float32[np.ndarray, "size size 3"]) -> Viewer:
-    """Make it once per model: every call compiles anew."""
-    return Viewer(make_view_step(model), model.mesh.put(mean, P()), model.config.image_size, model.config.crop)
+def make_eval_fn(setup: Setup, mean: Float32[np.ndarray, "size size 3"]) -> EvalFn:
+    """Make it once per network: every call compiles anew."""
+    return EvalFn(make_view_step(setup), setup.mesh.put(mean, P()), setup.config.image_size, setup.config.crop)
 
 
 class Evaluator:
@@ -82,8 +82,8 @@ class Evaluator:
 
     def __call__(
         self,
-        members: Sequence[Member],
-        feed: Feed,
+        members: Sequence[EnsembleMember],
+        feed: Loader,
         view_count: int = 1,
         *,
         keep: bool = False,
@@ -121,20 +121,20 @@ class Evaluator:
             raise RuntimeError(f"judged {score.examples} examples of {len(split)}")
         return score, np.concatenate(kept) if keep else None
 
-    def judge_batch(self, members: Sequence[Member], batch: Any, view_count: int) -> tuple[Any, Any]:
+    def judge_batch(self, members: Sequence[EnsembleMember], batch: Any, view_count: int) -> tuple[Any, Any]:
         """One batch on the devices: (losses, ranks) as NumPy arrays, and log probabilities left there."""
         images, labels = batch
         total = self.log_probabilities(members, images, view_count)
         return self._mesh.fetch(self._judge(total, labels), P("data")), total
 
-    def log_probabilities(self, members: Sequence[Member], images: Any, view_count: int) -> Any:
+    def log_probabilities(self, members: Sequence[EnsembleMember], images: Any, view_count: int) -> Any:
         """log of the mean softmax over members and views, of one batch on the devices; left there."""
         total = None
         weight = -np.log(len(members) * view_count).astype(np.float32)
-        for viewer, params in members:
-            for view in views(view_count, viewer.image_size, viewer.crop_size):
-                place = (np.int32(view.top), np.int32(view.left), np.bool_(view.mirrored), weight)
-                one = viewer.view_step(params, images, viewer.mean, *self._mesh.put(place, P()))
+        for eval_fn, params in members:
+            for view in views(view_count, eval_fn.image_size, eval_fn.crop_size):
+                place = (np.int32(view.top), np.int32(view.left), np.bool_(view.flipped), weight)
+                one = eval_fn.view_step(params, images, eval_fn.mean, *self._mesh.put(place, P()))
                 total = one if total is None else self._average(total, one)
         return total
 
@@ -173,8 +173,8 @@ def main(options: flags.FlagValues) -> None:
     runs = [open_run(config.workdir, on=mesh, **machine) for config in configs]
     splits = [run.data().split(options.split) for run in runs]  # of each: all of them have to be there
     networks = [run.restore(options.step) for run in runs]
-    members = [(make_viewer(network.model, network.mean), network.params) for network in networks]
-    feed, quiet = Feed(mesh, splits[0]), not sys.stderr.isatty()
+    members = [(make_eval_fn(network.setup, network.mean), network.params) for network in networks]
+    feed, quiet = Loader(mesh, splits[0]), not sys.stderr.isatty()
     score, kept = Evaluator(mesh, batch_size)(members, feed, options.views, keep=bool(options.predictions), quiet=quiet)
     if kept is not None:
         write_predictions(Path(options.predictions), kept, splits[0], runs[0].classes)

@@ -31,15 +31,15 @@ class TrainState(NamedTuple):
     optimizer: optax.OptState
 
 
-class Pixels(NamedTuple):
-    """What the pixels of the training set are like: `Dataset.mean` and `Dataset.colours`."""
+class ImageStats(NamedTuple):
+    """Statistics of the training images: `Dataset.mean` and `Dataset.colours`."""
 
     mean: Float[Array, "size size 3"]
     colours: Float[Array, "3 3"]
 
 
-class Knobs(NamedTuple):
-    """What the host turns from step to step."""
+class StepHparams(NamedTuple):
+    """Hyper-parameters that the host may change at any step."""
 
     rates: Rates
     colour_noise: Float[Array, ""]
@@ -49,13 +49,13 @@ class Metrics(NamedTuple):
     """Means over the examples of a training step; errors as fractions."""
 
     loss: Float[Array, ""]
-    top1: Float[Array, ""]
-    top5: Float[Array, ""]
+    top1_error: Float[Array, ""]
+    top5_error: Float[Array, ""]
 
 
 @dataclass(frozen=True)
-class Model:
-    """A network made for a data set and a mesh: what training and evaluation both need."""
+class Setup:
+    """A network set up for a number of classes on a mesh: shapes and specs, nothing allocated."""
 
     config: Config
     classes: int
@@ -98,15 +98,15 @@ class Model:
         return self.mesh.to_compiled(state, self.state_specs)
 
 
-def make_model(config: Config, classes: int, mesh: TowerMesh) -> Model:
+def make_setup(config: Config, classes: int, mesh: TowerMesh) -> Setup:
     """The network of a config as shapes; nothing is allocated. Raises UserError if the crop is too small."""
     dtype = jnp.dtype(config.precision)
     graph, shapes = split(config.table(), classes=classes, crop_size=config.crop, dtype=dtype)
-    return Model(config, classes, mesh, graph, shapes)
+    return Setup(config, classes, mesh, graph, shapes)
 
 
 def cross_entropy(logits: Float[Array, "batch classes"], labels: Int[Array, "batch"]) -> Float[Array, "batch"]:
-    """-log softmax(logits)[label]."""
+    """-log softmax(logits)[label]. Optax's is rounded otherwise, and a run would not resume bit for bit."""
     return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1)[:, 0]
 
 
@@ -130,18 +130,18 @@ def example_keys(seed: int, step: Int[Array, ""], first: int | Int[Array, ""], c
     return jax.vmap(lambda position: jax.random.fold_in(key, position))(first + jnp.arange(count))
 
 
-def make_train_step(model: Model) -> Callable[[TrainState, Batch, Knobs, Pixels], tuple[TrainState, Metrics]]:
-    """The compiled training step `(state, batch, knobs, pixels) -> (state, metrics)`; the state is donated."""
-    config, mesh = model.config, model.mesh
+def make_train_step(setup: Setup) -> Callable[[TrainState, Batch, StepHparams, ImageStats], tuple[TrainState, Metrics]]:
+    """The compiled training step `(state, batch, hparams, stats) -> (state, metrics)`; the state is donated."""
+    config, mesh = setup.config, setup.mesh
     data, tower = mesh.data, mesh.tower
     scale = config.table().pixel_scale
 
-    def loss(params, images, labels, keys, noise, pixels):
+    def loss(params, images, labels, keys, noise, stats):
         crop_keys, noise_keys, dropout_keys = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys)
-        inputs = random_crops(images, pixels.mean, crop_keys, config.crop, scale, config.mirror)
+        inputs = random_crops(images, stats.mean, crop_keys, config.crop, scale, config.flip)
         if config.colour_noise != "none":
-            inputs = colour_noise(inputs, pixels.colours, noise_keys, noise, config.colour_noise, scale)
-        logits = merge(model.graph, params)(inputs, tower=tower, dropout_keys=dropout_keys)
+            inputs = colour_noise(inputs, stats.colours, noise_keys, noise, config.colour_noise, scale)
+        logits = merge(setup.graph, params)(inputs, tower=tower, dropout_keys=dropout_keys)
         losses, ranks = cross_entropy(logits, labels), rank(logits, labels)
         return losses.mean(), Metrics(losses.mean(), (ranks >= 1).mean(), (ranks >= 5).mean())
 
@@ -149,68 +149,68 @@ def make_train_step(model: Model) -> Callable[[TrainState, Batch, Knobs, Pixels]
         """Mean over this device's share, in `accumulate` parts, one after the other."""
         parts = config.accumulate
         shares = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), (*batch, keys))
-        slope = jax.value_and_grad(loss, has_aux=True)
+        value_and_grad = jax.value_and_grad(loss, has_aux=True)
         total = None
         for images, labels, part_keys in zip(*shares, strict=True):
             if total is not None:  # so that only one part's activations are alive at a time
                 total, images = lax.optimization_barrier((total, images))
-            (_, metrics), grads = slope(params, images, labels, part_keys, *constants)
+            (_, metrics), grads = value_and_grad(params, images, labels, part_keys, *constants)
             total = (grads, metrics) if total is None else jax.tree.map(jnp.add, total, (grads, metrics))
         return jax.tree.map(lambda x: x / parts, total)
 
-    def step(state: TrainState, batch: Batch, knobs: Knobs, pixels: Pixels) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Batch, hparams: StepHparams, stats: ImageStats) -> tuple[TrainState, Metrics]:
         share = len(batch.labels)
         keys = example_keys(config.seed, state.step, data.index() * share, share)
-        grads, metrics = data.mean(gradients(state.params, batch, keys, knobs.colour_noise, pixels))
-        updates, optimizer = model.transformation(knobs.rates).update(grads, state.optimizer, state.params)
+        grads, metrics = data.mean(gradients(state.params, batch, keys, hparams.colour_noise, stats))
+        updates, optimizer = setup.transformation(hparams.rates).update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, optimizer), metrics  # pyright: ignore[reportArgumentType]
 
-    in_specs = (model.state_specs, P("data"), P(), P())
-    return mesh.compile(step, in_specs, (model.state_specs, P()), donate=(0,))
+    in_specs = (setup.state_specs, P("data"), P(), P())
+    return mesh.compile(step, in_specs, (setup.state_specs, P()), donate=(0,))
 
 
-def make_view_step(model: Model) -> Callable[..., Float[Array, "batch classes"]]:
-    """The compiled evaluation of one view: `(params, images, mean, top, left, mirrored, weight) -> log probabilities`,
+def make_view_step(setup: Setup) -> Callable[..., Float[Array, "batch classes"]]:
+    """The compiled evaluation of one view: `(params, images, mean, top, left, flipped, weight) -> log probabilities`,
     with the logarithm of the view's weight in the average added.
 
     One program serves every view, so ten views cost ten calls and the memory of one.
     """
-    config, tower = model.config, model.mesh.tower
+    config, tower = setup.config, setup.mesh.tower
     scale = config.table().pixel_scale
 
-    def view(params, images, mean, top, left, mirrored: Bool[Array, ""], weight: Float[Array, ""]):
-        top, left, mirrored = (jnp.broadcast_to(value, len(images)) for value in (top, left, mirrored))
-        pixels = crops(images, mean, top, left, mirrored, config.crop, scale)
-        return jax.nn.log_softmax(merge(model.graph, params)(pixels, tower=tower)) + weight
+    def view(params, images, mean, top, left, flipped: Bool[Array, ""], weight: Float[Array, ""]):
+        top, left, flipped = (jnp.broadcast_to(value, len(images)) for value in (top, left, flipped))
+        pixels = crops(images, mean, top, left, flipped, config.crop, scale)
+        return jax.nn.log_softmax(merge(setup.graph, params)(pixels, tower=tower)) + weight
 
-    in_specs = (model.specs, P("data"), P(), P(), P(), P(), P())
-    return model.mesh.compile(view, in_specs, P("data"))
+    in_specs = (setup.specs, P("data"), P(), P(), P(), P(), P())
+    return setup.mesh.compile(view, in_specs, P("data"))
 
 
-def make_feature_step(model: Model, layer: str) -> Callable[..., Float[Array, "batch ..."]]:
+def make_feature_step(setup: Setup, layer: str) -> Callable[..., Float[Array, "batch ..."]]:
     """The compiled `(params, images, mean, top, left) -> activations` of a hidden layer after its operations, the towers'
     maps joined in order: (batch, 4096) of fc7, (batch, 13, 13, 384) of conv3."""
-    config, tower = model.config, model.mesh.tower
+    config, tower = setup.config, setup.mesh.tower
     scale = config.table().pixel_scale
 
     def features(params, images, mean, top, left):
         top, left, plain = (jnp.broadcast_to(value, len(images)) for value in (top, left, False))
         pixels = crops(images, mean, top, left, plain, config.crop, scale)
-        towers = merge(model.graph, params).activations(pixels, layer, tower=tower)
+        towers = merge(setup.graph, params).activations(pixels, layer, tower=tower)
         return tower.gather(jnp.concatenate(towers, axis=-1))
 
-    in_specs = (model.specs, P("data"), P(), P(), P())
-    return model.mesh.compile(features, in_specs, P("data"))
+    in_specs = (setup.specs, P("data"), P(), P(), P())
+    return setup.mesh.compile(features, in_specs, P("data"))
 
 
-def make_nonfinite_count(model: Model) -> Callable[[Params], Int[Array, ""]]:
+def make_nonfinite_count(setup: Setup) -> Callable[[Params], Int[Array, ""]]:
     """The compiled count of parameters that are NaN or infinite: a state with any is not worth keeping."""
 
     def count(params):
-        return model.mesh.tower.sum(sum((~jnp.isfinite(x)).sum() for x in jax.tree.leaves(params)))
+        return setup.mesh.tower.sum(sum((~jnp.isfinite(x)).sum() for x in jax.tree.leaves(params)))
 
-    return model.mesh.compile(count, (model.specs,), P())
+    return setup.mesh.compile(count, (setup.specs,), P())
 
 
 def make_checksum(mesh: TowerMesh, specs: Any) -> Callable[[Any], UInt32[Array, ""]]:

@@ -19,19 +19,19 @@ from jaxtyping import Int64
 from alexnet_jax.augment import COLOUR_NOISE
 from alexnet_jax.config import Config, define_flags, from_flags
 from alexnet_jax.data.dataset import Dataset
-from alexnet_jax.data.loader import Feed
+from alexnet_jax.data.loader import Loader
 from alexnet_jax.data.splits import Order
-from alexnet_jax.evaluate import Evaluator, make_viewer
+from alexnet_jax.evaluate import Evaluator, make_eval_fn
 from alexnet_jax.optimizer import Schedule
 from alexnet_jax.run.checkpoint import Checkpoints
 from alexnet_jax.run.diagnostics import DeadNetwork, label_entropy
 from alexnet_jax.run.fine_tune import transfer, transferred_layers
-from alexnet_jax.run.intervals import Calendar, Progress
-from alexnet_jax.run.metrics import Recorder, Row, SpeedMeter, Stopwatch, Window
+from alexnet_jax.run.intervals import Intervals, Progress
+from alexnet_jax.run.metrics import MetricSums, Recorder, Row, SpeedMeter, Stopwatch
 from alexnet_jax.run.open import start_run
-from alexnet_jax.run.param_stats import MagnitudeMeter
+from alexnet_jax.run.param_stats import ParamStatsMeter
 from alexnet_jax.run.workdir import locked, open_for_training
-from alexnet_jax.step import Knobs, Metrics, Model, Pixels, TrainState, make_nonfinite_count, make_train_step
+from alexnet_jax.step import ImageStats, Metrics, Setup, StepHparams, TrainState, make_nonfinite_count, make_train_step
 from alexnet_jax.system import cli, runtime
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.signals import RESUME_STATUS, Interrupted, Interruption
@@ -52,26 +52,26 @@ class Trainer:
 
     def __init__(
         self,
-        model: Model,
+        setup: Setup,
         dataset: Dataset,
         checkpoints: Checkpoints,
         recorder: Recorder,
-        calendar: Calendar,
+        intervals: Intervals,
         interruption: Interruption,
     ):
-        config = model.config
-        self._model, self._dataset, self._calendar = model, dataset, calendar
+        config = setup.config
+        self._model, self._dataset, self._calendar = setup, dataset, intervals
         self._checkpoints, self._recorder, self._interruption = checkpoints, recorder, interruption
-        self._schedule = Schedule(config, tuple(model.shapes), calendar.examples, calendar.total_steps)
-        self._train_step = make_train_step(model)
-        self._evaluator = Evaluator(model.mesh, config.batch_size)
-        self._viewer = make_viewer(model, dataset.mean)
-        used = ("train", "validation") if calendar.validates else ("train",)
-        self._feeds = {name: Feed(model.mesh, dataset.splits[name], config.data_on_device) for name in used}
-        self._count_nonfinite = make_nonfinite_count(model)
-        self._magnitudes = MagnitudeMeter(model)
+        self._schedule = Schedule(config, tuple(setup.shapes), intervals.examples, intervals.total_steps)
+        self._train_step = make_train_step(setup)
+        self._evaluator = Evaluator(setup.mesh, config.batch_size)
+        self._viewer = make_eval_fn(setup, dataset.mean)
+        used = ("train", "validation") if intervals.validates else ("train",)
+        self._feeds = {name: Loader(setup.mesh, dataset.splits[name], config.data_on_device) for name in used}
+        self._count_nonfinite = make_nonfinite_count(setup)
+        self._magnitudes = ParamStatsMeter(setup)
         self._speed = SpeedMeter(config.batch_size)
-        self._vote = model.mesh.vote() if jax.process_count() > 1 else None
+        self._vote = setup.mesh.vote() if jax.process_count() > 1 else None
         self._dead = DeadNetwork(label_entropy(dataset.splits["train"].labels), len(dataset.classes))
 
     def run(self, state: TrainState, progress: Progress) -> None:
@@ -84,11 +84,11 @@ class Trainer:
         if progress.validation_due:
             progress = self._pause(state, progress)
         hparams = _OnDevices(self._model.mesh.put)
-        stats = Pixels(self._viewer.mean, self._model.mesh.put(self._dataset.colours, P()))
+        stats = ImageStats(self._viewer.mean, self._model.mesh.put(self._dataset.colours, P()))
         pending = None
         with contextlib.closing(self._batches(progress.step)) as batches, jax.transfer_guard("disallow"):
             for batch, examples in batches:
-                state, metrics = self._train_step(state, batch, hparams(self._hparams(progress)), stats)
+                state, metrics = self._train_step(state, batch, hparams(self.hparams_at(progress)), stats)
                 rate = self._schedule.rate(progress.step, progress.plateau)
                 progress, stopping = self._read(pending, progress)
                 progress = replace(progress, step=progress.step + 1)
@@ -107,11 +107,11 @@ class Trainer:
         with contextlib.closing(feed.batches(ahead)) as batches:
             yield from zip(batches, shown, strict=True)
 
-    def _hparams(self, progress: Progress) -> Knobs:
+    def hparams_at(self, progress: Progress) -> StepHparams:
         """The learning rates and the colour noise of the step to come, on the host."""
         noisy = self._calendar.epoch(progress.step) < self._model.config.colour_noise_epochs
         rates = self._schedule.rates(progress.step, progress.plateau)
-        return Knobs(rates, COLOUR_NOISE if noisy else 0.0)  # pyright: ignore[reportArgumentType]
+        return StepHparams(rates, COLOUR_NOISE if noisy else 0.0)  # pyright: ignore[reportArgumentType]
 
     def _ask(self) -> jax.Array | None:
         """With several processes: a vote on whether any of them was asked to stop, counted on the devices."""
@@ -127,21 +127,21 @@ class Trainer:
             return progress, False
         fetch = self._model.mesh.fetch
         stopping = pending.vote is not None and bool(fetch(pending.vote, P()))
-        loss, top1, top5 = (float(value) for value in fetch(pending.metrics, P()))
+        loss, top1_error, top5_error = (float(value) for value in fetch(pending.metrics, P()))
         if not math.isfinite(loss):
             raise self._diverged(pending.step, f"the loss is {loss}")
         self._speed.count()
         self._recorder.examples(pending.step, pending.examples)
-        window = progress.window.plus(loss, top1, top5)
+        sums = progress.sums.plus(loss, top1_error, top5_error)
         if self._calendar.logs(pending.step):
-            self._write_row(pending, window)
-            window = Window()
-        self._recorder.progress(pending.step, loss, top1, self._speed.last)
-        return replace(progress, window=window), stopping
+            self._write_row(pending, sums)
+            sums = MetricSums()
+        self._recorder.progress(pending.step, loss, top1_error, self._speed.last)
+        return replace(progress, sums=sums), stopping
 
-    def _write_row(self, pending: _Pending, window: Window) -> None:
+    def _write_row(self, pending: _Pending, sums: MetricSums) -> None:
         """The row of training metrics that a step completes."""
-        loss, top1_error, top5_error = window.means()
+        loss, top1_error, top5_error = sums.means()
         row = Row(
             step=pending.step,
             epoch=self._calendar.epoch(pending.step),
@@ -151,14 +151,14 @@ class Trainer:
             top5_error=top5_error,
             learning_rate=pending.rate,
             images_per_second=self._speed.lap(),
-            examples=window.steps * self._model.config.batch_size,
+            examples=sums.steps * self._model.config.batch_size,
         )
         self._recorder.write(row)
         if warning := self._dead.warning(pending.step, row.loss):
             self._recorder.say(warning)
 
     def _pause(self, state: TrainState, progress: Progress) -> Progress:
-        """Validation, then checkpoint, where the calendar says."""
+        """Validation, then checkpoint, where the intervals say."""
         with self._speed.paused():
             error = None
             if self._calendar.validates_after(progress.step):
@@ -204,7 +204,7 @@ class Trainer:
         self._checkpoints.save(self._model, state, progress.as_dict(), error)
 
     def _stop(self, state: TrainState, progress: Progress) -> NoReturn:
-        """Saves what the calendar has not, and raises Interrupted."""
+        """Saves what the intervals have not, and raises Interrupted."""
         if progress.validation_due or not self._calendar.saves_after(progress.step):
             self._save(state, progress, None)
         why = self._interruption.requested or "a signal to another process"
@@ -224,10 +224,10 @@ class _OnDevices:
 
     def __init__(self, put: Callable[[Any, P], Any]):
         self._put = put
-        self._host: Knobs | None = None
+        self._host: StepHparams | None = None
         self._device: Any = None
 
-    def __call__(self, hparams: Knobs) -> Any:
+    def __call__(self, hparams: StepHparams) -> Any:
         if hparams != self._host:
             self._host, self._device = hparams, self._put(jax.tree.map(np.float32, hparams), P())
         return self._device
@@ -241,39 +241,39 @@ def train(config: Config) -> None:
         Interrupted: SIGTERM or SIGINT; what was done is saved.
     """
     run, dataset = start_run(config)
-    model = run.model
-    calendar = Calendar(config, len(dataset.splits["train"]), "validation" in dataset.splits)
-    taken = transferred_layers(model) if config.init else []
+    setup = run.setup
+    intervals = Intervals(config, len(dataset.splits["train"]), "validation" in dataset.splits)
+    transferred = transferred_layers(setup) if config.init else []
     with Interruption() as interruption, locked(config.workdir):
         workdir = open_for_training(config, dataset.fingerprint, dataset.classes, dataset.mean)
         with Checkpoints(workdir, keep=config.keep, writable=True) as checkpoints:
-            restored = checkpoints.restore_latest(model)
+            restored = checkpoints.restore_latest(setup)
             progress = Progress() if restored is None else Progress.from_dict(restored[1])
-            if progress.step < calendar.total_steps:
-                checkpoints.check_room(model)
-            state = _initial_state(model, taken) if restored is None else restored[0]
+            if progress.step < intervals.total_steps:
+                checkpoints.check_room(setup)
+            state = _initial_state(setup, transferred) if restored is None else restored[0]
             silent = jax.process_index() > 0
             with Recorder(
                 workdir,
                 resume_step=progress.step,
-                total_steps=calendar.total_steps,
+                total_steps=intervals.total_steps,
                 validation_due=progress.validation_due,
                 silent=silent,
                 log_examples=config.log_examples,
             ) as recorder:
                 recorder.say(
-                    f"{config.architecture} on {config.dataset}: step {progress.step} of {calendar.total_steps}, "
-                    f"mesh {model.mesh.data_size}x{model.mesh.tower_size} (data x tower), {config.spmd}, {config.precision}"
+                    f"{config.architecture} on {config.dataset}: step {progress.step} of {intervals.total_steps}, "
+                    f"mesh {setup.mesh.data_size}x{setup.mesh.tower_size} (data x tower), {config.spmd}, {config.precision}"
                 )
                 if config.init and restored is None:
-                    anew = ", ".join(layer for layer in model.shapes if layer not in taken) or "nothing"
-                    recorder.say(f"from {config.init}: {', '.join(taken)}; begins anew: {anew}")
-                Trainer(model, dataset, checkpoints, recorder, calendar, interruption).run(state, progress)
+                    anew = ", ".join(layer for layer in setup.shapes if layer not in transferred) or "nothing"
+                    recorder.say(f"from {config.init}: {', '.join(transferred)}; begins anew: {anew}")
+                Trainer(setup, dataset, checkpoints, recorder, intervals, interruption).run(state, progress)
 
 
-def _initial_state(model: Model, taken: list[str]) -> TrainState:
-    state = model.initial_state()
-    return transfer(model, state, taken) if taken else state
+def _initial_state(setup: Setup, transferred: list[str]) -> TrainState:
+    state = setup.initial_state()
+    return transfer(setup, state, transferred) if transferred else state
 
 
 def main(options: flags.FlagValues) -> None:

@@ -137,13 +137,13 @@ def measure_pipelines(config: Config, rounds: int, seconds: float, steps: int) -
     Raises:
         UserError: the data set is not prepared, or the mesh does not fit.
     """
-    model, dataset = inputs.open_input(config)
+    setup, dataset = inputs.open_input(config)
     split, batch_size = dataset.splits["train"], config.batch_size
     with tempfile.TemporaryDirectory() as folder:
         jpegs = write_jpegs(split, len(dataset.classes), folder)
         streams = [
-            *inputs.copies(split, batch_size), *inputs.loading(model, split), tfds_pipeline(jpegs, batch_size),
-            *torch_pipeline(jpegs, batch_size), *inputs.training(model, dataset),
+            *inputs.copies(split, batch_size), *inputs.loading(setup, split), tfds_pipeline(jpegs, batch_size),
+            *torch_pipeline(jpegs, batch_size), *inputs.training(setup, dataset),
         ]  # fmt: skip
         return inputs.measure_streams(config, streams, rounds, seconds, steps)
 

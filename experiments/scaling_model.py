@@ -24,7 +24,7 @@ from alexnet_jax.config import Config
 from alexnet_jax.figures import write_figure
 from alexnet_jax.layers import trace
 from alexnet_jax.mesh import make_mesh
-from alexnet_jax.step import Knobs, Model, Pixels, make_model, make_train_step
+from alexnet_jax.step import ImageStats, Setup, StepHparams, make_setup, make_train_step
 from alexnet_jax.system import cli, runtime
 from alexnet_jax.values import MeshShape
 
@@ -124,8 +124,8 @@ def predictions(machine: Machine, net: Network, batch: int, weak: bool) -> list[
 def traffic(config: Config, net: Network) -> dict[str, Any]:
     """Values that a device exchanges in one compiled training step of `config`: counted, and by the model."""
     mesh = make_mesh(config.mesh, config.table().towers, config.batch_size)
-    model = make_model(config, CLASSES, mesh)
-    text = make_train_step(model).lower(*_abstract_arguments(model)).compile().as_text()
+    setup = make_setup(config, CLASSES, mesh)
+    text = make_train_step(setup).lower(*_abstract_arguments(setup)).compile().as_text()
     counted = {"all-gather": 0, "all-reduce": 0, "reduce-scatter": 0}
     for shapes, kind in re.findall(COLLECTIVE, text):
         counted[kind] += sum(
@@ -145,8 +145,8 @@ def traffic(config: Config, net: Network) -> dict[str, Any]:
     }
 
 
-def _abstract_arguments(model: Model) -> tuple[Any, ...]:
-    config, mesh = model.config, model.mesh
+def _abstract_arguments(setup: Setup) -> tuple[Any, ...]:
+    config, mesh = setup.config, setup.mesh
 
     def on_mesh(tree: Any, specs: Any) -> Any:
         return jax.tree.map(
@@ -156,12 +156,12 @@ def _abstract_arguments(model: Model) -> tuple[Any, ...]:
             specs, tree, is_leaf=lambda node: isinstance(node, P),
         )  # fmt: skip
 
-    state = jax.eval_shape(model.initial_state)
+    state = jax.eval_shape(setup.initial_state)
     rate, size = np.float32(0), (config.image_size, config.image_size, 3)
-    rates = {layer: {"kernel": rate, "bias": rate} for layer in model.shapes}
-    pixels: Any = Pixels(np.zeros(size, np.float32), np.zeros((3, 3), np.float32))  # pyright: ignore
-    knobs: Any = Knobs(rates, rate)  # pyright: ignore
-    return (on_mesh(state, model.state_specs), on_mesh(noise_batch(config), P("data")), on_mesh(knobs, P()),
+    rates = {layer: {"kernel": rate, "bias": rate} for layer in setup.shapes}
+    pixels: Any = ImageStats(np.zeros(size, np.float32), np.zeros((3, 3), np.float32))  # pyright: ignore
+    knobs: Any = StepHparams(rates, rate)  # pyright: ignore
+    return (on_mesh(state, setup.state_specs), on_mesh(noise_batch(config), P("data")), on_mesh(knobs, P()),
             on_mesh(pixels, P()))  # fmt: skip
 
 

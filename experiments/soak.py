@@ -27,7 +27,7 @@ from alexnet_jax.mesh import make_mesh
 from alexnet_jax.run.checkpoint import Checkpoints
 from alexnet_jax.run.metrics import read_rows
 from alexnet_jax.run.workdir import provenance, read_config
-from alexnet_jax.step import TrainState, make_model
+from alexnet_jax.step import TrainState, make_setup
 from alexnet_jax.system import cli, runtime
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.signals import RESUME_STATUS
@@ -96,9 +96,9 @@ def kill_until_done(workdir: Path, data_dir: str, moving: bool, rng: random.Rand
 def state_of(workdir: Path) -> TrainState:
     """The state in the last checkpoint."""
     config = replace(read_config(str(workdir)), mesh=MeshShape(1, 1))
-    model = make_model(config, 14, make_mesh(MeshShape(1, 1), 2, config.batch_size))
+    setup = make_setup(config, 14, make_mesh(MeshShape(1, 1), 2, config.batch_size))
     with Checkpoints(workdir, keep=1, writable=False) as checkpoints:
-        restored = checkpoints.restore_latest(model)
+        restored = checkpoints.restore_latest(setup)
     if restored is None or restored[1]["step"] != STEPS:
         raise UserError(f"{workdir} has no checkpoint of step {STEPS}")
     return restored[0]

@@ -17,7 +17,7 @@ from alexnet_jax import mesh as meshes
 from alexnet_jax.config import Config, from_dict
 from alexnet_jax.data.example import Example, Listed, Source
 from alexnet_jax.data.splits import Batch
-from alexnet_jax.step import Model, make_model
+from alexnet_jax.step import Setup, make_setup
 from alexnet_jax.values import MeshShape, Spmd
 
 ROOT = Path(__file__).parents[1]
@@ -55,11 +55,11 @@ def damages_checkpoints(test: Callable) -> Callable:
 
 
 @functools.cache
-def small_model(spmd: str = "shard_map", mesh: str = "1x1", **fields) -> Model:
+def small_setup(spmd: str = "shard_map", mesh: str = "1x1", **fields) -> Setup:
     """The model of a small config on a mesh."""
     config = small_config(spmd=spmd, mesh=mesh, **fields)
-    topology = make_mesh(mesh, config.table().towers, config.batch_size, config.spmd)
-    return make_model(config, CLASSES, topology)
+    tower_mesh = make_mesh(mesh, config.table().towers, config.batch_size, config.spmd)
+    return make_setup(config, CLASSES, tower_mesh)
 
 
 def small_batch(count: int = 8, seed: int = 0) -> Batch:
@@ -74,9 +74,9 @@ def small_mean() -> np.ndarray:
     return np.full((SIZE, SIZE, 3), 127.0, np.float32)
 
 
-def constant_rates(model: Model, rate: float = 1e-3) -> dict:
+def constant_rates(setup: Setup, rate: float = 1e-3) -> dict:
     """One rate for every parameter."""
-    return {layer: {"kernel": np.float32(rate), "bias": np.float32(2 * rate)} for layer in model.shapes}
+    return {layer: {"kernel": np.float32(rate), "bias": np.float32(2 * rate)} for layer in setup.shapes}
 
 
 def tiny_source(seed: int = 0) -> Source:

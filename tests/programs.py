@@ -17,9 +17,9 @@ COMPILED_FOR = (
 
 def _key(argument: Any) -> Any:
     """What makes two arguments of a maker equal: a model, a mesh, a number or a tree of specs."""
-    from alexnet_jax.step import Model
+    from alexnet_jax.step import Setup
 
-    if isinstance(argument, Model):
+    if isinstance(argument, Setup):
         return argument.mesh, argument.classes, *(getattr(argument.config, name) for name in COMPILED_FOR)
     leaves, structure = jax.tree.flatten(argument, is_leaf=lambda node: isinstance(node, P))
     return structure, *leaves
@@ -44,9 +44,9 @@ def shared_programs() -> Iterator[None]:
     """What trainer, evaluation and checkpoints compile is compiled once. `alexnet_jax.step` itself stays as it is."""
     from alexnet_jax import evaluate, train
     from alexnet_jax.run import checkpoint
-    from alexnet_jax.step import Model
+    from alexnet_jax.step import Setup
 
-    initial_state = _once(Model.initial_state)
+    initial_state = _once(Setup.initial_state)
     with pytest.MonkeyPatch.context() as patch:
         for module, name in (
             (train, "make_train_step"), (train, "make_nonfinite_count"), (train, "MagnitudeMeter"), (train, "Evaluator"),
@@ -54,5 +54,5 @@ def shared_programs() -> Iterator[None]:
         ):  # fmt: skip
             patch.setattr(module, name, _once(getattr(module, name)))
         # A training step is given the state's memory, so every run gets a copy.
-        patch.setattr(Model, "initial_state", lambda model: jax.tree.map(lambda x: x.copy(), initial_state(model)))
+        patch.setattr(Setup, "initial_state", lambda setup: jax.tree.map(lambda x: x.copy(), initial_state(setup)))
         yield

@@ -17,13 +17,13 @@ def pictures(count, size, seed=0):
 
 def test_crops_are_slices_of_image_minus_mean():
     images, mean = pictures(3, 9)
-    top, left, mirrored = np.array([0, 2, 4]), np.array([4, 1, 0]), np.array([False, True, True])
+    top, left, flipped = np.array([0, 2, 4]), np.array([4, 1, 0]), np.array([False, True, True])
     scale = (2.0, 4.0, 5.0)
-    ours = crops(*map(jnp.asarray, (images, mean, top, left, mirrored)), 5, scale)
+    ours = crops(*map(jnp.asarray, (images, mean, top, left, flipped)), 5, scale)
     whole = images.astype(np.float32) - mean
     for n in range(3):
         expected = whole[n, top[n] : top[n] + 5, left[n] : left[n] + 5]
-        expected = expected[:, ::-1] if mirrored[n] else expected
+        expected = expected[:, ::-1] if flipped[n] else expected
         np.testing.assert_allclose(ours[n], expected / np.array(scale), rtol=1e-6)
 
 
@@ -37,8 +37,8 @@ def test_random_crops_are_uniform_and_mirrored_half_of_the_time():
     cropped = jax.jit(random_crops, static_argnums=(3, 4, 5))
     cut = np.asarray(cropped(images, jnp.zeros((size, size, 3)), keys, crop, UNSCALED, True))
     top, first, last = cut[:, 0, 0, 0], cut[:, 0, 0, 1], cut[:, 0, -1, 1]
-    mirrored = first > last
-    assert abs(mirrored.mean() - 0.5) < 5 * 0.5 / np.sqrt(count)
+    flipped = first > last
+    assert abs(flipped.mean() - 0.5) < 5 * 0.5 / np.sqrt(count)
     counts = np.histogram2d(top, np.minimum(first, last), bins=[np.arange(4), np.arange(4)])[0]
     # Chi-squared with 8 degrees of freedom: 31.8 is exceeded once in 10,000.
     assert ((counts - count / 9) ** 2 / (count / 9)).sum() < 31.8
@@ -101,8 +101,8 @@ def test_the_ten_views_are_corners_and_centre_and_their_mirrors():
     places = {(view.top, view.left) for view in ten}
     assert places == {(0, 0), (0, 32), (32, 0), (32, 32), (16, 16)}
     assert len(set(ten)) == 10
-    assert sum(view.mirrored for view in ten) == 5
-    assert [view.mirrored for view in ten] == [False] * 5 + [True] * 5
+    assert sum(view.flipped for view in ten) == 5
+    assert [view.flipped for view in ten] == [False] * 5 + [True] * 5
     assert views(1, 256, 224) == (ten[4],) == (View(16, 16, False),)
     with pytest.raises(ValueError, match="not 5"):
         views(5, 256, 224)

@@ -17,7 +17,7 @@ from alexnet_jax.benchmark.peers import Torch, peers
 from alexnet_jax.benchmark.worker import Failed, Worker
 from alexnet_jax.config import Config
 from alexnet_jax.layers import trace
-from alexnet_jax.step import make_model
+from alexnet_jax.step import make_setup
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.values import MeshShape
 
@@ -141,7 +141,7 @@ def test_bad_input_is_one_line(flags, message):
 
 def paper_model(**fields):
     config = Config(mesh=MeshShape(1, 1), **fields)
-    return make_model(config, 1000, make_mesh("1x1", config.table().towers, config.batch_size))
+    return make_setup(config, 1000, make_mesh("1x1", config.table().towers, config.batch_size))
 
 
 def test_the_operations_of_the_paper_are_counted():
@@ -200,15 +200,15 @@ def test_the_network_is_measured_and_drawn(tmp_path, monkeypatch):
     assert list(rows) == [f"alexnet_jax paper_eighth: {mode}" for mode in ("train", "forward", "evaluate", "ten views")]
     assert all(0 < row["low"] <= row["images_per_second"] <= row["high"] for row in rows.values())
     assert result["images_per_second"] == rows["alexnet_jax paper_eighth: train"]["images_per_second"]
-    model = paper_model(architecture="paper_eighth", crop_size=CROP, image_size=SIZE)
-    flops = training_flops(model.config.table(), CROP, 1000)
+    setup = paper_model(architecture="paper_eighth", crop_size=CROP, image_size=SIZE)
+    flops = training_flops(setup.config.table(), CROP, 1000)
     assert result["flops_per_image"] == flops
     assert result["flops_per_second"] == pytest.approx(result["images_per_second"] * flops)
     share = result["flops_per_second"] / result["matrix_product_flops_per_second"]
     assert result["of_matrix_product"] == pytest.approx(share)
     settings = {name: result["settings"][name] for name in ("architecture", "batch_size", "crop_size", "rounds", "steps")}
     assert settings == {"architecture": "paper_eighth", "batch_size": 8, "crop_size": CROP, "rounds": 2, "steps": 1}
-    macs = {one.name: one.multiply_adds for one in trace(model.config.table(), model.config.crop)}
+    macs = {one.name: one.multiply_adds for one in trace(setup.config.table(), setup.config.crop)}
     directions = ("forward", "weight gradient", "input gradient")
     assert {(each["layer"], each["direction"]) for each in result["layers"]} == {
         (layer, direction) for layer in macs for direction in directions

@@ -9,32 +9,32 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from networks import LAYOUTS, damages_checkpoints, small_model
+from networks import LAYOUTS, damages_checkpoints, small_setup
 
 from alexnet_jax.run.checkpoint import Checkpoints, chosen_step
-from alexnet_jax.step import Model, TrainState, make_checksum
+from alexnet_jax.step import Setup, TrainState, make_checksum
 from alexnet_jax.system.errors import UserError
 
 
-def whole_state(model, state: TrainState) -> list[np.ndarray]:
+def whole_state(setup, state: TrainState) -> list[np.ndarray]:
     """Every array, whichever way it lies."""
-    specs = model.state_specs
-    return jax.tree.leaves(TrainState(*(model.mesh.fetch(part, spec) for part, spec in zip(state, specs, strict=True))))
+    specs = setup.state_specs
+    return jax.tree.leaves(TrainState(*(setup.mesh.fetch(part, spec) for part, spec in zip(state, specs, strict=True))))
 
 
 @functools.cache
-def begun(spmd: str = "shard_map", mesh: str = "1x1", **fields) -> tuple[Model, TrainState]:
+def begun(spmd: str = "shard_map", mesh: str = "1x1", **fields) -> tuple[Setup, TrainState]:
     """A model with its initial state and a recognisable velocity, which no test gives away to a step."""
-    model = small_model(spmd, mesh, **fields)
-    state = model.initial_state()
-    return model, state._replace(optimizer=jax.tree.map(lambda x: x + 0.5, state.optimizer))
+    setup = small_setup(spmd, mesh, **fields)
+    state = setup.initial_state()
+    return setup, state._replace(optimizer=jax.tree.map(lambda x: x + 0.5, state.optimizer))
 
 
-def save(workdir, model, state, steps, errors=(), keep=2) -> None:
+def save(workdir, setup, state, steps, errors=(), keep=2) -> None:
     """Checkpoints of one state under several step numbers."""
     with Checkpoints(workdir, keep=keep, writable=True) as checkpoints:
         for step, error in zip(steps, errors or [None] * len(steps), strict=True):
-            checkpoints.save(model, state, {"step": step}, error)
+            checkpoints.save(setup, state, {"step": step}, error)
 
 
 def reading(workdir) -> Checkpoints:
@@ -44,17 +44,17 @@ def reading(workdir) -> Checkpoints:
 @pytest.fixture(scope="module", params=[("shard_map", "1x1"), ("pmap", "2x2")], ids=str)
 def saved(request, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("saved")
-    model, state = begun(*request.param)
-    save(workdir, model, state, [5])
-    return workdir, whole_state(model, state)
+    setup, state = begun(*request.param)
+    save(workdir, setup, state, [5])
+    return workdir, whole_state(setup, state)
 
 
-def check_restored(workdir: Path, expected: list[np.ndarray], model: Model) -> None:
+def check_restored(workdir: Path, expected: list[np.ndarray], setup: Setup) -> None:
     with reading(workdir) as checkpoints:
-        state, progress = checkpoints.restore_latest(model)
-        params = checkpoints.restore_params(model, 5)
+        state, progress = checkpoints.restore_latest(setup)
+        params = checkpoints.restore_params(setup, 5)
     assert progress == {"step": 5}
-    ours = whole_state(model, state)
+    ours = whole_state(setup, state)
     assert ours[0] == 5
     for restored, original in zip(ours[1:], expected[1:], strict=True):
         np.testing.assert_array_equal(restored, original)
@@ -66,7 +66,7 @@ def check_restored(workdir: Path, expected: list[np.ndarray], model: Model) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize(("spmd", "mesh"), LAYOUTS)
 def test_one_checkpoint_restores_on_every_mesh(saved, spmd, mesh):
-    check_restored(*saved, small_model(spmd, mesh))
+    check_restored(*saved, small_setup(spmd, mesh))
 
 
 @pytest.fixture(scope="module")
@@ -85,9 +85,9 @@ def copied(two, tmp_path) -> Path:
 
 
 def test_a_checkpoint_restores_on_another_mesh(tmp_path):
-    model, state = begun()
-    save(tmp_path, model, state, [5])
-    check_restored(tmp_path, whole_state(model, state), small_model(mesh="2x2"))
+    setup, state = begun()
+    save(tmp_path, setup, state, [5])
+    check_restored(tmp_path, whole_state(setup, state), small_setup(mesh="2x2"))
 
 
 def test_the_latest_and_the_best_are_kept(tmp_path):
@@ -108,18 +108,18 @@ def test_no_checkpoint_was_validated_or_there_is_none(two, tmp_path):
             chosen_step(checkpoints, "W", "best")
     with Checkpoints(tmp_path, keep=2, writable=True) as checkpoints:
         assert checkpoints.best_step() is None
-        assert checkpoints.restore_latest(small_model()) is None
+        assert checkpoints.restore_latest(small_setup()) is None
         with pytest.raises(UserError, match="--workdir=W has no finished checkpoint yet"):
             chosen_step(checkpoints, "W", "latest")
 
 
 def test_a_step_is_saved_again_with_its_validation(copied):
-    model, state = begun()
+    setup, state = begun()
     with Checkpoints(copied, keep=2, writable=True) as checkpoints:
-        checkpoints.save(model, state, {"step": 7, "again": True}, 12.5)
+        checkpoints.save(setup, state, {"step": 7, "again": True}, 12.5)
     with reading(copied) as checkpoints:
         assert (checkpoints.steps(), checkpoints.best_step()) == ([3, 7], 7)
-        assert checkpoints.restore_latest(model)[1] == {"step": 7, "again": True}
+        assert checkpoints.restore_latest(setup)[1] == {"step": 7, "again": True}
 
 
 def test_a_run_that_only_reads_makes_no_folder(tmp_path):
@@ -140,25 +140,25 @@ def test_what_an_interrupted_save_left_is_cleared_away_by_the_next_trainer_only(
 
 
 def test_a_checkpoint_needs_its_parameters_and_as_much_velocity(tmp_path, monkeypatch):
-    model, state = begun()
+    setup, state = begun()
     needed = 2 * sum(x.nbytes for x in jax.tree.leaves(state.params))
     usage = shutil.disk_usage(tmp_path)
     with Checkpoints(tmp_path, keep=2, writable=True) as checkpoints:
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed))
-        checkpoints.check_room(model)
+        checkpoints.check_room(setup)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(total=0, free=0))  # it does not say
-        checkpoints.check_room(model)
-        checkpoints.save(model, state, {"step": 3}, None)
+        checkpoints.check_room(setup)
+        checkpoints.save(setup, state, {"step": 3}, None)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed - 1))
         takes = rf"checkpoints cannot be written: a checkpoint takes {needed / 1e6:,.1f} MB and the disk has .* MB left"
         with pytest.raises(UserError, match=rf"{takes}; checkpoint 3 is kept"):
-            checkpoints.save(model, state, {"step": 4}, None)
+            checkpoints.save(setup, state, {"step": 4}, None)
         assert checkpoints.steps() == [3]
     with (
         Checkpoints(tmp_path / "other", keep=2, writable=True) as checkpoints,
         pytest.raises(UserError, match=rf"{takes}; there is no checkpoint yet"),
     ):
-        checkpoints.check_room(model)
+        checkpoints.check_room(setup)
 
 
 def largest_file(folder):
@@ -170,7 +170,7 @@ def largest_file(folder):
 @pytest.mark.parametrize("item", ["params", "optimizer", "progress"])
 @pytest.mark.parametrize("damage", ["truncate", "delete"])
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(copied, caplog, item, damage):
-    model, saved_state = begun()
+    setup, saved_state = begun()
     broken = largest_file(copied / "checkpoints" / "7" / item)
     if damage == "truncate":
         with broken.open("r+b") as file:
@@ -178,15 +178,15 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(copied, caplog,
     else:
         broken.unlink()
     with Checkpoints(copied, keep=2, writable=True) as checkpoints:
-        state, progress = checkpoints.restore_latest(model)
+        state, progress = checkpoints.restore_latest(setup)
         assert progress == {"step": 3}
         assert "checkpoint 7 cannot be read" in caplog.text
         assert checkpoints.steps() == [3]
         assert (copied / "damaged" / "7").exists()  # nothing is lost
-        checkpoints.save(model, state, {"step": 7}, None)  # and its place is free again
-    np.testing.assert_array_equal(whole_state(model, state)[1], whole_state(model, saved_state)[1])
+        checkpoints.save(setup, state, {"step": 7}, None)  # and its place is free again
+    np.testing.assert_array_equal(whole_state(setup, state)[1], whole_state(setup, saved_state)[1])
     with reading(copied) as checkpoints:
-        assert checkpoints.restore_latest(model)[1] == {"step": 7}
+        assert checkpoints.restore_latest(setup)[1] == {"step": 7}
 
 
 @damages_checkpoints
@@ -202,7 +202,7 @@ def test_no_readable_checkpoint_is_an_error_and_not_a_fresh_start(copied):
             UserError, match=r"none of the checkpoints \[3, 7\] in .* can be read; they are in damaged/ beside it"
         ),
     ):
-        checkpoints.restore_latest(small_model())
+        checkpoints.restore_latest(small_setup())
     assert sorted(path.name for path in (copied / "damaged").iterdir()) == ["3", "7", "7-2", "7-3"]
 
 
@@ -211,14 +211,14 @@ def test_parameters_that_cannot_be_read_are_an_error(copied):
     largest_file(copied / "checkpoints" / "7" / "params").unlink()
     with reading(copied) as checkpoints:
         with pytest.raises(UserError, match=r"checkpoint .*/7 cannot be read: \S"):
-            checkpoints.restore_params(small_model(), 7)
+            checkpoints.restore_params(small_setup(), 7)
         assert checkpoints.steps() == [3, 7]  # a reader leaves it where it is
 
 
 @pytest.mark.parametrize("item", ["params", "optimizer"])
 def test_a_value_that_changed_on_the_disk_is_not_trained_on(copied, caplog, item):
     """The newest checkpoint is written again by Orbax itself with one bit of one value turned: it parses."""
-    model = small_model()
+    setup = small_setup()
     folder = copied / "checkpoints" / "7" / item
     with ocp.StandardCheckpointer() as checkpointer:
         tree = jax.tree.map(np.array, checkpointer.restore(folder))
@@ -229,19 +229,19 @@ def test_a_value_that_changed_on_the_disk_is_not_trained_on(copied, caplog, item
     with reading(copied) as checkpoints:
         if item == "params":
             with pytest.raises(UserError, match=r"checkpoint .*/7 cannot be read: params has the checksum"):
-                checkpoints.restore_params(model, 7)
-        checkpoints.restore_params(model, 3)
+                checkpoints.restore_params(setup, 7)
+        checkpoints.restore_params(setup, 3)
     with Checkpoints(copied, keep=2, writable=True) as checkpoints:
-        assert checkpoints.restore_latest(model)[1] == {"step": 3}
+        assert checkpoints.restore_latest(setup)[1] == {"step": 3}
     assert f"checkpoint 7 cannot be read: {item} has the checksum" in caplog.text
 
 
 @pytest.mark.parametrize(("spmd", "mesh"), [("shard_map", "1x1"), ("shard_map", "4x2"), ("pmap", "2x2")])
 def test_the_checksum_is_that_of_the_whole_arrays_on_every_mesh(spmd, mesh):
-    model, state = begun(spmd, mesh)
-    found = model.mesh.fetch(make_checksum(model.mesh, model.specs)(state.params), jax.sharding.PartitionSpec())
+    setup, state = begun(spmd, mesh)
+    found = setup.mesh.fetch(make_checksum(setup.mesh, setup.specs)(state.params), jax.sharding.PartitionSpec())
     total = 0
-    for leaf in jax.tree.leaves(model.mesh.fetch(state.params, model.specs)):
+    for leaf in jax.tree.leaves(setup.mesh.fetch(state.params, setup.specs)):
         bits = leaf.reshape(-1).view(np.uint32).astype(np.uint64)
         weighted = bits * (2 * np.arange(bits.size, dtype=np.uint64) + 1) % 2**32
         total = (total * 16777619 + int(weighted.sum())) % 2**32
@@ -249,12 +249,12 @@ def test_the_checksum_is_that_of_the_whole_arrays_on_every_mesh(spmd, mesh):
 
 
 def test_a_checkpoint_of_another_network_is_named_and_left_alone(two):
-    model = small_model()
-    fewer = dataclasses.replace(model, shapes={name: leaf for name, leaf in model.shapes.items() if name != "conv4"})
-    more = dataclasses.replace(model, shapes=dict(model.shapes) | {"conv9": model.shapes["conv4"]})
+    setup = small_setup()
+    fewer = dataclasses.replace(setup, shapes={name: leaf for name, leaf in setup.shapes.items() if name != "conv4"})
+    more = dataclasses.replace(setup, shapes=dict(setup.shapes) | {"conv9": setup.shapes["conv4"]})
     for other, difference in (
         (
-            small_model(architecture="no_crosstalk"),
+            small_setup(architecture="no_crosstalk"),
             r"conv1.bias is \(2, 6\) there and \(2, 48\) for --architecture=no_crosstalk",
         ),
         (fewer, r"conv4.bias is \(2, 24\) there and missing for --architecture=paper_eighth"),

@@ -20,7 +20,7 @@ def test_every_field_is_a_flag_of_its_own_type():
         "--workdir=W", "--architecture=caffe", "--dropout=0.25", "--nomirror", "--batch_size=64", "--epochs=1.5",
         "--layer_rates=conv1:0.1@20,fc8:10", "--drop_epochs=3,4.5", "--fold=1/5",
     ])  # fmt: skip
-    assert (config.workdir, config.architecture, config.dropout, config.mirror) == ("W", "caffe", 0.25, False)
+    assert (config.workdir, config.architecture, config.dropout, config.flip) == ("W", "caffe", 0.25, False)
     assert (config.batch_size, config.epochs, config.drop_epochs) == (64, 1.5, (3.0, 4.5))
     assert config.layer_rates == (LayerRate("conv1", 0.1, 20.0), LayerRate("fc8", 10.0))
 

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import CLASSES, CROP, SIZE, run, small_mean, small_model, tiny_config
+from networks import CLASSES, CROP, SIZE, run, small_mean, small_setup, tiny_config
 
 from alexnet_jax.augment import views
-from alexnet_jax.data.loader import Feed
+from alexnet_jax.data.loader import Loader
 from alexnet_jax.data.splits import Subset, whole
 from alexnet_jax.data.store import Split
-from alexnet_jax.evaluate import Evaluator, make_viewer
+from alexnet_jax.evaluate import Evaluator, make_eval_fn
 from alexnet_jax.network import merge
 from alexnet_jax.train import train
 
@@ -25,28 +25,28 @@ def noise_split(count: int) -> Subset:
     return whole(Split(images, rng.integers(0, CLASSES, count).astype(np.int32)))
 
 
-def sharp_params(model, split: Subset):
+def sharp_params(setup, split: Subset):
     """Fresh parameters whose classifier is scaled and centred until it tells the images apart; the same on every mesh."""
-    plain = small_model(seed=model.config.seed)
+    plain = small_setup(seed=setup.config.seed)
     params = plain.initial_state().params
     centre = (SIZE - CROP) // 2
     pixels = split.parts[0].images[:8, centre : centre + CROP, centre : centre + CROP] - np.float32(127)
     params["fc8"]["kernel"] *= 300
     logits = jax.jit(lambda params, pixels: merge(plain.graph, params)(pixels))(params, pixels)
     params["fc8"]["bias"] = -logits.mean(0)
-    return model.mesh.put(jax.device_get(params), model.specs)
+    return setup.mesh.put(jax.device_get(params), setup.specs)
 
 
-def reference(model, params, split, view_count):
+def reference(setup, params, split, view_count):
     """One example at a time, views cut with NumPy, softmax averaged with NumPy."""
-    network = jax.jit(lambda params, pixels: merge(model.graph, params)(pixels))
+    network = jax.jit(lambda params, pixels: merge(setup.graph, params)(pixels))
     probabilities = []
     for image in split.parts[0].images:
         total = np.zeros(CLASSES)
         for view in views(view_count, SIZE, CROP):
             cut = image.astype(np.float32) - small_mean()
             cut = cut[view.top : view.top + CROP, view.left : view.left + CROP]
-            cut = cut[:, ::-1] if view.mirrored else cut
+            cut = cut[:, ::-1] if view.flipped else cut
             logits = np.asarray(network(params, jnp.asarray(cut[None]))[0], np.float64)
             total += np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
         probabilities.append(total / view_count)
@@ -59,11 +59,11 @@ def reference(model, params, split, view_count):
 @pytest.mark.slow
 @pytest.mark.parametrize("view_count", [1, 10])
 def test_centre_and_ten_views_against_numpy(view_count):
-    model, split = small_model(), noise_split(13)
-    params = sharp_params(model, split)
-    member, feed = (make_viewer(model, small_mean()), params), Feed(model.mesh, split)
-    score, kept = Evaluator(model.mesh, 8)([member], feed, view_count, keep=True)
-    probabilities, loss, top1, top5 = reference(model, params, split, view_count)
+    setup, split = small_setup(), noise_split(13)
+    params = sharp_params(setup, split)
+    member, feed = (make_eval_fn(setup, small_mean()), params), Loader(setup.mesh, split)
+    score, kept = Evaluator(setup.mesh, 8)([member], feed, view_count, keep=True)
+    probabilities, loss, top1, top5 = reference(setup, params, split, view_count)
     assert len(np.unique(probabilities.argmax(1))) > 1
     np.testing.assert_allclose(np.exp(kept), probabilities, rtol=1e-3, atol=1e-6)
     assert (score.examples, score.top1_error, score.top5_error) == (13, pytest.approx(top1), pytest.approx(top5))
@@ -76,10 +76,10 @@ def test_661_images_count_661_on_every_mesh_and_batch_size():
     for spmd, mesh, batch_size in [
         ("shard_map", "1x1", 64), ("shard_map", "1x2", 61), ("shard_map", "4x2", 64), ("pmap", "2x2", 100),
     ]:  # fmt: skip
-        model = small_model(spmd, mesh, batch_size=batch_size)
-        member = make_viewer(model, small_mean()), sharp_params(model, split)
+        setup = small_setup(spmd, mesh, batch_size=batch_size)
+        member = make_eval_fn(setup, small_mean()), sharp_params(setup, split)
         on_device = "yes" if mesh in ("1x2", "2x2") else "no"
-        scores.append(Evaluator(model.mesh, batch_size)([member], Feed(model.mesh, split, on_device))[0])
+        scores.append(Evaluator(setup.mesh, batch_size)([member], Loader(setup.mesh, split, on_device))[0])
     for score in scores:
         assert score.examples == 661
         assert (score.top1_error, score.top5_error) == (scores[0].top1_error, scores[0].top5_error)
@@ -88,11 +88,11 @@ def test_661_images_count_661_on_every_mesh_and_batch_size():
 
 @pytest.mark.slow
 def test_an_ensemble_averages_probabilities():
-    models = [small_model(), small_model(seed=1)]
+    models = [small_setup(), small_setup(seed=1)]
     split = noise_split(9)
-    members = [(make_viewer(model, small_mean()), sharp_params(model, split)) for model in models]
+    members = [(make_eval_fn(setup, small_mean()), sharp_params(setup, split)) for setup in models]
     evaluator = Evaluator(models[0].mesh, 4)
-    feed = Feed(models[0].mesh, split)
+    feed = Loader(models[0].mesh, split)
     single = [np.exp(evaluator([member], feed, keep=True)[1]) for member in members]
     assert np.abs(single[0] - single[1]).max() > 1e-3
     together = np.exp(evaluator(members, feed, keep=True)[1])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from absl import flags
 from matplotlib import pyplot as plt
-from networks import CROP, SIZE, run, small_model, tiny_config
+from networks import CROP, SIZE, run, small_setup, tiny_config
 from PIL import Image
 
 from alexnet_jax.config import Config
@@ -177,12 +177,12 @@ def test_the_nearest_images_are_those_of_a_search_by_hand(workdir, data_dir):
     """In batches of 16 of 50 training images, against every distance in float64."""
     trained = load_trained(str(workdir), batch_size=16)
     dataset = trained.data(str(data_dir))
-    judged, model = judge(trained, dataset.split("test")), small_model()
+    judged, setup = judge(trained, dataset.split("test")), small_setup()
     start = (SIZE - CROP) // 2
 
     @jax.jit
     def activations(params, pixels):
-        return merge(model.graph, params).activations(pixels, "fc7")
+        return merge(setup.graph, params).activations(pixels, "fc7")
 
     def fc7(split: Subset, numbers: np.ndarray) -> np.ndarray:
         pixels = split.read(numbers).images.astype(np.float32) - trained.mean

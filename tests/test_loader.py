@@ -10,7 +10,7 @@ from networks import LAYOUTS, make_mesh
 from test_splits import numbered
 
 from alexnet_jax.data import loader
-from alexnet_jax.data.loader import Feed
+from alexnet_jax.data.loader import Loader
 from alexnet_jax.data.splits import Order, Subset, fold_split, whole
 from alexnet_jax.data.store import Split
 from alexnet_jax.system.errors import UserError
@@ -24,15 +24,15 @@ def numbers(images):
 @pytest.mark.parametrize("on_device", ["yes", "no"])
 @pytest.mark.parametrize(("spmd", "mesh"), LAYOUTS)
 def test_batches_follow_the_order_from_any_step_on_every_mesh(spmd, mesh, on_device):
-    topology, split = make_mesh(mesh, 2, 32, spmd), numbered(300)
-    order, fed = Order(seed=1, examples=300, batch_size=32), Feed(topology, split, on_device)
+    tower_mesh, split = make_mesh(mesh, 2, 32, spmd), numbered(300)
+    order, fed = Order(seed=1, examples=300, batch_size=32), Loader(tower_mesh, split, on_device)
     assert fed.on_device == (on_device == "yes")
     for step, batch in enumerate(fed.batches(map(order.step, range(7, 12))), start=7):
-        images, labels = topology.fetch(batch, P("data"))
+        images, labels = tower_mesh.fetch(batch, P("data"))
         np.testing.assert_array_equal(labels, order.step(step))
         np.testing.assert_array_equal(numbers(images), order.step(step))
         if spmd == "shard_map":
-            assert batch.images.sharding.is_equivalent_to(topology.sharding(P("data")), 4)
+            assert batch.images.sharding.is_equivalent_to(tower_mesh.sharding(P("data")), 4)
     assert step == 11
 
 
@@ -42,24 +42,24 @@ def test_a_fold_is_fed_like_any_other_split(cuts, on_device):
     """Out of one, two and three parts. In one case the first part has as many images as the fold."""
     train, _ = fold_split(numbered(103, *cuts), 4, 5)
     assert len(train) == 83
-    topology, wanted = make_mesh("2x1", 2, 8), np.array([0, 80, 3, 3, 41, 79, 60, 1])
-    (batch,) = Feed(topology, train, on_device).batches([wanted])
+    tower_mesh, wanted = make_mesh("2x1", 2, 8), np.array([0, 80, 3, 3, 41, 79, 60, 1])
+    (batch,) = Loader(tower_mesh, train, on_device).batches([wanted])
     np.testing.assert_array_equal(np.asarray(batch.labels), train.labels[wanted])
     np.testing.assert_array_equal(numbers(batch.images), train.labels[wanted])
 
 
 def test_a_resident_set_is_transferred_once():
     """Afterwards only the numbers of the examples cross: 32 x 4 bytes, where the images have 32 x 12."""
-    topology, order = make_mesh("1x1", 1, 32), Order(seed=1, examples=300, batch_size=32)
-    fed = Feed(topology, numbered(300), "yes")
-    put, sizes = topology._place, []
+    tower_mesh, order = make_mesh("1x1", 1, 32), Order(seed=1, examples=300, batch_size=32)
+    fed = Loader(tower_mesh, numbered(300), "yes")
+    put, sizes = tower_mesh._place, []
 
     def counted(self, x, *arguments):
         sizes.append(x.nbytes)
         return put(x, *arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(topology), "_place", counted)
+        patch.setattr(type(tower_mesh), "_place", counted)
         list(fed.batches(map(order.step, range(5))))
     assert sizes == [32 * 4] * 5
 
@@ -79,9 +79,9 @@ def buffers(monkeypatch):
 def test_memory_is_reused_but_not_while_a_batch_lives(buffers):
     """The CPU device does not copy rows of a multiple of 64 bytes, so a buffer reused too soon changes a batch."""
     images = np.random.default_rng(0).integers(0, 256, (300, 16, 16, 3), dtype=np.uint8)
-    split, topology = whole(Split(images, np.arange(300, dtype=np.int32))), make_mesh("1x1", 2, 32)
+    split, tower_mesh = whole(Split(images, np.arange(300, dtype=np.int32))), make_mesh("1x1", 2, 32)
     order, held = Order(seed=1, examples=300, batch_size=32), {}
-    for step, batch in enumerate(Feed(topology, split).batches(map(order.step, range(60)))):
+    for step, batch in enumerate(Loader(tower_mesh, split).batches(map(order.step, range(60)))):
         if step in (0, 1, 7, 30):
             held[step] = batch
     assert step == 59
@@ -92,8 +92,8 @@ def test_memory_is_reused_but_not_while_a_batch_lives(buffers):
 
 
 def test_every_batch_that_is_held_keeps_its_content(buffers):
-    topology, order = make_mesh("1x1", 2, 32), Order(seed=1, examples=300, batch_size=32)
-    held = list(Feed(topology, numbered(300)).batches(map(order.step, range(12))))
+    tower_mesh, order = make_mesh("1x1", 2, 32), Order(seed=1, examples=300, batch_size=32)
+    held = list(Loader(tower_mesh, numbered(300)).batches(map(order.step, range(12))))
     for step, batch in enumerate(held):
         np.testing.assert_array_equal(numbers(batch.images), order.step(step))
     assert len(buffers) <= 12
@@ -101,16 +101,16 @@ def test_every_batch_that_is_held_keeps_its_content(buffers):
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 7, 41, 64])
 def test_batches_of_any_size_begin_at_a_multiple_of_64_bytes(buffers, monkeypatch, size):
-    topology, starts = make_mesh("1x1", 1, 1), []
-    put = type(topology).put_rows
+    tower_mesh, starts = make_mesh("1x1", 1, 1), []
+    put = type(tower_mesh).put_rows
 
     def noted(self, batch, *arguments):
         starts.append(batch.images.ctypes.data % 64)
         return put(self, batch, *arguments)
 
-    monkeypatch.setattr(type(topology), "put_rows", noted)
+    monkeypatch.setattr(type(tower_mesh), "put_rows", noted)
     order = [np.arange(size) * 4 + step for step in range(40)]
-    for wanted, batch in zip(order, Feed(topology, numbered(300)).batches(order), strict=True):
+    for wanted, batch in zip(order, Loader(tower_mesh, numbered(300)).batches(order), strict=True):
         np.testing.assert_array_equal(numbers(batch.images), wanted)
         np.testing.assert_array_equal(np.asarray(batch.labels), wanted)
     assert starts == [0] * 40
@@ -120,7 +120,7 @@ def test_batches_of_any_size_begin_at_a_multiple_of_64_bytes(buffers, monkeypatc
 @pytest.mark.parametrize(("first", "end"), [(0, 16), (0, 8), (8, 16), (4, 5)])
 def test_a_process_reads_and_hands_over_only_its_own_rows(monkeypatch, first, end):
     """As if it were one of several processes; test_loader_processes.py starts two."""
-    read, handed, plain, topology = [], [], Subset.read_into, make_mesh("1x1", 1, 16)
+    read, handed, plain, tower_mesh = [], [], Subset.read_into, make_mesh("1x1", 1, 16)
 
     def reading(self, examples, batch):
         read.extend(examples.tolist())
@@ -131,18 +131,18 @@ def test_a_process_reads_and_hands_over_only_its_own_rows(monkeypatch, first, en
         return batch
 
     monkeypatch.setattr(Subset, "read_into", reading)
-    monkeypatch.setattr(type(topology), "rows_here", lambda self, rows: (first, end))
-    monkeypatch.setattr(type(topology), "put_rows", handing)
+    monkeypatch.setattr(type(tower_mesh), "rows_here", lambda self, rows: (first, end))
+    monkeypatch.setattr(type(tower_mesh), "put_rows", handing)
     wanted = np.arange(64).reshape(4, 16)[:, ::-1]
-    assert len(list(Feed(topology, numbered(64)).batches(wanted))) == 4
+    assert len(list(Loader(tower_mesh, numbered(64)).batches(wanted))) == 4
     assert handed == [(row[first:end].tolist(), row[first:end].tolist(), first, 16) for row in wanted]
     assert sorted(read) == sorted(wanted[:, first:end].ravel().tolist())
 
 
 def test_auto_leaves_images_in_host_memory_where_the_device_is_the_host():
-    topology = make_mesh("1x1", 1, 32)
+    tower_mesh = make_mesh("1x1", 1, 32)
     assert jax.devices()[0].platform == "cpu"
-    assert not Feed(topology, numbered(10), "auto").on_device
+    assert not Loader(tower_mesh, numbered(10), "auto").on_device
 
 
 def devices_with(monkeypatch, *stats):
@@ -176,32 +176,32 @@ OTHER = {"bytes_limit": 10**9, "bytes_in_use": 0}
 )
 def test_auto_keeps_what_takes_up_to_half_of_the_free_device_memory_and_yes_what_fits(monkeypatch, stats, auto, yes):
     """The fullest device decides. A device that reports nothing is left out."""
-    topology, split = devices_with(monkeypatch, *stats), numbered(300)
-    assert Feed(topology, split, "auto").on_device == auto
-    assert not Feed(topology, split, "no").on_device
+    tower_mesh, split = devices_with(monkeypatch, *stats), numbered(300)
+    assert Loader(tower_mesh, split, "auto").on_device == auto
+    assert not Loader(tower_mesh, split, "no").on_device
     if yes:
-        assert Feed(topology, split, "yes").on_device
+        assert Loader(tower_mesh, split, "yes").on_device
         return
     with pytest.raises(UserError, match="--data_on_device=yes"):
-        Feed(topology, split, "yes")
+        Loader(tower_mesh, split, "yes")
 
 
 def test_the_error_about_images_that_do_not_fit_counts_gigabytes(monkeypatch):
-    topology = devices_with(monkeypatch, {"bytes_limit": 3 * 10**9, "bytes_in_use": 10**9})
+    tower_mesh = devices_with(monkeypatch, {"bytes_limit": 3 * 10**9, "bytes_in_use": 10**9})
     images = np.broadcast_to(np.uint8(0), (10**6, 64, 64, 3))
     said = r"^--data_on_device=yes: the images take 12\.3 GB and a device has 2\.0 GB free$"
     with pytest.raises(UserError, match=said):
-        Feed(topology, whole(Split(images, np.zeros(10**6, np.int32))), "yes")
+        Loader(tower_mesh, whole(Split(images, np.zeros(10**6, np.int32))), "yes")
 
 
 def test_a_feed_stops_its_threads_and_passes_their_error_on():
     before = set(threading.enumerate())
-    topology, split, order = make_mesh("1x1", 1, 32), numbered(300), Order(seed=1, examples=300, batch_size=32)
-    batches = Feed(topology, split).batches(map(order.step, range(1000)))
+    tower_mesh, split, order = make_mesh("1x1", 1, 32), numbered(300), Order(seed=1, examples=300, batch_size=32)
+    batches = Loader(tower_mesh, split).batches(map(order.step, range(1000)))
     next(batches)
     assert {thread.name.partition("_")[0] for thread in set(threading.enumerate()) - before} == {"run", "reader"}
     batches.close()
     assert not [thread for thread in set(threading.enumerate()) - before if thread.name.startswith(("run_ahead", "reader"))]
     broken = Subset(split.parts, split.rows[:10])
     with pytest.raises(IndexError):
-        list(Feed(topology, broken).batches(map(order.step, range(3))))
+        list(Loader(tower_mesh, broken).batches(map(order.step, range(3))))

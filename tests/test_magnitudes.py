@@ -4,12 +4,12 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from networks import constant_rates, small_batch, small_mean, small_model, tiny_config
+from networks import constant_rates, small_batch, small_mean, small_setup, tiny_config
 
 from alexnet_jax.run.checkpoint import Checkpoints
 from alexnet_jax.run.metrics import read_rows
-from alexnet_jax.run.param_stats import MagnitudeMeter
-from alexnet_jax.step import Knobs, Pixels, make_train_step
+from alexnet_jax.run.param_stats import ParamStatsMeter
+from alexnet_jax.step import ImageStats, StepHparams, make_train_step
 from alexnet_jax.train import train
 
 
@@ -37,9 +37,9 @@ def test_a_validation_records_what_the_checkpoints_hold(data_dir, tmp_path):
     rows = read_rows(tmp_path / "run")
     (row,) = (row for row in rows if row["split"] == "validation")
     assert not any("magnitudes" in row for row in rows if row["split"] == "train")
-    model = small_model()
+    setup = small_setup()
     with Checkpoints(tmp_path / "run", keep=9, writable=False) as checkpoints:
-        before, after = (checkpoints.restore_params(model, step) for step in (2, 3))
+        before, after = (checkpoints.restore_params(setup, step) for step in (2, 3))
     assert list(row["magnitudes"]) == list(after)
     for layer, values in row["magnitudes"].items():
         assert list(values) == ["kernel", "kernel_update", "bias", "bias_update"]
@@ -52,17 +52,17 @@ def test_a_validation_records_what_the_checkpoints_hold(data_dir, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("spmd", "mesh"), [("shard_map", "2x2"), ("pmap", "1x2")])
 def test_they_are_global_wherever_the_towers_lie_and_leave_the_state_alone(spmd, mesh):
-    model = small_model(spmd, mesh)
-    put, fetch = model.mesh.put, model.mesh.fetch
-    state = model.initial_state()
-    initial = fetch(state, model.state_specs).params
-    knobs = put(Knobs(constant_rates(model), np.float32(0.1)), P())
-    pixels = put(Pixels(small_mean(), np.eye(3, dtype=np.float32)), P())
-    state, _ = make_train_step(model)(state, put(small_batch(), P("data")), knobs, pixels)
-    before = fetch(state, model.state_specs)
+    setup = small_setup(spmd, mesh)
+    put, fetch = setup.mesh.put, setup.mesh.fetch
+    state = setup.initial_state()
+    initial = fetch(state, setup.state_specs).params
+    knobs = put(StepHparams(constant_rates(setup), np.float32(0.1)), P())
+    pixels = put(ImageStats(small_mean(), np.eye(3, dtype=np.float32)), P())
+    state, _ = make_train_step(setup)(state, put(small_batch(), P("data")), knobs, pixels)
+    before = fetch(state, setup.state_specs)
     with jax.transfer_guard("disallow"):
-        found = MagnitudeMeter(model)(state, constant_rates(model))
-    for ours, theirs in zip(jax.tree.leaves(fetch(state, model.state_specs)), jax.tree.leaves(before), strict=True):
+        found = ParamStatsMeter(setup)(state, constant_rates(setup))
+    for ours, theirs in zip(jax.tree.leaves(fetch(state, setup.state_specs)), jax.tree.leaves(before), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     for layer, values in found.items():
         for name in ("kernel", "bias"):

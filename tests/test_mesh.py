@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec as P
-from networks import CLASSES, CROP, LAYOUTS, make_mesh, small_model
+from networks import CLASSES, CROP, LAYOUTS, make_mesh, small_setup
 
 from alexnet_jax import ops
 from alexnet_jax.architectures import ARCHITECTURES
@@ -20,7 +20,7 @@ from alexnet_jax.system.errors import UserError
 
 @pytest.mark.parametrize(("spmd", "mesh"), LAYOUTS)
 def test_arrays_go_onto_the_devices_and_come_back(spmd, mesh):
-    topology = make_mesh(mesh, 2, 8, spmd)
+    tower_mesh = make_mesh(mesh, 2, 8, spmd)
     tree = {
         "kernel": np.arange(24, dtype=np.float32).reshape(2, 3, 4),
         "batch": np.arange(40, dtype=np.uint8).reshape(8, 5),
@@ -28,20 +28,20 @@ def test_arrays_go_onto_the_devices_and_come_back(spmd, mesh):
         "step": np.int32(7),
     }
     specs = {"kernel": P("tower"), "batch": P("data"), "maps": P("data", None, "tower"), "step": P()}
-    placed = topology.put(tree, specs)
-    jax.tree.map(np.testing.assert_array_equal, topology.fetch(placed, specs), tree)
-    whole = topology.from_compiled(placed, specs)
+    placed = tower_mesh.put(tree, specs)
+    jax.tree.map(np.testing.assert_array_equal, tower_mesh.fetch(placed, specs), tree)
+    whole = tower_mesh.from_compiled(placed, specs)
     assert whole["kernel"].sharding.spec == P("tower")
-    assert {shard.data.shape for shard in whole["kernel"].addressable_shards} == {(2 // topology.tower_size, 3, 4)}
-    again = topology.to_compiled(whole, specs)
-    jax.tree.map(np.testing.assert_array_equal, topology.fetch(again, specs), tree)
+    assert {shard.data.shape for shard in whole["kernel"].addressable_shards} == {(2 // tower_mesh.tower_size, 3, 4)}
+    again = tower_mesh.to_compiled(whole, specs)
+    jax.tree.map(np.testing.assert_array_equal, tower_mesh.fetch(again, specs), tree)
 
 
 @pytest.mark.parametrize(("spmd", "mesh"), LAYOUTS)
 def test_collectives_stay_in_their_row_or_column(spmd, mesh):
-    topology = make_mesh(mesh, 2, 8, spmd)
-    rows, columns = topology.data_size, topology.tower_size
-    data, tower = topology.data, topology.tower
+    tower_mesh = make_mesh(mesh, 2, 8, spmd)
+    rows, columns = tower_mesh.data_size, tower_mesh.tower_size
+    data, tower = tower_mesh.data, tower_mesh.tower
 
     def program(x):  # x: (1, 1), the device's number
         place = jnp.array([data.index(), tower.index()])
@@ -50,8 +50,8 @@ def test_collectives_stay_in_their_row_or_column(spmd, mesh):
 
     numbers = np.arange(rows * columns, dtype=np.float32).reshape(rows, columns)
     spec = P("data", "tower")
-    results = topology.compile(program, spec, spec)(topology.put(numbers, spec))
-    place, gathered, row_sum, column_sum, column_mean, total, slope = topology.fetch(results, spec)
+    results = tower_mesh.compile(program, spec, spec)(tower_mesh.put(numbers, spec))
+    place, gathered, row_sum, column_sum, column_mean, total, slope = tower_mesh.fetch(results, spec)
     np.testing.assert_array_equal(place.reshape(-1, 2), np.argwhere(np.ones_like(numbers)))
     np.testing.assert_array_equal(gathered.reshape(rows, columns, columns), np.repeat(numbers[:, None], columns, 1))
     np.testing.assert_array_equal(row_sum, np.repeat(numbers.sum(1, keepdims=True), columns, 1))
@@ -63,19 +63,19 @@ def test_collectives_stay_in_their_row_or_column(spmd, mesh):
 
 def compiled_forward(architecture: str) -> str:
     """The forward pass on two devices, one tower each, as XLA compiled it."""
-    model = small_model(mesh="1x2", architecture=architecture)
-    tower = model.mesh.tower
+    setup = small_setup(mesh="1x2", architecture=architecture)
+    tower = setup.mesh.tower
 
     def forward(params, pixels):
-        return merge(model.graph, params)(pixels, tower=tower)
+        return merge(setup.graph, params)(pixels, tower=tower)
 
-    compiled = model.mesh.compile(forward, (model.specs, P("data")), P("data"))
+    compiled = setup.mesh.compile(forward, (setup.specs, P("data")), P("data"))
     shapes = jax.tree.map(
-        lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=model.mesh.sharding(spec)),
-        model.shapes,
-        model.specs,
+        lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=setup.mesh.sharding(spec)),
+        setup.shapes,
+        setup.specs,
     )
-    pixels = jax.ShapeDtypeStruct((8, CROP, CROP, 3), jnp.float32, sharding=model.mesh.sharding(P("data")))
+    pixels = jax.ShapeDtypeStruct((8, CROP, CROP, 3), jnp.float32, sharding=setup.mesh.sharding(P("data")))
     return compiled.lower(shapes, pixels).compile().as_text()
 
 
@@ -162,17 +162,17 @@ def test_a_mesh_may_leave_devices_over():
 @pytest.mark.parametrize(("spmd", "mesh"), [("shard_map", "2x2"), ("pmap", "2x2"), ("shard_map", "4x2")])
 def test_rows_of_a_batch_go_to_their_row_of_the_mesh(spmd, mesh):
     """This process holds all rows; every device of a row of the mesh holds the same share."""
-    topology = make_mesh(mesh, 2, 8, spmd)
-    assert topology.rows_here(8) == (0, 8)
+    tower_mesh = make_mesh(mesh, 2, 8, spmd)
+    assert tower_mesh.rows_here(8) == (0, 8)
     rows = np.arange(24).reshape(8, 3)
-    spread = topology.put_rows(rows.reshape(8, 1, 3), 0, 8)
-    np.testing.assert_array_equal(topology.fetch(spread, P("data")), rows[:, None])
-    placed = topology.put_rows({"x": rows}, 0, 8)["x"]
-    np.testing.assert_array_equal(topology.fetch(placed, P("data")), rows)
+    spread = tower_mesh.put_rows(rows.reshape(8, 1, 3), 0, 8)
+    np.testing.assert_array_equal(tower_mesh.fetch(spread, P("data")), rows[:, None])
+    placed = tower_mesh.put_rows({"x": rows}, 0, 8)["x"]
+    np.testing.assert_array_equal(tower_mesh.fetch(placed, P("data")), rows)
     shares = {shard.device.id: np.asarray(shard.data).reshape(-1, 3) for shard in placed.addressable_shards}
-    for row, line in enumerate(topology.grid.devices):
+    for row, line in enumerate(tower_mesh.grid.devices):
         for device in line:
-            np.testing.assert_array_equal(shares[device.id], np.split(rows, len(topology.grid.devices))[row])
+            np.testing.assert_array_equal(shares[device.id], np.split(rows, len(tower_mesh.grid.devices))[row])
 
 
 def test_a_vote_counts_devices():
@@ -184,24 +184,24 @@ def test_a_vote_counts_devices():
 @pytest.mark.parametrize("spmd", ["shard_map", "pmap"])
 def test_a_process_gives_only_the_rows_that_it_has(spmd, monkeypatch):
     """As the process sees it that has the last row of the mesh, and is asked for nothing else."""
-    topology, rows = make_mesh("2x2", 2, 8, spmd), np.arange(48).reshape(8, 2, 3)
-    mine, asked = set(topology.grid.devices[-1]), []
+    tower_mesh, rows = make_mesh("2x2", 2, 8, spmd), np.arange(48).reshape(8, 2, 3)
+    mine, asked = set(tower_mesh.grid.devices[-1]), []
 
     def callback(shape, sharding, share):
         asked.extend(share(index) for device, index in sharding.devices_indices_map(shape).items() if device in mine)
         return jnp.zeros(())
 
     monkeypatch.setattr(jax, "make_array_from_callback", callback)
-    topology.put_rows(rows[4:], 4, 8)
+    tower_mesh.put_rows(rows[4:], 4, 8)
     assert len(asked) == 2
     for share in asked:
         np.testing.assert_array_equal(share.reshape(4, 2, 3), rows[4:])
 
 
 def test_results_of_several_processes_are_gathered_unless_every_one_has_them(monkeypatch):
-    topology = make_mesh("2x2", 2, 8)
+    tower_mesh = make_mesh("2x2", 2, 8)
     tree, specs = {"batch": np.arange(8, dtype=np.float32), "loss": np.float32(3)}, {"batch": P("data"), "loss": P()}
-    placed, gathered = topology.put(tree, specs), []
+    placed, gathered = tower_mesh.put(tree, specs), []
 
     def gather(x, tiled):
         gathered.append((x.shape, tiled))
@@ -210,7 +210,7 @@ def test_results_of_several_processes_are_gathered_unless_every_one_has_them(mon
     monkeypatch.setattr(multihost_utils, "process_allgather", gather)
     for processes, expected in ((1, []), (2, [((8,), True)])):
         monkeypatch.setattr(jax, "process_count", lambda processes=processes: processes)
-        jax.tree.map(np.testing.assert_array_equal, topology.fetch(placed, specs), tree)
+        jax.tree.map(np.testing.assert_array_equal, tower_mesh.fetch(placed, specs), tree)
         assert gathered == expected
 
 
@@ -258,8 +258,8 @@ def test_the_towers_are_figure_2_together_and_apart(norm):
     expected = jax.jit(figure_2, static_argnums=2)(params, images, norm)
     assert jnp.abs(expected).max() > 0.1
     for mesh in ("1x1", "1x2"):
-        topology = make_mesh(mesh, 2, 8)
-        program = lambda params, images, tower=topology.tower: merge(graph, params)(images, tower=tower)  # noqa: E731
-        compiled = topology.compile(program, (specs, P("data")), P("data"))
-        logits = compiled(topology.put(params, specs), topology.put(images, P("data")))
+        tower_mesh = make_mesh(mesh, 2, 8)
+        program = lambda params, images, tower=tower_mesh.tower: merge(graph, params)(images, tower=tower)  # noqa: E731
+        compiled = tower_mesh.compile(program, (specs, P("data")), P("data"))
+        logits = compiled(tower_mesh.put(params, specs), tower_mesh.put(images, P("data")))
         np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)

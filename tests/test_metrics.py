@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
-from alexnet_jax.run.metrics import Recorder, Row, SpeedMeter, Stopwatch, Window, read_rows
+from alexnet_jax.run.metrics import MetricSums, Recorder, Row, SpeedMeter, Stopwatch, read_rows
 
 
 def row(step: int, split: str = "train", **fields) -> Row:
@@ -166,7 +166,7 @@ def test_a_terminal_has_a_live_line_which_goes_with_the_run(tmp_path, monkeypatc
 
 
 def test_a_window_sums_its_steps():
-    window = Window().plus(2.0, 0.5, 0.25).plus(3.0, 0.25, 0.125)
+    window = MetricSums().plus(2.0, 0.5, 0.25).plus(3.0, 0.25, 0.125)
     assert window.as_dict() == {"steps": 2, "loss": 5.0, "top1": 0.75, "top5": 0.375}
     assert window.means() == (2.5, 37.5, 18.75)
 

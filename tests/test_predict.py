@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import CROP, ROOT, SIZE, run, small_model, tiny_config
+from networks import CROP, ROOT, SIZE, run, small_setup, tiny_config
 from pictures import bomb, broken, encode, recorded, smooth
 from PIL import Image
 
@@ -77,14 +77,14 @@ def test_the_command_line_with_bad_images_among_good_ones(trained, tmp_path, mon
 
     rows = [json.loads(line) for line in result.stdout.splitlines()]
     assert [row["image"] for row in rows] == [str(trained / "images" / f"{number:02d}.png") for number in range(11)]
-    model, loaded = small_model(), load_trained(str(trained / "run"))
+    setup, loaded = small_setup(), load_trained(str(trained / "run"))
     pixels = np.stack([np.asarray(Image.open(row["image"])) for row in rows]).astype(np.float32) - loaded.mean
     start = (SIZE - CROP) // 2
     pixels = jnp.asarray(pixels[:, start : start + CROP, start : start + CROP])
 
     @jax.jit
     def network(params, pixels):
-        return merge(model.graph, params)(pixels), merge(model.graph, params).activations(pixels, "fc7")
+        return merge(setup.graph, params)(pixels), merge(setup.graph, params).activations(pixels, "fc7")
 
     logits, fc7 = network(loaded.params, pixels)
     logits, fc7 = np.asarray(logits, np.float64), np.concatenate([np.asarray(x) for x in fc7], axis=-1)

@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
-from networks import CLASSES, CROP, LAYOUTS, constant_rates, make_mesh, small_batch, small_mean, small_model
+from networks import CLASSES, CROP, LAYOUTS, constant_rates, make_mesh, small_batch, small_mean, small_setup
 
 from alexnet_jax.data.splits import Batch
 from alexnet_jax.network import initial_params, merge
 from alexnet_jax.step import (
-    Knobs,
-    Model,
-    Pixels,
+    ImageStats,
+    Setup,
+    StepHparams,
     cross_entropy,
     example_keys,
     make_checksum,
@@ -29,30 +29,30 @@ from alexnet_jax.step import (
 
 
 @functools.cache
-def trainer(**fields) -> tuple[Model, Callable]:
+def trainer(**fields) -> tuple[Setup, Callable]:
     """A model and its compiled step, traced once."""
-    model = small_model(**fields)
-    return model, make_train_step(model)
+    setup = small_setup(**fields)
+    return setup, make_train_step(setup)
 
 
-def on_devices(model: Model, strength: float = 0.1) -> tuple[Knobs, Pixels]:
+def on_devices(setup: Setup, strength: float = 0.1) -> tuple[StepHparams, ImageStats]:
     """What the host gives every step."""
-    knobs = Knobs(constant_rates(model), np.float32(strength))
-    pixels = Pixels(small_mean(), np.diag([30.0, 20.0, 10.0]).astype(np.float32))
-    return model.mesh.put((knobs, pixels), P())
+    knobs = StepHparams(constant_rates(setup), np.float32(strength))
+    pixels = ImageStats(small_mean(), np.diag([30.0, 20.0, 10.0]).astype(np.float32))
+    return setup.mesh.put((knobs, pixels), P())
 
 
-def first_loss(model: Model, step: Callable, strength: float) -> float:
+def first_loss(setup: Setup, step: Callable, strength: float) -> float:
     """Of fresh parameters."""
-    batch = model.mesh.put(small_batch(), P("data"))
-    return float(model.mesh.fetch(step(model.initial_state(), batch, *on_devices(model, strength))[1].loss, P()))
+    batch = setup.mesh.put(small_batch(), P("data"))
+    return float(setup.mesh.fetch(step(setup.initial_state(), batch, *on_devices(setup, strength))[1].loss, P()))
 
 
 def train(steps: int, **fields) -> list[float]:
     """Losses of a few steps from fresh parameters."""
-    model, step = trainer(**fields)
-    put, fetch = model.mesh.put, model.mesh.fetch
-    constants, state = on_devices(model), model.initial_state()
+    setup, step = trainer(**fields)
+    put, fetch = setup.mesh.put, setup.mesh.fetch
+    constants, state = on_devices(setup), setup.initial_state()
     fresh, losses = jax.tree.leaves(state), []
     with compilations() as compiled:
         for number in range(steps):
@@ -105,17 +105,17 @@ def test_the_same_losses_on_every_mesh(spmd, mesh):
 
 def test_accumulated_micro_batches_are_the_whole_batch_one_after_the_other():
     np.testing.assert_allclose(train(2, mesh="2x1", accumulate=2), reference_losses()[:2], rtol=1e-4)
-    model, step = trainer(mesh="2x1", accumulate=2)
-    arguments = model.initial_state(), model.mesh.put(small_batch(), P("data")), *on_devices(model)
+    setup, step = trainer(mesh="2x1", accumulate=2)
+    arguments = setup.initial_state(), setup.mesh.put(small_batch(), P("data")), *on_devices(setup)
     (barrier,) = (line for line in step.lower(*arguments).as_text().splitlines() if "optimization_barrier" in line)
     # The second part waits for the whole sum of the first: its images, every gradient and the metrics.
-    assert barrier.partition("=")[2].count("%") == 1 + len(jax.tree.leaves(model.shapes)) + 3
+    assert barrier.partition("=")[2].count("%") == 1 + len(jax.tree.leaves(setup.shapes)) + 3
 
 
 def test_colour_noise_is_a_knob():
     """Off, it changes the loss of the first step and nothing else does: with it on the loss is the reference's."""
-    model, step = trainer()
-    losses = [first_loss(model, step, np.float32(strength)) for strength in (0.1, 0.0)]
+    setup, step = trainer()
+    losses = [first_loss(setup, step, np.float32(strength)) for strength in (0.1, 0.0)]
     assert losses[0] == reference_losses()[0]
     assert losses[1] != pytest.approx(losses[0], rel=1e-6)
 
@@ -143,19 +143,19 @@ def test_cross_entropy_is_numpys():
 
 def test_metrics_are_means_over_the_batch_and_errors_count_ranks():
     """With every rate at zero the step says of the batch what the network says: mean loss, top-1 and top-5 errors."""
-    model = small_model(mirror=False, dropout=0.0, colour_noise="none", image_size=CROP)
-    put, state, batch = model.mesh.put, model.initial_state(), small_batch(16)
+    setup = small_setup(flip=False, dropout=0.0, colour_noise="none", image_size=CROP)
+    put, state, batch = setup.mesh.put, setup.initial_state(), small_batch(16)
     batch = Batch(np.ascontiguousarray(batch.images[:, :CROP, :CROP]), batch.labels)
     params = jax.tree.map(np.array, state.params)
     params["fc8"]["kernel"] *= 300
     pixels = jnp.asarray(batch.images, jnp.float32) - 100
-    logits = np.asarray(jax.jit(lambda params, x: merge(model.graph, params)(x))(params, pixels), np.float64)
+    logits = np.asarray(jax.jit(lambda params, x: merge(setup.graph, params)(x))(params, pixels), np.float64)
     params["fc8"]["bias"] = np.float32(-logits.mean(0))  # centred, or all examples would be of one class
     logits += params["fc8"]["bias"]
-    hparams = put(Knobs(constant_rates(model, 0.0), np.float32(0.1)), P())
-    stats = put(Pixels(np.full((CROP, CROP, 3), 100, np.float32), np.eye(3, dtype=np.float32)), P())
-    state = state._replace(params=put(params, model.specs))
-    after, metrics = make_train_step(model)(state, put(batch, P("data")), hparams, stats)
+    hparams = put(StepHparams(constant_rates(setup, 0.0), np.float32(0.1)), P())
+    stats = put(ImageStats(np.full((CROP, CROP, 3), 100, np.float32), np.eye(3, dtype=np.float32)), P())
+    state = state._replace(params=put(params, setup.specs))
+    after, metrics = make_train_step(setup)(state, put(batch, P("data")), hparams, stats)
     losses = -np.log(np.exp(logits) / np.exp(logits).sum(1, keepdims=True))[np.arange(16), batch.labels]
     ranks = (logits > logits[np.arange(16), batch.labels][:, None]).sum(1)
     loss, top1, top5 = (float(value) for value in metrics)
@@ -168,31 +168,31 @@ def test_metrics_are_means_over_the_batch_and_errors_count_ranks():
 
 @pytest.mark.parametrize("mesh", ["1x1", "1x2"])
 def test_a_view_gives_log_probabilities_plus_the_logarithm_of_its_weight(mesh):
-    model, batch = small_model(mesh=mesh), small_batch()
-    params = jax.device_get(small_model().initial_state().params)
-    put, fetch = model.mesh.put, model.mesh.fetch
+    setup, batch = small_setup(mesh=mesh), small_batch()
+    params = jax.device_get(small_setup().initial_state().params)
+    put, fetch = setup.mesh.put, setup.mesh.fetch
     place = put((small_mean(), np.int32(1), np.int32(3), np.bool(True), np.float32(-2.5)), P())
-    found = fetch(make_view_step(model)(put(params, model.specs), put(batch.images, P("data")), *place), P("data"))
+    found = fetch(make_view_step(setup)(put(params, setup.specs), put(batch.images, P("data")), *place), P("data"))
     pixels = jnp.asarray(batch.images[:, 1 : 1 + CROP, 3 : 3 + CROP][:, :, ::-1], jnp.float32) - 127
-    logits = jax.jit(lambda params, x: merge(small_model().graph, params)(x))(params, pixels)
+    logits = jax.jit(lambda params, x: merge(small_setup().graph, params)(x))(params, pixels)
     np.testing.assert_allclose(found, jax.nn.log_softmax(logits) - 2.5, rtol=1e-4, atol=1e-4)
 
 
 def test_features_of_a_layer_are_the_networks_activations():
-    model = small_model(mesh="1x2")
-    params, batch = small_model().initial_state().params, small_batch()
-    features = make_feature_step(model, "conv3")
-    place = model.mesh.put((small_mean(), np.int32(1), np.int32(2)), P())
-    put = model.mesh.put(jax.device_get(params), model.specs)
-    found = model.mesh.fetch(features(put, model.mesh.put(batch.images, P("data")), *place), P("data"))
+    setup = small_setup(mesh="1x2")
+    params, batch = small_setup().initial_state().params, small_batch()
+    features = make_feature_step(setup, "conv3")
+    place = setup.mesh.put((small_mean(), np.int32(1), np.int32(2)), P())
+    put = setup.mesh.put(jax.device_get(params), setup.specs)
+    found = setup.mesh.fetch(features(put, setup.mesh.put(batch.images, P("data")), *place), P("data"))
     pixels = jnp.asarray(batch.images[:, 1 : 1 + CROP, 2 : 2 + CROP], jnp.float32) - 127
-    towers = merge(small_model().graph, params).activations(pixels, "conv3")
+    towers = merge(small_setup().graph, params).activations(pixels, "conv3")
     np.testing.assert_allclose(found, np.concatenate(towers, axis=-1), rtol=1e-4, atol=1e-5)
 
 
 def test_parameters_are_born_sharded():
-    model = small_model(mesh="4x2")
-    state = model.initial_state()
+    setup = small_setup(mesh="4x2")
+    state = setup.initial_state()
     kernel = state.params["fc6"]["kernel"]
     assert kernel.sharding.spec == P("tower")
     assert {shard.data.shape[0] for shard in kernel.addressable_shards} == {1}
@@ -204,9 +204,9 @@ def test_parameters_are_born_sharded():
 
 def test_initial_parameters_are_the_tables_and_drawn_apart_from_the_steps():
     """From the last number that a step can have. An eighth as wide, all deviations but conv1's are the root of 8 larger."""
-    table = small_model(bias_init=None).config.table()
+    table = small_setup(bias_init=None).config.table()
     draw = jax.jit(lambda key: initial_params(table, classes=CLASSES, crop_size=CROP, key=key))
-    params, other = (small_model(bias_init=None, seed=seed).initial_state().params for seed in (0, 1))
+    params, other = (small_setup(bias_init=None, seed=seed).initial_state().params for seed in (0, 1))
     for seed, drawn in enumerate((params, other)):
         expected = draw(jax.random.fold_in(jax.random.key(seed), np.uint32(2**32 - 1)))
         jax.tree.map(np.testing.assert_array_equal, drawn, expected)
@@ -228,12 +228,12 @@ def test_initial_parameters_are_the_tables_and_drawn_apart_from_the_steps():
 def test_bfloat16_computes_low_and_keeps_float32_masters():
     logits = {}
     for precision in ("float32", "bfloat16"):
-        model = small_model(precision=precision)
-        state = model.initial_state()
+        setup = small_setup(precision=precision)
+        state = setup.initial_state()
         assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype(jnp.float32)}
         pixels = jnp.asarray(small_batch().images[:, :CROP, :CROP], jnp.float32) - 127
 
-        def both(params, pixels, graph=model.graph):
+        def both(params, pixels, graph=setup.graph):
             network = merge(graph, params)
             return network.activations(pixels, "fc7")[0], network(pixels)
 
@@ -255,9 +255,9 @@ def test_rank_is_the_place_in_a_stable_sort():
 
 @pytest.mark.parametrize("mesh", ["1x1", "1x2"])
 def test_a_parameter_that_is_not_finite_is_counted_wherever_it_lies(mesh):
-    model = small_model(mesh=mesh)
-    params = model.initial_state().params
-    count = make_nonfinite_count(model)
+    setup = small_setup(mesh=mesh)
+    params = setup.initial_state().params
+    count = make_nonfinite_count(setup)
     assert count(params) == 0
     params["conv4"]["kernel"] = params["conv4"]["kernel"].at[1, 0, 0, 0, 0].set(jnp.inf)
     assert count(params) == 1

@@ -11,12 +11,12 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from networks import DEVICES, run, small_model, start, tiny_config, tiny_flags
+from networks import DEVICES, run, small_setup, start, tiny_config, tiny_flags
 
 from alexnet_jax.augment import COLOUR_NOISE
 from alexnet_jax.config import Config
 from alexnet_jax.run.checkpoint import Checkpoints
-from alexnet_jax.run.intervals import Calendar
+from alexnet_jax.run.intervals import Intervals
 from alexnet_jax.run.metrics import read_rows
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.train import Trainer, train
@@ -32,9 +32,9 @@ def rows_of(workdir: Path) -> list[dict]:
 
 def leaves_of(workdir: Path, step: int) -> list[np.ndarray]:
     """Every array of a checkpoint's state."""
-    model = small_model()
+    setup = small_setup()
     with Checkpoints(workdir, keep=1, writable=False) as checkpoints:
-        restored = checkpoints.restore_latest(model)
+        restored = checkpoints.restore_latest(setup)
     assert restored is not None
     assert restored[1]["step"] == step
     return [np.asarray(leaf) for leaf in jax.tree.leaves(restored[0])]
@@ -58,21 +58,21 @@ def assert_same(workdir: Path, other: Path, step: int) -> None:
 
 def test_calendar_of_a_run_with_partial_batches():
     """50 examples in batches of 8: epochs end within steps 7, 13, 19 and 25; three epochs are 18.75 steps."""
-    calendar = Calendar(Config(batch_size=8, epochs=3.0, log_every=5), 50, True)
-    steps = range(1, calendar.total_steps + 1)
-    assert calendar.total_steps == 19
-    assert [step for step in steps if calendar.validates_after(step)] == [7, 13, 19]
-    assert [step for step in steps if calendar.saves_after(step)] == [7, 13, 19]
-    assert [step for step in steps if calendar.logs(step)] == [5, 10, 15, 19]
+    intervals = Intervals(Config(batch_size=8, epochs=3.0, log_every=5), 50, True)
+    steps = range(1, intervals.total_steps + 1)
+    assert intervals.total_steps == 19
+    assert [step for step in steps if intervals.validates_after(step)] == [7, 13, 19]
+    assert [step for step in steps if intervals.saves_after(step)] == [7, 13, 19]
+    assert [step for step in steps if intervals.logs(step)] == [5, 10, 15, 19]
 
 
 def test_calendar_of_an_exact_epoch_and_given_intervals():
-    exact = Calendar(Config(batch_size=10, epochs=2.0), 50, True)
+    exact = Intervals(Config(batch_size=10, epochs=2.0), 50, True)
     assert [step for step in range(1, 11) if exact.validates_after(step)] == [5, 10]
-    given = Calendar(Config(batch_size=10, steps=10, eval_every=4, checkpoint_every=3), 50, True)
+    given = Intervals(Config(batch_size=10, steps=10, eval_every=4, checkpoint_every=3), 50, True)
     assert [step for step in range(1, 11) if given.validates_after(step)] == [4, 8, 10]
     assert [step for step in range(1, 11) if given.saves_after(step)] == [3, 6, 9, 10]
-    assert not any(Calendar(Config(batch_size=10, steps=5), 50, False).validates_after(step) for step in range(1, 6))
+    assert not any(Intervals(Config(batch_size=10, steps=5), 50, False).validates_after(step) for step in range(1, 6))
 
 
 def wait_for_checkpoint(process: subprocess.Popen[str], workdir: Path, step: int) -> None:
@@ -172,10 +172,10 @@ def test_a_run_that_goes_on_is_the_whole_run_bit_for_bit(data_dir, tmp_path, who
     """It ends before its third save, which no checkpoint knows of; a row's window and the plateau began before that."""
     save, cut = Checkpoints.save, tmp_path / "run"
 
-    def save_or_end(checkpoints, model, state, progress, error):
+    def save_or_end(checkpoints, setup, state, progress, error):
         if progress["step"] == 8:
             raise ZeroDivisionError
-        save(checkpoints, model, state, progress, error)
+        save(checkpoints, setup, state, progress, error)
 
     monkeypatch.setattr(Checkpoints, "save", save_or_end)
     with pytest.raises(ZeroDivisionError):
@@ -259,7 +259,7 @@ def test_colour_noise_ends_after_its_epochs(data_dir, tmp_path):
     """50 images in batches of 8: step 7 is the last that begins within the first epoch."""
     losses = {}
     for name, fields in {"none": {"colour_noise": "none"}, "never": {"colour_noise_epochs": 0}, "some": {}}.items():
-        defaults = {"colour_noise_epochs": 1.0, "steps": 9, "log_every": 1, "freeze": tuple(small_model().shapes)}
+        defaults = {"colour_noise_epochs": 1.0, "steps": 9, "log_every": 1, "freeze": tuple(small_setup().shapes)}
         train(tiny_config(data_dir, tmp_path / name, **defaults | fields))
         losses[name] = np.array([row["loss"] for row in read_rows(tmp_path / name) if row["split"] == "train"])
     np.testing.assert_allclose(losses["never"], losses["none"], rtol=1e-6)
@@ -270,14 +270,14 @@ def test_colour_noise_ends_after_its_epochs(data_dir, tmp_path):
 def test_a_dead_network_is_told_once_and_noise_ends_after_its_epochs(data_dir, tmp_path, capsys, monkeypatch):
     """Nothing is learned. 50 images in batches of 8: step 7 is the last that begins within the first epoch."""
     monkeypatch.setattr("alexnet_jax.run.diagnostics.DEAD_AFTER_STEPS", 4)
-    due, noises = Trainer._hparams, []
+    due, noises = Trainer.hparams_at, []
 
     def noted(trainer, progress):
         noises.append(due(trainer, progress).colour_noise)
         return due(trainer, progress)
 
     monkeypatch.setattr(Trainer, "_hparams", noted)
-    fields = {"colour_noise_epochs": 1.0, "steps": 9, "log_every": 1, "freeze": tuple(small_model().shapes)}
+    fields = {"colour_noise_epochs": 1.0, "steps": 9, "log_every": 1, "freeze": tuple(small_setup().shapes)}
     train(tiny_config(data_dir, tmp_path / "dead", **fields))
     assert noises == [COLOUR_NOISE] * 7 + [0.0] * 2
     said = " ".join(capsys.readouterr().err.split())
@@ -291,9 +291,9 @@ def test_a_dead_network_is_told_once_and_noise_ends_after_its_epochs(data_dir, t
 @pytest.mark.slow
 def test_frozen_layers_keep_their_parameters_and_the_others_learn(data_dir, tmp_path):
     train(tiny_config(data_dir, tmp_path / "frozen", freeze=("conv1", "fc7")))
-    fresh = small_model().initial_state().params
+    fresh = small_setup().initial_state().params
     with Checkpoints(tmp_path / "frozen", keep=1, writable=False) as checkpoints:
-        trained = checkpoints.restore_params(small_model(), 4)
+        trained = checkpoints.restore_params(small_setup(), 4)
     for layer in fresh:
         same = np.array_equal(fresh[layer]["kernel"], trained[layer]["kernel"])
         assert same == (layer in ("conv1", "fc7"))

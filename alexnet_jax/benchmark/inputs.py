@@ -24,11 +24,11 @@ from alexnet_jax.benchmark.ours import put_constants
 from alexnet_jax.benchmark.results import Throughputs, publish, ratio, row
 from alexnet_jax.config import Config
 from alexnet_jax.data.dataset import Dataset, open_dataset
-from alexnet_jax.data.loader import Feed
+from alexnet_jax.data.loader import Loader
 from alexnet_jax.data.splits import Order, Subset
 from alexnet_jax.mesh import make_mesh
 from alexnet_jax.run.workdir import provenance
-from alexnet_jax.step import Model, make_model, make_train_step
+from alexnet_jax.step import Setup, make_setup, make_train_step
 
 LOADER, RESIDENT = "store and loader, data_on_device=no", "store and loader, data_on_device=yes"
 FED, REPEATED = "training step, images from the store", "training step, the same batch again"
@@ -63,11 +63,11 @@ class InputStream:
     ratio: Ratio | None = None
 
 
-def open_input(config: Config) -> tuple[Model, Dataset]:
-    """The run's model and data set. Raises UserError if the set is not prepared or the mesh does not fit."""
+def open_input(config: Config) -> tuple[Setup, Dataset]:
+    """The run's network and data set. Raises UserError if the set is not prepared or the mesh does not fit."""
     dataset = open_dataset(config)
     mesh = make_mesh(config.mesh, config.table().towers, config.batch_size)
-    return make_model(config, len(dataset.classes), mesh), dataset
+    return make_setup(config, len(dataset.classes), mesh), dataset
 
 
 def copies(split: Subset, batch_size: int) -> Iterator[InputStream]:
@@ -89,35 +89,35 @@ def copies(split: Subset, batch_size: int) -> Iterator[InputStream]:
     yield InputStream("memory-map copy, in order", copied(mapped), ratio=Ratio("loader to memory-map copy", LOADER))
 
 
-def loading(model: Model, split: Subset) -> Iterator[InputStream]:
+def loading(setup: Setup, split: Subset) -> Iterator[InputStream]:
     """Store and loader in the order of training, from the host and from the devices."""
-    order = Order(model.config.seed, len(split), model.config.batch_size)
+    order = Order(setup.config.seed, len(split), setup.config.batch_size)
 
-    def batches(feed: Feed) -> Batches:
+    def batches(feed: Loader) -> Batches:
         for batch in feed.batches(map(order.step, itertools.count())):
             jax.block_until_ready(batch)
-            yield model.config.batch_size
+            yield setup.config.batch_size
 
     for name, data_on_device in ((LOADER, "no"), (RESIDENT, "yes")):
-        yield InputStream(name, batches(Feed(model.mesh, split, data_on_device)), os.cpu_count() or 1)
+        yield InputStream(name, batches(Loader(setup.mesh, split, data_on_device)), os.cpu_count() or 1)
 
 
-def training(model: Model, dataset: Dataset) -> Iterator[InputStream]:
+def training(setup: Setup, dataset: Dataset) -> Iterator[InputStream]:
     """The training step on the loader's batches, and on one batch that stays on the device."""
-    split, config = dataset.splits["train"], model.config
-    order, feed = Order(config.seed, len(split), config.batch_size), Feed(model.mesh, split, config.data_on_device)
-    step = make_train_step(model)
-    knobs, pixels = put_constants(model, config.learning_rate, dataset.mean, dataset.colours)
+    split, config = dataset.splits["train"], setup.config
+    order, feed = Order(config.seed, len(split), config.batch_size), Loader(setup.mesh, split, config.data_on_device)
+    step = make_train_step(setup)
+    hparams, stats = put_constants(setup, config.learning_rate, dataset.mean, dataset.colours)
 
     def steps(batches: Iterator[Any]) -> Batches:
-        state = model.initial_state()
+        state = setup.initial_state()
         for batch in batches:
-            state, metrics = step(state, batch, knobs, pixels)
+            state, metrics = step(state, batch, hparams, stats)
             jax.block_until_ready(metrics)
             yield config.batch_size
 
     fed = steps(feed.batches(map(order.step, itertools.count())))
-    repeated = steps(itertools.repeat(model.mesh.put(split.read(order.step(0)), P("data"))))
+    repeated = steps(itertools.repeat(setup.mesh.put(split.read(order.step(0)), P("data"))))
     cores, compared = os.cpu_count() or 1, Ratio("training from the store to the same batch again", FED)
     yield InputStream(FED, fed, cores, by_steps=True)
     yield InputStream(REPEATED, repeated, cores, by_steps=True, ratio=compared)
@@ -142,9 +142,9 @@ def measure_input(config: Config, rounds: int, seconds: float, steps: int) -> di
     Raises:
         UserError: the data set is not prepared, or the mesh does not fit.
     """
-    model, dataset = open_input(config)
+    setup, dataset = open_input(config)
     split = dataset.splits["train"]
-    streams = [*copies(split, config.batch_size), *loading(model, split), *training(model, dataset)]
+    streams = [*copies(split, config.batch_size), *loading(setup, split), *training(setup, dataset)]
     return measure_streams(config, streams, rounds, seconds, steps)
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from alexnet_jax import gradients
 from alexnet_jax.layers import Convolution, trace
 from alexnet_jax.network import convolve
-from alexnet_jax.step import Model
+from alexnet_jax.step import Setup
 
 
 class LayerRate(NamedTuple):
@@ -23,10 +23,10 @@ class LayerRate(NamedTuple):
     flops_per_second: float
 
 
-def measure_layers(model: Model, repeats: int) -> Iterator[LayerRate]:
+def measure_layers(setup: Setup, repeats: int) -> Iterator[LayerRate]:
     """Times every layer and direction on the first device: the median of `repeats` calls."""
-    batch, dtype = model.config.batch_size, jnp.dtype(model.config.precision)
-    for number, shapes in enumerate(trace(model.config.table(), model.config.crop, model.classes)):
+    batch, dtype = setup.config.batch_size, jnp.dtype(setup.config.precision)
+    for number, shapes in enumerate(trace(setup.config.table(), setup.config.crop, setup.classes)):
         layer, towers, side = shapes.layer, shapes.towers, shapes.in_side
         kernel = _noise(0, (towers, *shapes.kernel), dtype)
         if isinstance(layer, Convolution):

@@ -51,7 +51,7 @@ def measure_steps(config: Config, *, against: bool, layers: bool, rounds: int, s
     Raises:
         UserError: the mesh does not fit, PyTorch is missing, or no form of it runs.
     """
-    model = noise_model(config)
+    setup = noise_model(config)
     modes = MODES[:2] if against else MODES
     rows, ratios, tried = {}, {}, {}
     turns = 3 * rounds + 8 if against else rounds  # eight forms are tried, and two of them measured beside ours
@@ -68,7 +68,7 @@ def measure_steps(config: Config, *, against: bool, layers: bool, rounds: int, s
             ratios |= {f"ours / {peer}": ratio(throughputs, ours, peer) for peer in others}
     train = rows[Ours(config, "train").name]
     product = matrix_product(config.precision, PRODUCT_SIDE.get(jax.default_backend(), LARGE_PRODUCT_SIDE), 5)
-    flops = training_flops(config.table(), config.crop, model.classes)
+    flops = training_flops(config.table(), config.crop, setup.classes)
     return {
         "images_per_second": train["images_per_second"],
         "rows": rows,
@@ -76,10 +76,10 @@ def measure_steps(config: Config, *, against: bool, layers: bool, rounds: int, s
         "peak_memory_ratios": _memory_ratios(rows, train["peak_memory_bytes"]),
         "peers_tried": tried,
         "matrix_product_flops_per_second": product,
-        "flops_per_second": train["images_per_second"] * flops,
+        "flops_per_second": (achieved := train["images_per_second"] * flops),
         "of_matrix_product": achieved / product,
         "flops_per_image": flops,
-        "layers": [rate._asdict() for rate in measure_layers(model, steps)] if layers else [],
+        "layers": [rate._asdict() for rate in measure_layers(setup, steps)] if layers else [],
         "settings": {
             "architecture": config.architecture, "batch_size": config.batch_size, "crop_size": config.crop,
             "precision": config.precision, "mesh": as_dict(config)["mesh"], "rounds": rounds, "steps": steps,

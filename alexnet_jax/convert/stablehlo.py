@@ -33,7 +33,7 @@ def serialize(trained: Trained) -> bytes:
 
     def probabilities(images: UInt8[Array, "batch size size 3"]) -> Float[Array, "batch classes"]:
         pixels = (images[:, rows, columns].astype(jnp.float32) - mean) / scale
-        return jax.nn.softmax(merge(trained.model.graph, params)(pixels))
+        return jax.nn.softmax(merge(trained.setup.graph, params)(pixels))
 
     size = config.image_size
     shape = export.symbolic_shape(f"batch, {size}, {size}, 3")

@@ -21,7 +21,7 @@ _READERS = 4  # two are enough for a copy from memory; a disk is faster with mor
 _SHARE_OF_MEMORY = 0.5  # of a device's free memory; the network needs the rest
 
 
-class Feed:
+class Loader:
     """Gives the examples of a split as batches, sharded P('data') on the mesh."""
 
     def __init__(self, mesh: TowerMesh, split: Subset, data_on_device: str = "no"):

@@ -10,9 +10,9 @@ from jaxtyping import Float, Float32, Int, Int64, UInt8
 from rich.console import Console
 from rich.progress import track
 
-from alexnet_jax.data.loader import Feed
+from alexnet_jax.data.loader import Loader
 from alexnet_jax.data.splits import Subset, evaluation_order
-from alexnet_jax.evaluate import Evaluator, Score, make_viewer
+from alexnet_jax.evaluate import Evaluator, Score, make_eval_fn
 from alexnet_jax.inference.predictor import Features, Trained, top_classes
 from alexnet_jax.layers import Classifier
 
@@ -49,10 +49,10 @@ Query = tuple[Square, str, list[Neighbour]]  # image, class, nearest first
 
 def judge(trained: Trained, split: Subset) -> Judged:
     """Evaluates the network on a whole split."""
-    mesh = trained.model.mesh
-    member = make_viewer(trained.model, trained.mean), trained.params
+    mesh = trained.setup.mesh
+    member = make_eval_fn(trained.setup, trained.mean), trained.params
     quiet = not sys.stderr.isatty()
-    score, logs = Evaluator(mesh, trained.config.batch_size)([member], Feed(mesh, split), keep=True, quiet=quiet)
+    score, logs = Evaluator(mesh, trained.config.batch_size)([member], Loader(mesh, split), keep=True, quiet=quiet)
     return Judged(split, score, np.exp(np.asarray(logs)))
 
 

@@ -7,7 +7,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Float32, UInt8
 
 from alexnet_jax.augment import views
-from alexnet_jax.evaluate import Evaluator, Member, make_viewer
+from alexnet_jax.evaluate import EnsembleMember, Evaluator, make_eval_fn
 from alexnet_jax.layers import Classifier
 from alexnet_jax.run.open import Trained, open_run
 from alexnet_jax.step import make_feature_step
@@ -29,7 +29,7 @@ def load_trained(
     Raises:
         UserError: there is no such run or checkpoint, or it cannot be read.
     """
-    return open_run(workdir, mesh=mesh, batch_size=batch_size).restore(step)
+    return open_run(workdir, mesh=mesh, batch_size=batch_size, spmd="shard_map").restore(step)
 
 
 class Classification:
@@ -38,12 +38,12 @@ class Classification:
     def __init__(self, trained: Trained, view_count: int = 1):
         """`view_count`: 1 (centre) or 10."""
         self._trained, self._view_count = trained, view_count
-        self._evaluator = Evaluator(trained.model.mesh, trained.config.batch_size)
-        self._member: Member = (make_viewer(trained.model, trained.mean), trained.params)
+        self._evaluator = Evaluator(trained.setup.mesh, trained.config.batch_size)
+        self._member: EnsembleMember = (make_eval_fn(trained.setup, trained.mean), trained.params)
 
     def __call__(self, images: UInt8[np.ndarray, "count size size 3"]) -> Float32[np.ndarray, "count classes"]:
         """Of up to `batch_size` images."""
-        mesh = self._trained.model.mesh
+        mesh = self._trained.setup.mesh
         batch = mesh.put(_filled(images, self._trained.config.batch_size), P("data"))
         total = self._evaluator.log_probabilities([self._member], batch, self._view_count)
         return np.exp(mesh.fetch(total, P("data"))[: len(images)])
@@ -59,14 +59,14 @@ class Features:
             architecture = trained.config.architecture
             raise UserError(f"--{flag}={layer}: no such hidden layer; --architecture={architecture} has {', '.join(hidden)}")
         self.layer = layer
-        self._trained, self._step = trained, make_feature_step(trained.model, layer)
+        self._trained, self._step = trained, make_feature_step(trained.setup, layer)
         (centre,) = views(1, trained.config.image_size, trained.config.crop)
-        mesh = trained.model.mesh
+        mesh = trained.setup.mesh
         self._constants = mesh.put((trained.mean, np.int32(centre.top), np.int32(centre.left)), P())
 
     def __call__(self, images: UInt8[np.ndarray, "count size size 3"]) -> Float32[np.ndarray, "count ..."]:
         """Of up to `batch_size` images: (count, units) of a dense layer, (count, height, width, maps) of a convolution."""
-        mesh = self._trained.model.mesh
+        mesh = self._trained.setup.mesh
         batch = mesh.put(_filled(images, self._trained.config.batch_size), P("data"))
         found = mesh.fetch(self._step(self._trained.params, batch, *self._constants), P("data"))
         return np.asarray(found[: len(images)], np.float32)

@@ -20,16 +20,16 @@ from jax.sharding import PartitionSpec as P
 from orbax.checkpoint import checkpoint_managers
 
 from alexnet_jax.network import Params
-from alexnet_jax.step import Model, TrainState, make_checksum
+from alexnet_jax.step import Setup, TrainState, make_checksum
 from alexnet_jax.system.errors import UserError
 
 METRIC = "validation_top1_error"
 
 
-def _abstract(model: Model, tree: Any, specs: Any) -> Any:
+def _abstract(setup: Setup, tree: Any, specs: Any) -> Any:
     """Shapes with the shardings to restore to."""
     return jax.tree.map(
-        lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=model.mesh.sharding(spec)), tree, specs
+        lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=setup.mesh.sharding(spec)), tree, specs
     )
 
 
@@ -64,7 +64,7 @@ class Checkpoints:
                 shutil.rmtree(left_over)
         self._handlers = _handlers()
         self._manager = ocp.CheckpointManager(self.folder, options=options, handler_registry=self._handlers)
-        self._checksums: dict[tuple[int, str], tuple[Model, Any]] = {}  # compiled once for each model and item
+        self._checksums: dict[tuple[int, str], tuple[Setup, Any]] = {}  # compiled once for each network and item
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -83,11 +83,11 @@ class Checkpoints:
         step = self._manager.best_step()
         return None if step is None or self._manager.metrics(step) is None else step
 
-    def save(self, model: Model, state: TrainState, progress: dict[str, Any], error: float | None) -> None:
+    def save(self, setup: Setup, state: TrainState, progress: dict[str, Any], error: float | None) -> None:
         """Starts writing a checkpoint and returns once the state has left the devices.
 
         Args:
-            model: what the state belongs to.
+            setup: of the state.
             state: in the form that the train step returns.
             progress: host state, JSON-serialisable, with the step as `step`.
             error: top-1 validation error in percent at this step, if it was measured.
@@ -97,29 +97,29 @@ class Checkpoints:
         """
         with self._on_disk():
             self._manager.wait_until_finished()  # Orbax would too; old checkpoints are deleted by then
-            self.check_room(model)
-        specs, step = model.state_specs, progress["step"]
-        sums = {name: self._checksum(model, name, getattr(state, name)) for name in ("params", "optimizer")}
+            self.check_room(setup)
+        specs, step = setup.state_specs, progress["step"]
+        sums = {name: self._checksum(setup, name, getattr(state, name)) for name in ("params", "optimizer")}
         with self._on_disk():
             if step in self.steps():  # saved before its validation, which an interruption had put off
                 self._manager.delete(step)
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    params=ocp.args.StandardSave(model.mesh.from_compiled(state.params, specs.params)),
-                    optimizer=ocp.args.StandardSave(model.mesh.from_compiled(state.optimizer, specs.optimizer)),
+                    params=ocp.args.StandardSave(setup.mesh.from_compiled(state.params, specs.params)),
+                    optimizer=ocp.args.StandardSave(setup.mesh.from_compiled(state.optimizer, specs.optimizer)),
                     progress=ocp.args.JsonSave({**progress, "checksums": sums}),
                 ),
                 metrics=None if error is None else {METRIC: error},
             )
 
-    def check_room(self, model: Model) -> None:
+    def check_room(self, setup: Setup) -> None:
         """Before Orbax begins, whose threads tell of a full disk in hundreds of lines.
 
         Raises:
             UserError: the disk has no room for one more checkpoint; old ones are deleted after the new one is written.
         """
-        shapes = jax.tree.leaves((model.shapes, _optimizer_shapes(model)))
+        shapes = jax.tree.leaves((setup.shapes, _optimizer_shapes(setup)))
         wanted, disk = sum(x.size * x.dtype.itemsize for x in shapes), shutil.disk_usage(self.folder)
         if disk.total and disk.free < wanted:  # a disk without a size does not say what is free
             needs = f"a checkpoint takes {wanted / 1e6:,.1f} MB and the disk has {disk.free / 1e6:,.1f} MB left"
@@ -138,23 +138,23 @@ class Checkpoints:
     def _kept(self) -> str:
         return f"checkpoint {self.steps()[-1]} is kept" if self.steps() else "there is no checkpoint yet"
 
-    def _checksum(self, model: Model, name: str, tree: Any) -> int:
-        """Of the item `name` of a state on the model's mesh."""
-        key = (id(model), name)
+    def _checksum(self, setup: Setup, name: str, tree: Any) -> int:
+        """Of the item `name` of a state on the network's mesh."""
+        key = (id(setup), name)
         if key not in self._checksums:
-            self._checksums[key] = model, make_checksum(model.mesh, getattr(model.state_specs, name))
-        return int(model.mesh.fetch(self._checksums[key][1](tree), P()))
+            self._checksums[key] = setup, make_checksum(setup.mesh, getattr(setup.state_specs, name))
+        return int(setup.mesh.fetch(self._checksums[key][1](tree), P()))
 
-    def _changed(self, model: Model, progress: dict[str, Any], **items: Any) -> str:
-        """Which item of a state on the model's mesh is not what was saved; '' if all are."""
+    def _changed(self, setup: Setup, progress: dict[str, Any], **items: Any) -> str:
+        """Which item of a state on the network's mesh is not what was saved; '' if all are."""
         wanted = progress.get("checksums", {})
         for name, tree in items.items():
-            if name in wanted and (found := self._checksum(model, name, tree)) != wanted[name]:
+            if name in wanted and (found := self._checksum(setup, name, tree)) != wanted[name]:
                 return f"{name} has the checksum {found:08x} and was saved with {wanted[name]:08x}"
         return ""
 
-    def restore_latest(self, model: Model) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest checkpoint that can be read whole, on the model's mesh, with the host's progress; None without one.
+    def restore_latest(self, setup: Setup) -> tuple[TrainState, dict[str, Any]] | None:
+        """The newest checkpoint that can be read whole, on the network's mesh, with the host's progress; None without one.
 
         A damaged newer one is moved to W/damaged/ and said so; the run goes on from the one before.
 
@@ -163,10 +163,10 @@ class Checkpoints:
         """
         steps = self.steps()
         for step in reversed(steps):
-            self._check_shapes(model, step)
+            self._check_shapes(setup, step)
             restored, why = None, ""
             try:
-                restored = self._read(model, step)
+                restored = self._read(setup, step)
             except Exception as error:
                 why = _first_line(error)
             all_read = _everywhere(restored is not None)  # checksums need every process, so none starts on them alone
@@ -174,7 +174,7 @@ class Checkpoints:
                 why = why or "another process cannot read its share"
             else:
                 state, progress = restored
-                why = self._changed(model, progress, params=state.params, optimizer=state.optimizer)
+                why = self._changed(setup, progress, params=state.params, optimizer=state.optimizer)
                 progress.pop("checksums", None)
             if restored is not None and not why:
                 return restored
@@ -184,53 +184,53 @@ class Checkpoints:
             raise UserError(f"none of the checkpoints {steps} in {self.folder} can be read; they are in damaged/ beside it")
         return None
 
-    def restore_params(self, model: Model, step: int) -> Params:
-        """The parameters of one checkpoint on the model's mesh.
+    def restore_params(self, setup: Setup, step: int) -> Params:
+        """The parameters of one checkpoint on the network's mesh.
 
         Raises:
             UserError: it belongs to another network or is damaged.
         """
-        self._check_shapes(model, step)
+        self._check_shapes(setup, step)
         try:
-            params = self._arrays(model, step, "params", model.shapes)
-            why = self._changed(model, self._item(step, "progress", ocp.args.JsonRestore()), params=params)
+            params = self._arrays(setup, step, "params", setup.shapes)
+            why = self._changed(setup, self._item(step, "progress", ocp.args.JsonRestore()), params=params)
         except Exception as error:
             raise UserError(f"checkpoint {self.folder / str(step)} cannot be read: {_first_line(error)}") from error
         if why:
             raise UserError(f"checkpoint {self.folder / str(step)} cannot be read: {why}")
         return params
 
-    def _read(self, model: Model, step: int) -> tuple[TrainState, dict[str, Any]]:
+    def _read(self, setup: Setup, step: int) -> tuple[TrainState, dict[str, Any]]:
         """The state with the host's progress, its checksums included. Raises whatever Orbax does."""
-        specs, optimizer = model.state_specs, _optimizer_shapes(model)
+        specs, optimizer = setup.state_specs, _optimizer_shapes(setup)
         progress = self._item(step, "progress", ocp.args.JsonRestore())
-        counter = model.mesh.put(np.int32(progress["step"]), specs.step)
-        params = self._arrays(model, step, "params", model.shapes)
-        return TrainState(counter, params, self._arrays(model, step, "optimizer", optimizer)), progress
+        counter = setup.mesh.put(np.int32(progress["step"]), specs.step)
+        params = self._arrays(setup, step, "params", setup.shapes)
+        return TrainState(counter, params, self._arrays(setup, step, "optimizer", optimizer)), progress
 
     def _item(self, step: int, name: str, args: Any) -> Any:
         """Straight from the item's handler: the manager would have all processes wait for one whose read has failed."""
         handler: Any = self._handlers.get(name, args)
         return handler.restore(self.folder / str(step) / name, args=args)
 
-    def _arrays(self, model: Model, step: int, name: str, shapes: Any) -> Any:
-        specs = getattr(model.state_specs, name)
-        restored = self._item(step, name, ocp.args.StandardRestore(_abstract(model, shapes, specs)))
-        return model.mesh.to_compiled(restored, specs)
+    def _arrays(self, setup: Setup, step: int, name: str, shapes: Any) -> Any:
+        specs = getattr(setup.state_specs, name)
+        restored = self._item(step, name, ocp.args.StandardRestore(_abstract(setup, shapes, specs)))
+        return setup.mesh.to_compiled(restored, specs)
 
-    def _check_shapes(self, model: Model, step: int) -> None:
+    def _check_shapes(self, setup: Setup, step: int) -> None:
         """Raises UserError if the stored parameters have other names or shapes. What cannot be read is left to `_read`."""
         try:
             stored = self._manager.item_metadata(step)["params"].tree
             found = {_path(path): tuple(leaf.shape) for path, leaf in jax.tree.leaves_with_path(stored)}
         except Exception:
             return
-        wanted = {_path(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(model.shapes)}
+        wanted = {_path(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(setup.shapes)}
         for name in sorted(found.keys() | wanted.keys()):
             if found.get(name) != wanted.get(name):
                 raise UserError(
                     f"checkpoint {self.folder / str(step)} holds another network: {name} is {found.get(name, 'missing')} "
-                    f"there and {wanted.get(name, 'missing')} for --architecture={model.config.architecture}"
+                    f"there and {wanted.get(name, 'missing')} for --architecture={setup.config.architecture}"
                 )
 
     def _set_aside(self, step: int) -> None:
@@ -277,8 +277,8 @@ def _handlers() -> ocp.handlers.DefaultCheckpointHandlerRegistry:
     return registry
 
 
-def _optimizer_shapes(model: Model) -> Any:
-    return jax.eval_shape(model.transformation({}).init, model.shapes)
+def _optimizer_shapes(setup: Setup) -> Any:
+    return jax.eval_shape(setup.transformation({}).init, setup.shapes)
 
 
 def _path(path: tuple[Any, ...]) -> str:

@@ -6,11 +6,11 @@ from typing import Any
 
 from alexnet_jax.config import Config
 from alexnet_jax.optimizer import Plateau
-from alexnet_jax.run.metrics import Window
+from alexnet_jax.run.metrics import MetricSums
 
 
 @dataclass(frozen=True)
-class Calendar:
+class Intervals:
     """What happens after which step. Steps are counted from 1 here: `step` updates have been made."""
 
     config: Config
@@ -57,16 +57,16 @@ class Progress:
 
     step: int = 0
     plateau: Plateau = Plateau()
-    window: Window = Window()
+    sums: MetricSums = MetricSums()
     validation_due: bool = False  # an interruption has put off the validation after `step`
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        host = {"step": self.step, "plateau": self.plateau.as_dict(), "window": self.window.as_dict()}
+        host = {"step": self.step, "plateau": self.plateau.as_dict(), "window": self.sums.as_dict()}
         return host | {"validation_due": self.validation_due}
 
     @staticmethod
     def from_dict(content: dict[str, Any]) -> "Progress":
         """The reverse of `as_dict`."""
         due = content.get("validation_due", False)
-        return Progress(content["step"], Plateau(**content["plateau"]), Window(**content["window"]), due)
+        return Progress(content["step"], Plateau(**content["plateau"]), MetricSums.from_dict(content["window"]), due)

@@ -33,7 +33,7 @@ class Row:
     learning_rate: float
     images_per_second: float
     examples: int
-    magnitudes: Mapping[str, Mapping[str, float]] | None = None  # as of `magnitudes.MagnitudeMeter`
+    magnitudes: Mapping[str, Mapping[str, float]] | None = None  # as of `param_stats.ParamStatsMeter`
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON, without what is not there."""
@@ -41,25 +41,32 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Window:
+class MetricSums:
     """Sums over the training steps since the last row; kept in the checkpoint so that a resumed run writes the same row."""
 
     steps: int = 0
     loss: float = 0.0
-    top1: float = 0.0
-    top5: float = 0.0
+    top1_error: float = 0.0
+    top5_error: float = 0.0
 
-    def plus(self, loss: float, top1: float, top5: float) -> "Window":
+    def plus(self, loss: float, top1_error: float, top5_error: float) -> "MetricSums":
         """With one more step's means; errors as fractions."""
-        return Window(self.steps + 1, self.loss + loss, self.top1 + top1, self.top5 + top5)
+        return MetricSums(
+            self.steps + 1, self.loss + loss, self.top1_error + top1_error, self.top5_error + top5_error
+        )
 
     def means(self) -> tuple[float, float, float]:
         """Loss, and top-1 and top-5 error in percent."""
-        return self.loss / self.steps, 100 * self.top1 / self.steps, 100 * self.top5 / self.steps
+        return self.loss / self.steps, 100 * self.top1_error / self.steps, 100 * self.top5_error / self.steps
 
     def as_dict(self) -> dict[str, float]:
-        """For JSON."""
-        return asdict(self)
+        """For a checkpoint's JSON, whose names are older."""
+        return {"steps": self.steps, "loss": self.loss, "top1": self.top1_error, "top5": self.top5_error}
+
+    @staticmethod
+    def from_dict(content: Mapping[str, Any]) -> "MetricSums":
+        """The reverse of `as_dict`."""
+        return MetricSums(content["steps"], content["loss"], content["top1"], content["top5"])
 
 
 class Stopwatch:

@@ -15,7 +15,7 @@ from alexnet_jax.mesh import TowerMesh, make_mesh
 from alexnet_jax.network import Params
 from alexnet_jax.run.checkpoint import Checkpoints, chosen_step
 from alexnet_jax.run.workdir import read_classes, read_config, read_mean
-from alexnet_jax.step import Model, make_model
+from alexnet_jax.step import Setup, make_setup
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.values import MeshShape, Spmd
 
@@ -24,14 +24,14 @@ from alexnet_jax.values import MeshShape, Spmd
 class Run:
     """A run: its table traced to shapes on a mesh, its classes, and the mean image that it subtracts."""
 
-    model: Model
+    setup: Setup
     classes: tuple[str, ...]
     mean: Float32[np.ndarray, "size size 3"]
 
     @property
     def config(self) -> Config:
         """The flags of the run."""
-        return self.model.config
+        return self.setup.config
 
     @property
     def title(self) -> str:
@@ -60,8 +60,8 @@ class Run:
         """
         with Checkpoints(Path(self.config.workdir), keep=self.config.keep, writable=False) as checkpoints:
             chosen = chosen_step(checkpoints, self.config.workdir, step)
-            params = checkpoints.restore_params(self.model, chosen)
-        return Trained(self.model, self.classes, self.mean, params, chosen)
+            params = checkpoints.restore_params(self.setup, chosen)
+        return Trained(self.setup, self.classes, self.mean, params, chosen)
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def open_run(workdir: str, *, on: TowerMesh | None = None, **machine: Unpack[Mac
     classes, mean = read_classes(workdir), read_mean(config)
     if mean is None:  # an earlier version trained it
         mean = open_data(config).mean
-    return Run(make_model(config, len(classes), mesh), classes, mean)
+    return Run(make_setup(config, len(classes), mesh), classes, mean)
 
 
 def start_run(config: Config) -> tuple[Run, Dataset]:
@@ -129,7 +129,7 @@ def start_run(config: Config) -> tuple[Run, Dataset]:
             f"--schedule=plateau needs a validation split and {config.dataset} has none: "
             "hold out a tenth of train with --fold=0/10, or choose --schedule=steps"
         )
-    return Run(make_model(config, len(dataset.classes), mesh), dataset.classes, dataset.mean), dataset
+    return Run(make_setup(config, len(dataset.classes), mesh), dataset.classes, dataset.mean), dataset
 
 
 def open_data(config: Config) -> Dataset:

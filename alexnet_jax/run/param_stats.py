@@ -14,18 +14,18 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
 from alexnet_jax.optimizer import Rates
-from alexnet_jax.step import Model, TrainState
+from alexnet_jax.step import Setup, TrainState
 
 Magnitudes = Mapping[str, Mapping[str, float]]  # {"conv1": {"kernel": ..., "kernel_update": ..., "bias": ..., ...}, ...}
 
 
-class MagnitudeMeter:
+class ParamStatsMeter:
     """Mean absolute values over all towers. A program of its own: the training step stays as it is."""
 
-    def __init__(self, model: Model):
-        """`model`: whose states it will be shown."""
-        self._model = model
-        tower = model.mesh.tower
+    def __init__(self, setup: Setup):
+        """`setup`: of the states that it will see."""
+        self._model = setup
+        tower = setup.mesh.tower
 
         def mean(x: Float[Array, "..."], spec: P) -> Float[Array, ""]:
             # The last axis first: one float32 sum over millions of small numbers would lose some of them.
@@ -34,9 +34,9 @@ class MagnitudeMeter:
 
         def means(state: TrainState):
             velocity = optax.tree.get(state.optimizer, "trace")
-            return tuple(jax.tree.map(mean, tree, model.specs) for tree in (state.params, velocity))
+            return tuple(jax.tree.map(mean, tree, setup.specs) for tree in (state.params, velocity))
 
-        self._means = model.mesh.compile(means, (model.state_specs,), (P(), P()))
+        self._means = setup.mesh.compile(means, (setup.state_specs,), (P(), P()))
 
     def __call__(self, state: TrainState, rates: Rates) -> Magnitudes:
         """Of a state after a step that was made at these rates.

@@ -25,7 +25,7 @@ from alexnet_jax.config import define_flags as define_config_flags
 from alexnet_jax.convert.importer import Imported, check_params, convention, parse_mean, write_run
 from alexnet_jax.convert.pickles import read_arrays
 from alexnet_jax.mesh import make_mesh
-from alexnet_jax.step import make_model
+from alexnet_jax.step import make_setup
 from alexnet_jax.system import cli, runtime
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.values import MeshShape
@@ -100,9 +100,9 @@ def pretrained(path: Path, image_size: int, crop_size: int) -> tuple[Imported, s
     check(config)
     content = read_bytes(path)
     trained = convolutions(content, str(path))
-    model = make_model(config, len(CLASSES), make_mesh(MeshShape(1, 1), 1, 1))
+    setup = make_setup(config, len(CLASSES), make_mesh(MeshShape(1, 1), 1, 1))
     fresh = {
-        layer: {part: np.asarray(x) for part, x in both.items()} for layer, both in model.initial_state().params.items()
+        layer: {part: np.asarray(x) for part, x in both.items()} for layer, both in setup.initial_state().params.items()
     }
     imported = Imported(config, CLASSES, parse_mean("", "torchvision", image_size), fresh | trained)
     check_params(imported, path)
