@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 # What a program depends on. The other fields of a config are about files, intervals and rates, which are arguments.
 COMPILED_FOR = (
-    "architecture", "bias_init", "dropout", "precision", "image_size", "crop_size", "mirror", "colour_noise", "batch_size",
+    "architecture", "bias_init", "dropout", "precision", "image_size", "crop_size", "flip", "colour_noise", "batch_size",
     "accumulate", "momentum", "rate_in_velocity", "weight_decay", "bias_decay", "seed",
 )  # fmt: skip
 
@@ -49,7 +49,7 @@ def shared_programs() -> Iterator[None]:
     initial_state = _once(Setup.initial_state)
     with pytest.MonkeyPatch.context() as patch:
         for module, name in (
-            (train, "make_train_step"), (train, "make_nonfinite_count"), (train, "MagnitudeMeter"), (train, "Evaluator"),
+            (train, "make_train_step"), (train, "make_nonfinite_count"), (train, "ParamStatsMeter"), (train, "Evaluator"),
             (evaluate, "make_view_step"), (checkpoint, "make_checksum"),
         ):  # fmt: skip
             patch.setattr(module, name, _once(getattr(module, name)))

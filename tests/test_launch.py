@@ -40,7 +40,7 @@ def define_two(options: flags.FlagValues) -> None:
 def test_flags_of_the_environment_come_last_where_a_command_has_them(monkeypatch, capsys, extra, seen, said):
     monkeypatch.setenv("ALEXNET_FLAGS", extra)
     got = []
-    command = cli.Command("Tries.", define_two, lambda options: got.append((options.steps, options.flip)))
+    command = cli.Command("Tries.", define_two, lambda options: got.append((options.steps, options.mirror)))
     assert command(["--steps=2"]) == (seen is None)
     assert got == ([] if seen is None else [seen])
     stderr = capsys.readouterr().err

@@ -17,7 +17,7 @@ from alexnet_jax.mesh import make_mesh
 from alexnet_jax.run.checkpoint import Checkpoints
 from alexnet_jax.run.intervals import Progress
 from alexnet_jax.run.workdir import locked, open_for_training
-from alexnet_jax.step import Setup, TrainState, make_setup
+from alexnet_jax.step import TrainState, make_setup
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.values import MeshShape
 
@@ -116,7 +116,7 @@ def read_names(file: str, config: Config, count: int) -> tuple[str, ...]:
 
 def check_params(imported: Imported, path: Path) -> None:
     """Raises UserError if a parameter is missing, unknown, of the wrong type or shape, or not finite."""
-    setup = _model(imported.config, len(imported.classes))
+    setup = make_setup(imported.config, len(imported.classes), make_mesh(MeshShape(1, 1), 1, 1))
     found = {(layer, name): array for layer, part in imported.params.items() for name, array in part.items()}
     wanted = {(layer, name): shape for layer, part in setup.shapes.items() for name, shape in part.items()}
     for layer, name in sorted(found.keys() | wanted.keys()):
@@ -137,14 +137,10 @@ def write_run(imported: Imported, workdir: str, fingerprint: str) -> None:
     if workdir and (Path(workdir) / "config.json").exists():
         raise UserError(f"--workdir={workdir} holds a run already: name a new folder")
     config = replace(imported.config, workdir=workdir)
-    setup = _model(config, len(imported.classes))
+    setup = make_setup(config, len(imported.classes), make_mesh(MeshShape(1, 1), 1, 1))
     params = setup.mesh.put(imported.params, setup.specs)
     state = TrainState(np.int32(0), params, setup.transformation({}).init(params))  # pyright: ignore[reportArgumentType]
     with locked(workdir):
         folder = open_for_training(config, fingerprint, imported.classes, imported.mean)
         with Checkpoints(folder, keep=config.keep, writable=True) as checkpoints:
             checkpoints.save(setup, state, Progress().as_dict(), None)
-
-
-def _model(config: Config, classes: int) -> Setup:
-    return make_setup(config, classes, make_mesh(MeshShape(1, 1), 1, 1))

@@ -51,9 +51,7 @@ class MetricSums:
 
     def plus(self, loss: float, top1_error: float, top5_error: float) -> "MetricSums":
         """With one more step's means; errors as fractions."""
-        return MetricSums(
-            self.steps + 1, self.loss + loss, self.top1_error + top1_error, self.top5_error + top5_error
-        )
+        return MetricSums(self.steps + 1, self.loss + loss, self.top1_error + top1_error, self.top5_error + top5_error)
 
     def means(self) -> tuple[float, float, float]:
         """Loss, and top-1 and top-5 error in percent."""
