@@ -83,7 +83,7 @@ class Evaluator:
     def __call__(
         self,
         members: Sequence[EnsembleMember],
-        feed: Loader,
+        loader: Loader,
         view_count: int = 1,
         *,
         keep: bool = False,
@@ -94,7 +94,7 @@ class Evaluator:
 
         Args:
             members: networks on this evaluator's mesh.
-            feed: the examples.
+            loader: the examples.
             view_count: 1 (centre) or 10.
             keep: return the averaged log probabilities.
             quiet: show no progress.
@@ -104,9 +104,9 @@ class Evaluator:
             Interrupted: `stop` said so.
             RuntimeError: the examples judged are not all examples of the split.
         """
-        losses, ranks, kept, split = [], [], [], feed.split
+        losses, ranks, kept, split = [], [], [], loader.split
         order = list(evaluation_order(len(split), self._batch_size))
-        batches = feed.batches(numbers for numbers, _ in order)
+        batches = loader.batches(numbers for numbers, _ in order)
         steps = zip(order, batches, strict=True)
         for (_, real), batch in track(steps, "evaluating", len(order), console=Console(stderr=True), disable=quiet):
             if stop():
@@ -174,8 +174,8 @@ def main(options: flags.FlagValues) -> None:
     splits = [run.data().split(options.split) for run in runs]  # of each: all of them have to be there
     networks = [run.restore(options.step) for run in runs]
     members = [(make_eval_fn(network.setup, network.mean), network.params) for network in networks]
-    feed, quiet = Loader(mesh, splits[0]), not sys.stderr.isatty()
-    score, kept = Evaluator(mesh, batch_size)(members, feed, options.views, keep=bool(options.predictions), quiet=quiet)
+    loader, quiet = Loader(mesh, splits[0]), not sys.stderr.isatty()
+    score, kept = Evaluator(mesh, batch_size)(members, loader, options.views, keep=bool(options.predictions), quiet=quiet)
     if kept is not None:
         write_predictions(Path(options.predictions), kept, splits[0], runs[0].classes)
     steps = [network.step for network in networks]

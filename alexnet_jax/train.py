@@ -60,16 +60,16 @@ class Trainer:
         interruption: Interruption,
     ):
         config = setup.config
-        self._model, self._dataset, self._calendar = setup, dataset, intervals
+        self._setup, self._dataset, self._intervals = setup, dataset, intervals
         self._checkpoints, self._recorder, self._interruption = checkpoints, recorder, interruption
         self._schedule = Schedule(config, tuple(setup.shapes), intervals.examples, intervals.total_steps)
         self._train_step = make_train_step(setup)
         self._evaluator = Evaluator(setup.mesh, config.batch_size)
-        self._viewer = make_eval_fn(setup, dataset.mean)
+        self._eval_fn = make_eval_fn(setup, dataset.mean)
         used = ("train", "validation") if intervals.validates else ("train",)
-        self._feeds = {name: Loader(setup.mesh, dataset.splits[name], config.data_on_device) for name in used}
+        self._loaders = {name: Loader(setup.mesh, dataset.splits[name], config.data_on_device) for name in used}
         self._count_nonfinite = make_nonfinite_count(setup)
-        self._magnitudes = ParamStatsMeter(setup)
+        self._param_stats = ParamStatsMeter(setup)
         self._speed = SpeedMeter(config.batch_size)
         self._vote = setup.mesh.vote() if jax.process_count() > 1 else None
         self._dead = DeadNetwork(label_entropy(dataset.splits["train"].labels), len(dataset.classes))
@@ -83,8 +83,8 @@ class Trainer:
         """
         if progress.validation_due:
             progress = self._pause(state, progress)
-        hparams = _OnDevices(self._model.mesh.put)
-        stats = ImageStats(self._viewer.mean, self._model.mesh.put(self._dataset.colours, P()))
+        hparams = _OnDevices(self._setup.mesh.put)
+        stats = ImageStats(self._eval_fn.mean, self._setup.mesh.put(self._dataset.colours, P()))
         pending = None
         with contextlib.closing(self._batches(progress.step)) as batches, jax.transfer_guard("disallow"):
             for batch, examples in batches:
@@ -93,23 +93,23 @@ class Trainer:
                 progress, stopping = self._read(pending, progress)
                 progress = replace(progress, step=progress.step + 1)
                 pending = _Pending(progress.step, rate, metrics, examples, self._ask())
-                if self._calendar.pauses_after(progress.step):
+                if self._intervals.pauses_after(progress.step):
                     (progress, voted), pending = self._read(pending, progress), None
                     progress, stopping = self._pause(state, progress), stopping or voted
-                if self._stops(stopping) and progress.step < self._calendar.total_steps:
+                if self._stops(stopping) and progress.step < self._intervals.total_steps:
                     self._stop(state, self._read(pending, progress)[0])
 
     def _batches(self, first: int) -> Generator[tuple[Any, Int64[np.ndarray, "batch"]]]:
         """The batches of all steps from `first` on, each with the numbers of its examples."""
-        feed, config = self._feeds["train"], self._model.config
-        order = Order(config.seed, len(feed.split), config.batch_size)
-        ahead, shown = itertools.tee(map(order.step, range(first, self._calendar.total_steps)))
-        with contextlib.closing(feed.batches(ahead)) as batches:
+        loader, config = self._loaders["train"], self._setup.config
+        order = Order(config.seed, len(loader.split), config.batch_size)
+        ahead, shown = itertools.tee(map(order.step, range(first, self._intervals.total_steps)))
+        with contextlib.closing(loader.batches(ahead)) as batches:
             yield from zip(batches, shown, strict=True)
 
     def hparams_at(self, progress: Progress) -> StepHparams:
         """The learning rates and the colour noise of the step to come, on the host."""
-        noisy = self._calendar.epoch(progress.step) < self._model.config.colour_noise_epochs
+        noisy = self._intervals.epoch(progress.step) < self._setup.config.colour_noise_epochs
         rates = self._schedule.rates(progress.step, progress.plateau)
         return StepHparams(rates, COLOUR_NOISE if noisy else 0.0)  # pyright: ignore[reportArgumentType]
 
@@ -125,7 +125,7 @@ class Trainer:
         """Waits for a step, and records it. Returns the progress with its metrics, and whether the vote was to stop."""
         if pending is None:
             return progress, False
-        fetch = self._model.mesh.fetch
+        fetch = self._setup.mesh.fetch
         stopping = pending.vote is not None and bool(fetch(pending.vote, P()))
         loss, top1_error, top5_error = (float(value) for value in fetch(pending.metrics, P()))
         if not math.isfinite(loss):
@@ -133,7 +133,7 @@ class Trainer:
         self._speed.count()
         self._recorder.examples(pending.step, pending.examples)
         sums = progress.sums.plus(loss, top1_error, top5_error)
-        if self._calendar.logs(pending.step):
+        if self._intervals.logs(pending.step):
             self._write_row(pending, sums)
             sums = MetricSums()
         self._recorder.progress(pending.step, loss, top1_error, self._speed.last)
@@ -144,14 +144,14 @@ class Trainer:
         loss, top1_error, top5_error = sums.means()
         row = Row(
             step=pending.step,
-            epoch=self._calendar.epoch(pending.step),
+            epoch=self._intervals.epoch(pending.step),
             split="train",
             loss=loss,
             top1_error=top1_error,
             top5_error=top5_error,
             learning_rate=pending.rate,
             images_per_second=self._speed.lap(),
-            examples=sums.steps * self._model.config.batch_size,
+            examples=sums.steps * self._setup.config.batch_size,
         )
         self._recorder.write(row)
         if warning := self._dead.warning(pending.step, row.loss):
@@ -161,26 +161,26 @@ class Trainer:
         """Validation, then checkpoint, where the intervals say."""
         with self._speed.paused():
             error = None
-            if self._calendar.validates_after(progress.step):
+            if self._intervals.validates_after(progress.step):
                 try:
                     progress, error = self._validate(state, progress)
                 except Interrupted:
                     self._stop(state, replace(progress, validation_due=True))
-            if self._calendar.saves_after(progress.step):
+            if self._intervals.saves_after(progress.step):
                 self._save(state, progress, error)
         return progress
 
     def _validate(self, state: TrainState, progress: Progress) -> tuple[Progress, float]:
         """Top-1 error in percent on the validation split, recorded and shown to the schedule."""
-        step, config = progress.step, self._model.config
+        step, config = progress.step, self._setup.config
         watch = Stopwatch()
         # Several processes finish a validation: none of them may leave it alone.
         stop = lambda: not self._vote and self._interruption.requested  # noqa: E731
-        score, _ = self._evaluator([(self._viewer, state.params)], self._feeds["validation"], stop=stop)
+        score, _ = self._evaluator([(self._eval_fn, state.params)], self._loaders["validation"], stop=stop)
         self._recorder.write(
             Row(
                 step=step,
-                epoch=self._calendar.epoch(step),
+                epoch=self._intervals.epoch(step),
                 split="validation",
                 loss=score.loss,
                 top1_error=score.top1_error,
@@ -188,7 +188,7 @@ class Trainer:
                 learning_rate=self._schedule.rate(step - 1, progress.plateau),
                 images_per_second=score.examples / watch.lap(),
                 examples=score.examples,
-                magnitudes=self._magnitudes(state, self._schedule.rates(step - 1, progress.plateau)),
+                magnitudes=self._param_stats(state, self._schedule.rates(step - 1, progress.plateau)),
             )
         )
         max_drops = config.max_drops if config.schedule == "plateau" else 0
@@ -199,13 +199,13 @@ class Trainer:
         return replace(progress, plateau=plateau, validation_due=False), score.top1_error
 
     def _save(self, state: TrainState, progress: Progress, error: float | None) -> None:
-        if self._model.mesh.fetch(self._count_nonfinite(state.params), P()):
+        if self._setup.mesh.fetch(self._count_nonfinite(state.params), P()):
             raise self._diverged(progress.step, "a parameter is not finite")
-        self._checkpoints.save(self._model, state, progress.as_dict(), error)
+        self._checkpoints.save(self._setup, state, progress.as_dict(), error)
 
     def _stop(self, state: TrainState, progress: Progress) -> NoReturn:
         """Saves what the intervals have not, and raises Interrupted."""
-        if progress.validation_due or not self._calendar.saves_after(progress.step):
+        if progress.validation_due or not self._intervals.saves_after(progress.step):
             self._save(state, progress, None)
         why = self._interruption.requested or "a signal to another process"
         saved = f"{why}: stopped after step {progress.step}, which is saved"
@@ -215,7 +215,7 @@ class Trainer:
         steps = self._checkpoints.steps()
         kept = f"checkpoint {steps[-1]} is kept" if steps else "there is no checkpoint yet"
         return UserError(
-            f"step {step}: {what}; {kept}. Lower --learning_rate, which was {self._model.config.learning_rate:g}"
+            f"step {step}: {what}; {kept}. Lower --learning_rate, which was {self._setup.config.learning_rate:g}"
         )
 
 

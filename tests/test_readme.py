@@ -10,7 +10,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -134,24 +133,12 @@ def test_the_road_of_imagenet_word_for_word(tmp_path, tiny):
     assert json.loads((copy / "runs" / "imagenet2012" / "config.json").read_text())["dataset"]["classes"][999] == "n15075141"
 
 
-def names_in(lines: Iterable[str], pattern: str) -> list[str]:
-    """Every match, in order."""
-    return [name for line in lines for name in re.findall(pattern, line)]
-
-
-def test_the_packages_page_names_every_module_once_and_no_other():
-    (tree,) = re.findall(r"```\n(.*?)```", (ROOT / "alexnet_jax" / "README.md").read_text(), flags=re.DOTALL)
-    lines = tree.splitlines()
+def test_the_packages_page_names_every_module_and_folder_once_and_no_other():
     package = ROOT / "alexnet_jax"
-    there = {path.name for path in package.glob("*.py")} - {"__init__.py"}
-    there |= {f"{path.parent.name}/" for path in package.glob("*/__init__.py")}
-    named = names_in((line for line in lines if line.startswith("  ")), r"\b\w+(?:\.py\b|/)")
-    assert sorted(named) == sorted(there)
-    folders = names_in(lines, r"^\w+/")
-    assert [folder for folder in folders if not (ROOT / folder).is_dir()] == []
-    assert len(folders) == 4
-    (scripts,) = [line.partition(" ")[2].strip().split(", ") for line in lines if line.startswith("launch/")]
-    assert set(scripts) == {path.name for path in (ROOT / "launch").glob("[a-z]*")} - {"environment"}
+    there = [path.name for path in package.glob("*.py") if path.name != "__init__.py"]
+    there += [path.parent.name for path in package.glob("*/__init__.py")]
+    linked = re.findall(r"\]\(([a-z_]+(?:\.py)?)\)", (package / "README.md").read_text())
+    assert sorted(linked) == sorted(there)
 
 
 def test_the_tests_that_the_pages_name_exist():

@@ -91,7 +91,7 @@ def test_a_grid_has_every_combination_once(tmp_path):
 def test_flags_of_a_config_make_the_same_config():
     config = small_config(flip=False, layer_rates=["conv1:0.1@20", "fc8:10"], drop_epochs=["3", "4.5"], seed=7)
     assert with_values(small_config(), changed(config)) == config
-    assert "--nomirror" in as_flags(changed(config))
+    assert "--noflip" in as_flags(changed(config))
 
 
 def sweep_flags(folder: Path, data_dir: Path, *more: str, text: str = SPACE, **fields) -> list[str]:

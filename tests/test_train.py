@@ -56,7 +56,7 @@ def assert_same(workdir: Path, other: Path, step: int) -> None:
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_calendar_of_a_run_with_partial_batches():
+def test_intervals_of_a_run_with_partial_batches():
     """50 examples in batches of 8: epochs end within steps 7, 13, 19 and 25; three epochs are 18.75 steps."""
     intervals = Intervals(Config(batch_size=8, epochs=3.0, log_every=5), 50, True)
     steps = range(1, intervals.total_steps + 1)
@@ -66,7 +66,7 @@ def test_calendar_of_a_run_with_partial_batches():
     assert [step for step in steps if intervals.logs(step)] == [5, 10, 15, 19]
 
 
-def test_calendar_of_an_exact_epoch_and_given_intervals():
+def test_intervals_of_an_exact_epoch_and_given_intervals():
     exact = Intervals(Config(batch_size=10, epochs=2.0), 50, True)
     assert [step for step in range(1, 11) if exact.validates_after(step)] == [5, 10]
     given = Intervals(Config(batch_size=10, steps=10, eval_every=4, checkpoint_every=3), 50, True)
@@ -270,13 +270,13 @@ def test_colour_noise_ends_after_its_epochs(data_dir, tmp_path):
 def test_a_dead_network_is_told_once_and_noise_ends_after_its_epochs(data_dir, tmp_path, capsys, monkeypatch):
     """Nothing is learned. 50 images in batches of 8: step 7 is the last that begins within the first epoch."""
     monkeypatch.setattr("alexnet_jax.run.diagnostics.DEAD_AFTER_STEPS", 4)
-    due, noises = Trainer.hparams_at, []
+    hparams_at, noises = Trainer.hparams_at, []
 
     def noted(trainer, progress):
-        noises.append(due(trainer, progress).colour_noise)
-        return due(trainer, progress)
+        noises.append(hparams_at(trainer, progress).colour_noise)
+        return hparams_at(trainer, progress)
 
-    monkeypatch.setattr(Trainer, "_hparams", noted)
+    monkeypatch.setattr(Trainer, "hparams_at", noted)
     fields = {"colour_noise_epochs": 1.0, "steps": 9, "log_every": 1, "freeze": tuple(small_setup().shapes)}
     train(tiny_config(data_dir, tmp_path / "dead", **fields))
     assert noises == [COLOUR_NOISE] * 7 + [0.0] * 2

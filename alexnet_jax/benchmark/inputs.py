@@ -93,8 +93,8 @@ def loading(setup: Setup, split: Subset) -> Iterator[InputStream]:
     """Store and loader in the order of training, from the host and from the devices."""
     order = Order(setup.config.seed, len(split), setup.config.batch_size)
 
-    def batches(feed: Loader) -> Batches:
-        for batch in feed.batches(map(order.step, itertools.count())):
+    def batches(loader: Loader) -> Batches:
+        for batch in loader.batches(map(order.step, itertools.count())):
             jax.block_until_ready(batch)
             yield setup.config.batch_size
 
@@ -105,7 +105,7 @@ def loading(setup: Setup, split: Subset) -> Iterator[InputStream]:
 def training(setup: Setup, dataset: Dataset) -> Iterator[InputStream]:
     """The training step on the loader's batches, and on one batch that stays on the device."""
     split, config = dataset.splits["train"], setup.config
-    order, feed = Order(config.seed, len(split), config.batch_size), Loader(setup.mesh, split, config.data_on_device)
+    order, loader = Order(config.seed, len(split), config.batch_size), Loader(setup.mesh, split, config.data_on_device)
     step = make_train_step(setup)
     hparams, stats = put_constants(setup, config.learning_rate, dataset.mean, dataset.colours)
 
@@ -116,7 +116,7 @@ def training(setup: Setup, dataset: Dataset) -> Iterator[InputStream]:
             jax.block_until_ready(metrics)
             yield config.batch_size
 
-    fed = steps(feed.batches(map(order.step, itertools.count())))
+    fed = steps(loader.batches(map(order.step, itertools.count())))
     repeated = steps(itertools.repeat(setup.mesh.put(split.read(order.step(0)), P("data"))))
     cores, compared = os.cpu_count() or 1, Ratio("training from the store to the same batch again", FED)
     yield InputStream(FED, fed, cores, by_steps=True)

@@ -24,7 +24,7 @@ class ParamStatsMeter:
 
     def __init__(self, setup: Setup):
         """`setup`: of the states that it will see."""
-        self._model = setup
+        self._setup = setup
         tower = setup.mesh.tower
 
         def mean(x: Float[Array, "..."], spec: P) -> Float[Array, ""]:
@@ -43,8 +43,8 @@ class ParamStatsMeter:
 
         The update is the velocity, into which the rate has gone; with --norate_in_velocity it is the rate times that.
         """
-        weights, velocity = self._model.mesh.fetch(self._means(state), P())
-        inside = self._model.config.rate_in_velocity
+        weights, velocity = self._setup.mesh.fetch(self._means(state), P())
+        inside = self._setup.config.rate_in_velocity
         found: dict[str, dict[str, float]] = {}
         for layer, values in weights.items():
             found[layer] = {}
