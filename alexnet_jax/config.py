@@ -57,7 +57,9 @@ class Config:
         choices=("float32", "bfloat16"),
         fixed_on_resume=False,
     )
-    init: str = _field("", "folder of a run whose last parameters this one starts from; a head of other size begins anew")
+    init: str = _field(
+        "", "folder of a run whose last parameters this one starts from; layers of another shape are re-initialised"
+    )
     init_layers: tuple[str, ...] = _field((), "layers taken over from --init, comma-separated; default: all that fit")
     # Data
     dataset: str = _field("groceries", "'groceries' (embedded photographs), 'synthetic', 'folder:PATH', or a TFDS name")

@@ -1,9 +1,8 @@
 """Where everything lives: the (data, tower) mesh, the sharding of every array, and the collectives between devices.
 
-The per-device step is written once against two `Axis` objects and runs unchanged under `jax.shard_map` and `jax.pmap`
-(`alexnet_jax.pmap`). A
-device in row d and column t of the mesh holds the d-th share of every batch and the t-th share of the towers, whose
-parameters lead with a tower axis.
+The per-device step is written once against two `Axis` objects and runs unchanged under `jax.shard_map` and `jax.pmap`. The
+device in row d and column t of the mesh holds the d-th share of every batch and the t-th share of the towers. Parameters
+lead with a tower axis.
 """
 
 from collections.abc import Callable
@@ -66,7 +65,7 @@ class Axis:
         return jax.tree.map(lambda total: total / self.size, self.sum(tree))
 
     def sum_of_partials(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        """The sum over the axis of partial results, where every device goes on to the same loss: fc8's logits.
+        """The sum over the axis of partial results, after which every device computes the same loss: fc8's logits.
 
         Every device already holds the whole gradient of the sum. The transpose of a plain psum would add these equal
         gradients once more and scale all that lies below by the number of towers.

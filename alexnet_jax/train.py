@@ -209,7 +209,7 @@ class Trainer:
             self._save(state, progress, None)
         why = self._interruption.requested or "a signal to another process"
         saved = f"{why}: stopped after step {progress.step}, which is saved"
-        raise Interrupted(f"{saved}; the same command goes on (exit status {RESUME_STATUS})")
+        raise Interrupted(f"{saved}; rerun the same command to resume (exit status {RESUME_STATUS})")
 
     def _diverged(self, step: int, what: str) -> UserError:
         steps = self._checkpoints.steps()
@@ -266,8 +266,8 @@ def train(config: Config) -> None:
                     f"mesh {setup.mesh.data_size}x{setup.mesh.tower_size} (data x tower), {config.spmd}, {config.precision}"
                 )
                 if config.init and restored is None:
-                    anew = ", ".join(layer for layer in setup.shapes if layer not in transferred) or "nothing"
-                    recorder.say(f"from {config.init}: {', '.join(transferred)}; begins anew: {anew}")
+                    fresh = ", ".join(layer for layer in setup.shapes if layer not in transferred) or "nothing"
+                    recorder.say(f"from {config.init}: {', '.join(transferred)}; re-initialised: {fresh}")
                 Trainer(setup, dataset, checkpoints, recorder, intervals, interruption).run(state, progress)
 
 

@@ -250,7 +250,7 @@ def test_fine_tuning_with_a_new_head_and_frozen_layers(places, scale, imported):
         "--schedule=constant", "--log_every=1", "--eval_every=100",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert "conv1, conv2, conv3, conv4, conv5, fc7, fc8; begins anew: fc6" in result.stderr
+    assert "conv1, conv2, conv3, conv4, conv5, fc7, fc8; re-initialised: fc6" in result.stderr
     before, after = load_trained(str(places / "caffe")), load_trained(str(tuned))
     assert (after.step, after.config.mean) == (2, "own")
     np.testing.assert_array_equal(before.mean, after.mean)

@@ -72,7 +72,7 @@ def test_a_signal_before_the_first_step_saves_it_and_the_same_command_goes_on(
         done = run("train", *flags)
     assert done.returncode == RESUME_STATUS == 75
     assert done.stderr.splitlines()[-1] == (
-        f"{number.name}: stopped after step 1, which is saved; the same command goes on (exit status 75)"
+        f"{number.name}: stopped after step 1, which is saved; rerun the same command to resume (exit status 75)"
     )
     assert "Traceback" not in done.stderr
     assert saved_in(tmp_path / "run") == [1]

@@ -135,7 +135,7 @@ def test_the_convolutions_alone_are_taken_over_and_can_be_frozen(pretrained, div
     assert not (tmp_path / "run").exists()
     result = run("train", *command, f"--init={pretrained}")
     assert result.returncode == 0, result.stderr
-    assert f"{pretrained}: conv1, conv2, conv3, conv4, conv5; begins anew: fc6, fc7, fc8" in result.stderr
+    assert f"{pretrained}: conv1, conv2, conv3, conv4, conv5; re-initialised: fc6, fc7, fc8" in result.stderr
     params, source = load_trained(str(tmp_path / "run")).params, load_trained(str(pretrained)).params
     for number, layer in enumerate(arrays(divisor)["AlexNet_0"].values(), 1):
         for part, array in layer.items():

@@ -1,8 +1,8 @@
 """Checkpoints through Orbax: parameters, optimiser state and the host's progress, one format for every mesh.
 
 W/checkpoints/<step>/ has the items `params`, `optimizer` and `progress` (JSON). Arrays are stored whole, with their tower
-axis, and land on whatever mesh asks for them. Their checksums, made on the devices before saving, lie in `progress`: what a
-disk has changed is not trained on.
+axis, and are restored onto any mesh. Their checksums are made on the devices before saving and stored in `progress`: they
+detect corruption on disk.
 """
 
 import contextlib
@@ -156,7 +156,7 @@ class Checkpoints:
     def restore_latest(self, setup: Setup) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest checkpoint that can be read whole, on the network's mesh, with the host's progress; None without one.
 
-        A damaged newer one is moved to W/damaged/ and said so; the run goes on from the one before.
+        A damaged newer one is reported and moved to W/damaged/; the one before is restored.
 
         Raises:
             UserError: a checkpoint of another network, or checkpoints of which none can be read.

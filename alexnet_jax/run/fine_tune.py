@@ -9,7 +9,7 @@ from alexnet_jax.system.errors import UserError
 def transferred_layers(setup: Setup) -> list[str]:
     """The layers that a run takes over from the one that --init names: --init_layers, or all of the same shapes.
 
-    Without --init_layers, dense layers of other shapes, such as the head for other classes, begin anew.
+    Without --init_layers, dense layers of another shape are re-initialised, such as the head for other classes.
 
     Raises:
         UserError: there is no such run, or one of its convolutions or of --init_layers does not fit.

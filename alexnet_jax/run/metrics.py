@@ -123,7 +123,7 @@ def read_rows(workdir: Path, until_step: int | None = None, name: str = "metrics
 
 
 def _reopened(workdir: Path, name: str, resume_step: int, silent: bool, validation_due: bool = False) -> TextIO:
-    """A record to go on with, without what is about to be written again."""
+    """A record to append to, without the rows that will be written again."""
     if silent:
         return open(os.devnull, "a")
     rows = read_rows(workdir, resume_step, name)

@@ -135,7 +135,7 @@ def _check_resumable(path: Path, config: Config, fingerprint: str) -> None:
     if stored["dataset"]["fingerprint"] != fingerprint:
         raise UserError(
             f"--workdir={path.parent} holds a run on other data: --dataset={config.dataset} under "
-            f"--data_dir={config.data_dir} was prepared anew with other content"
+            f"--data_dir={config.data_dir} has been prepared again with other content"
         )
 
 
