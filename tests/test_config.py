@@ -149,3 +149,10 @@ def test_more_devices_than_are_forced_are_refused_in_a_process_of_its_own(data_d
     said = process.communicate(timeout=120)[1]
     assert process.returncode == 1
     assert said.startswith("error: --mesh=2x2 needs 4 devices and 2 are present")
+
+
+def test_old_names_of_flags_still_open_flag_files_and_runs():
+    assert not from_words(["--nomirror"]).flip
+    values = as_dict(Config())
+    assert not from_dict({"mirror": False} | {name: value for name, value in values.items() if name != "flip"}).flip
+    assert "mirror" not in values

@@ -15,6 +15,7 @@ from networks import DEVICES, run, small_setup, start, tiny_config, tiny_flags
 
 from alexnet_jax.augment import COLOUR_NOISE
 from alexnet_jax.config import Config
+from alexnet_jax.inference.predictor import load_trained
 from alexnet_jax.run.checkpoint import Checkpoints
 from alexnet_jax.run.intervals import Intervals
 from alexnet_jax.run.metrics import read_rows
@@ -199,6 +200,7 @@ def test_a_run_that_goes_on_is_the_whole_run_bit_for_bit(data_dir, tmp_path, who
 def test_pmap_trains_resumes_on_another_mesh_and_records_like_shard_map(data_dir, tmp_path):
     train(tiny_config(data_dir, tmp_path / "a", steps=6, checkpoint_every=3))
     train(tiny_config(data_dir, tmp_path / "b", steps=3, spmd="pmap", mesh="2x2"))
+    assert load_trained(str(tmp_path / "b")).params["conv1"]["kernel"].shape == (2, 11, 11, 3, 6)  # whole, as from shard_map
     train(tiny_config(data_dir, tmp_path / "b", steps=6, mesh="4x2"))
     ours, theirs = ({(row["step"], row["split"]): row["loss"] for row in read_rows(tmp_path / name)} for name in ("b", "a"))
     for step in ((2, "train"), (6, "train"), (6, "validation")):
