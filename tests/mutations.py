@@ -1,6 +1,6 @@
 """Breaks one line at a time in the core and runs the quick tests: what they do not notice is a survivor.
 
-    python tests/mutations.py [--count=60] [--seed=0] [--jobs=1] [--out=FILE.json]
+    python tests/mutations.py [--count=60] [--start=0] [--seed=0] [--jobs=1] [--out=FILE.json]
 
 The places are drawn from the syntax trees by the seed, evenly over the files. Copies of the repository are broken, so the
 work tree stays as it is. Prints a line for each mutant, and the share that was killed.
@@ -219,11 +219,12 @@ def main() -> int:
     """Returns the exit status: 1 if the tests fail on what nobody broke."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=60, help="mutants")
+    parser.add_argument("--start", type=int, default=0, help="number of the first mutant to try, to resume")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--jobs", type=int, default=1, help="mutants at a time")
     parser.add_argument("--out", type=Path, help="write the mutants and whether they were killed to this JSON file")
     options = parser.parse_args()
-    chosen = sample(options.count, options.seed)
+    chosen = sample(options.count, options.seed)[options.start :]
     with tempfile.TemporaryDirectory(prefix="mutations-") as place, ThreadPoolExecutor(options.jobs) as pool:
         cache = Path(place) / "cache"  # broken programs are not kept
         if (kept := cache_folder("tests")).exists():
