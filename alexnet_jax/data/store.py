@@ -15,7 +15,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -84,7 +83,7 @@ def open_store(path: Path) -> Store:
             name=str(meta["name"]),
             image_size=size,
             classes=classes,
-            splits=MappingProxyType(splits),
+            splits=splits,
             channel_mean=_vector(meta["channel_mean"], (3,)),
             mean_image=_open_array(path / str(meta["mean_image"]), np.float32, (size, size, 3)),
             colour_std=_vector(meta["colour_std"], (3,)),
@@ -186,7 +185,7 @@ def synthetic_store(image_size: int, classes: int = 1000, examples: int = 1024) 
         name="synthetic",
         image_size=image_size,
         classes=tuple(f"class {label}" for label in range(classes)),
-        splits=MappingProxyType(splits),
+        splits=splits,
         channel_mean=np.full(3, 127.5, np.float32),
         mean_image=np.full((image_size, image_size, 3), 127.5, np.float32),
         colour_std=np.full(3, np.sqrt((256**2 - 1) / 12), np.float32),

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -107,7 +106,7 @@ def open_tfds(dataset: str, tfds_dir: str | None, others: Sequence[str] = ()) ->
             if first is not None and first.label >= 0:
                 splits[split] = examples
     description = f"TensorFlow Datasets {info.full_name}, read with tensorflow-datasets {tfds.__version__}"
-    return Source(dataset, tuple(info.features["label"].names), description, MappingProxyType(splits))
+    return Source(dataset, tuple(info.features["label"].names), description, splits)
 
 
 def _open_split(dataset: str, builder: Any, name: str, where: str) -> Examples:
