@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
-from alexnet_jax.data.statistics import Fingerprint, measure
+from alexnet_jax.data.statistics import measure
 from alexnet_jax.system.errors import UserError
 
 FORMAT_VERSION = 2
@@ -106,15 +106,11 @@ def verify(path: Path, store: Store) -> None:
     Raises:
         UserError: the content is not what was prepared, or cannot be read.
     """
-    fingerprint = Fingerprint()
     try:
-        for name, split in store.splits.items():
-            for chunk in measure(path / f"{name}_images.npy", store.image_size, moments=False):
-                fingerprint.add_images(chunk.digest)
-            fingerprint.add_labels(split.labels)
+        fingerprint, _ = measure(path, store.splits, store.image_size)
     except (OSError, ValueError, EOFError) as error:
         raise _damaged(path, f"it cannot be read ({error})") from error
-    if fingerprint.hexdigest() != store.fingerprint:
+    if fingerprint != store.fingerprint:
         raise _damaged(path, "its pixels or labels have changed since: they do not match the fingerprint in meta.json")
 
 
