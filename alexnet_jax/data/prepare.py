@@ -44,12 +44,11 @@ def prepare(
 
     Args:
         dataset: 'groceries', 'folder:PATH', or a TFDS name.
-        data_dir: folder of the prepared sets.
         tfds_dir: folder of the TFDS sets; None: TFDS's own.
         image_size: side of the prepared images in pixels.
         resize: 'centre' or 'warp', see `alexnet_jax.data.decode`.
         on_error: at an image that cannot be decoded: 'fail', or 'skip' it and list it in meta.json.
-        split_seed: seed of the random split of a folder without splits.
+        split_seed: of the random split of a folder without splits.
 
     Raises:
         UserError: the source cannot be opened or decoded; or the store cannot be written, is damaged, or holds another set.

@@ -45,7 +45,6 @@ class Store:
 
     colour_std: square roots of the eigenvalues of the pixels' covariance, ascending.
     colour_vectors: the unit eigenvectors as columns, in the same order.
-    source: where the images are from.
     fingerprint: a hash of the content. Two stores with the same fingerprint hold the same arrays.
     """
 
@@ -68,11 +67,9 @@ def store_path(data_dir: Path, dataset: str, image_size: int, resize: str = "cen
 
 
 def open_store(path: Path) -> Store:
-    """Opens a prepared set. Checks every array against meta.json, and the pixels of a set of up to VERIFIED_BYTES against
-    the fingerprint.
+    """Opens a prepared set. Checks every array against meta.json, and up to VERIFIED_BYTES of pixels with `verify`.
 
-    Raises:
-        UserError: there is no store, it has another format version, or its files do not agree.
+    Raises UserError if there is no store, it has another format version, or its files do not agree.
     """
     meta = _read_meta(path)
     try:
@@ -103,8 +100,7 @@ def open_store(path: Path) -> Store:
 def verify(path: Path, store: Store) -> None:
     """Reads the whole store and checks it against its fingerprint. ImageNet takes minutes.
 
-    Raises:
-        UserError: the content is not what was prepared, or cannot be read.
+    Raises UserError if the content is not what was prepared, or cannot be read.
     """
     try:
         fingerprint, _ = measure(path, store.splits, store.image_size)

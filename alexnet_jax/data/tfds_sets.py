@@ -84,7 +84,6 @@ def open_tfds(dataset: str, tfds_dir: str | None, others: Sequence[str] = ()) ->
     """Opens a TFDS set. TFDS prepares it first if it never did.
 
     Args:
-        dataset: its name.
         tfds_dir: where TFDS keeps its sets; None: TFDS's own folder.
         others: data sets outside TFDS, which the error about an unknown name suggests too.
 
@@ -157,12 +156,10 @@ def _build(dataset: str, tfds_dir: str | None, builder: Any) -> Any:
         _check_imagenet_tars(root / "downloads" / "manual")
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
+    builder = _builder(dataset, tfds_dir, file_format="array_record")
     try:
-        builder = _builder(dataset, tfds_dir, file_format="array_record")
         with contextlib.redirect_stdout(sys.stderr):  # TFDS prints to stdout, where only results belong
             builder.download_and_prepare()
-    except UserError:
-        raise
     except Exception as error:
         # A builder, its downloads and TensorFlow raise errors of many kinds.
         what = f"TFDS could not prepare it under {root} ({type(error).__name__}: {_one_line(error)})"
@@ -171,8 +168,7 @@ def _build(dataset: str, tfds_dir: str | None, builder: Any) -> Any:
 
 
 def _check_imagenet_tars(manual: Path) -> None:
-    """Raises UserError if a tar is missing or ends early. TFDS works without a missing tar, and does not notice a cut
-    between two files of a tar."""
+    """Raises UserError if a tar is missing or ends early. TFDS does without a tar and sees no cut between its files."""
     for name in _IMAGENET_TARS:
         path = manual / name
         if not path.is_file():

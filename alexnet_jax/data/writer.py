@@ -95,10 +95,8 @@ def _resume(partial: Path, path: Path, recipe: Recipe, on_error: str) -> Journal
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["recipe"] == asdict(recipe) and partial.is_dir():
-            done = {
-                split: Done(entry["read"], entry["rows"], tuple(entry["skipped"]))
-                for split, entry in content["done"].items()
-            }
+            entries = content["done"].items()
+            done = {split: Done(entry["read"], entry["rows"], tuple(entry["skipped"])) for split, entry in entries}
             if on_error == "skip" or not any(split.skipped for split in done.values()):
                 return Journal(recipe, done)
     except (OSError, ValueError, KeyError, TypeError):
@@ -147,9 +145,7 @@ def write_store(source: Source, path: Path, image_size: int, *, resize: str = "c
 
     Args:
         path: the store's folder, which must not exist.
-        image_size: side of the prepared images in pixels.
-        resize: 'centre' or 'warp', see `alexnet_jax.data.decode`.
-        on_error: at an image that cannot be decoded: 'fail', or 'skip' it and list it in meta.json.
+        image_size, resize, on_error: see `alexnet_jax.data.prepare`.
 
     Raises:
         UserError: an image cannot be decoded (on_error 'fail'), there is no train split, or nothing can be written.
