@@ -19,21 +19,17 @@ from alexnet_jax.system import cli
 
 def define_flags(options: flags.FlagValues) -> None:
     """Defines the flags of this command."""
-    flags.DEFINE_string(
-        "dataset", "groceries", "'groceries' (embedded photographs), 'folder:PATH' (split/class/file or class/file), or the "
-        "name of a TFDS set", flag_values=options)  # fmt: skip
+    sets = "'groceries' (embedded photographs), 'folder:PATH' (split/class/file or class/file), or the name of a TFDS set"
+    flags.DEFINE_string("dataset", "groceries", sets, flag_values=options)
     flags.DEFINE_string("data_dir", "data", "folder of the prepared sets", flag_values=options)
     flags.DEFINE_string("tfds_dir", None, "folder of the TFDS sets; default: TFDS's own", flag_values=options)
     flags.DEFINE_integer("image_size", 256, "side in pixels of the prepared images (Section 2: 256)", flag_values=options)
-    flags.DEFINE_enum(
-        "resize", "centre", tuple(RESIZES), "keep the centre square (Section 2), or warp the whole image (Caffe)",
-        flag_values=options)  # fmt: skip
-    flags.DEFINE_enum(
-        "on_error", "fail", ON_ERROR, "at an undecodable image: stop, or leave it out and list it", flag_values=options
-    )
-    flags.DEFINE_integer(
-        "split_seed", 0, "seed of the random split of a folder without splits", lower_bound=0, flag_values=options
-    )
+    resizes = "keep the centre square (Section 2), or warp the whole image (Caffe)"
+    flags.DEFINE_enum("resize", "centre", tuple(RESIZES), resizes, flag_values=options)
+    bad_image = "at an undecodable image: stop, or leave it out and list it"
+    flags.DEFINE_enum("on_error", "fail", ON_ERROR, bad_image, flag_values=options)
+    random_split = "seed of the random split of a folder without splits"
+    flags.DEFINE_integer("split_seed", 0, random_split, lower_bound=0, flag_values=options)
     flags.DEFINE_boolean("verify", False, "read the whole prepared set and check it against its hash", flag_values=options)
 
 

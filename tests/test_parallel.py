@@ -5,7 +5,6 @@ import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from queue import Queue
 
 import pytest
 
@@ -21,23 +20,22 @@ def noting(items, taken):
 
 
 @pytest.fixture
-def full(monkeypatch):
-    """The items that find their queue full, over all queues made from now on."""
-    waiting: Queue[object] = Queue()
+def futures(monkeypatch):
+    """What is submitted to all pools made from now on."""
+    submitted = []
 
-    class Watched(Queue):
-        def put(self, item):
-            if self.full():
-                waiting.put(item)
-            super().put(item)
+    class Watched(ThreadPoolExecutor):
+        def submit(self, *arguments):
+            submitted.append(super().submit(*arguments))
+            return submitted[-1]
 
-    monkeypatch.setattr(parallel, "Queue", Watched)
-    return waiting
+    monkeypatch.setattr(parallel, "ThreadPoolExecutor", Watched)
+    return submitted
 
 
 @pytest.mark.parametrize(("arguments", "ahead"), [((), 2), ((1,), 1), ((3,), 3)])
-def test_running_ahead_takes_as_many_items_as_may_wait_and_one_in_hand(full, arguments, ahead):
-    """The test sees the thread wait, so nothing depends on its speed."""
+def test_running_ahead_takes_as_many_items_as_may_wait_and_one_in_hand(futures, arguments, ahead):
+    """The test waits for the thread to do all it was given, so nothing depends on its speed."""
     taken, begin = [], threading.Event()
 
     def items():
@@ -50,10 +48,10 @@ def test_running_ahead_takes_as_many_items_as_may_wait_and_one_in_hand(full, arg
     assert next(results) == 0
     assert taken == [0]
     begin.set()
-    assert full.get(timeout=10) == ahead + 1
+    assert futures[-1].result(timeout=10) == ahead + 1
     assert taken == list(range(ahead + 2))  # one given out, `ahead` waiting, one in hand
     assert next(results) == 1
-    assert full.get(timeout=10) == ahead + 2
+    assert futures[-1].result(timeout=10) == ahead + 2
     assert taken == list(range(ahead + 3))
     assert list(results) == list(range(2, 20))
 
@@ -62,7 +60,7 @@ def test_closing_the_iterator_that_runs_ahead_ends_its_thread_after_the_item_in_
     before, taken = set(threading.enumerate()), []
     results = run_ahead(noting(range(100_000), taken), 2)
     assert next(results) == 0
-    assert [thread.name for thread in set(threading.enumerate()) - before] == ["run_ahead"]
+    assert [thread.name for thread in set(threading.enumerate()) - before] == ["run_ahead_0"]
     results.close()
     assert not set(threading.enumerate()) - before
     assert taken == list(range(len(taken)))
@@ -113,15 +111,10 @@ def test_an_error_of_a_map_is_raised_in_place_of_its_result():
         next(results)
 
 
-def test_closing_a_map_drops_items_that_were_not_begun_and_ends_its_threads(monkeypatch):
+def test_closing_a_map_drops_items_that_were_not_begun_and_ends_its_threads(monkeypatch, futures):
     """The one thread waits in item 1 until item 2 is dropped."""
-    taken, done, futures = [], [], []
+    taken, done = [], []
     begun, release = threading.Event(), threading.Event()
-
-    class Watched(ThreadPoolExecutor):
-        def submit(self, *arguments):
-            futures.append(super().submit(*arguments))
-            return futures[-1]
 
     def hold(item):
         if item:
@@ -131,7 +124,6 @@ def test_closing_a_map_drops_items_that_were_not_begun_and_ends_its_threads(monk
         return item
 
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    monkeypatch.setattr(parallel, "ThreadPoolExecutor", Watched)
     before = set(threading.enumerate())
     results = ordered_map(hold, noting(itertools.count(), taken))
     assert next(results) == 0

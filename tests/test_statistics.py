@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from alexnet_jax.data import statistics
-from alexnet_jax.data.statistics import Fingerprint, Moments, measure
+from alexnet_jax.data.statistics import Moments, measure
 
 
 def test_moments_in_blocks_are_the_mean_and_covariance_of_all_pixels():
@@ -54,44 +54,46 @@ def test_sums_are_added_place_by_place():
     np.testing.assert_array_equal(gram, np.full((3, 3), 300))
 
 
+def write(folder, split, images, labels):
+    np.save(folder / f"{split}_images.npy", images)
+    np.save(folder / f"{split}_labels.npy", np.asarray(labels, np.int32))
+
+
+def sha(*parts):
+    return hashlib.sha256(b"".join(parts))
+
+
 @pytest.mark.parametrize(
     ("chunk_bytes", "counts"),
     [(1, [1] * 5), (2 * 48 - 1, [1] * 5), (2 * 48, [2, 2, 1]), (5 * 48, [5]), (6 * 48, [5]), (4 << 20, [5])],
 )
-def test_the_chunks_of_a_file_are_its_images_in_order(tmp_path, monkeypatch, chunk_bytes, counts):
+def test_the_fingerprint_is_the_hash_of_the_hashes_of_chunks_and_labels(tmp_path, monkeypatch, chunk_bytes, counts):
     """An image has 48 bytes, and a chunk holds at least one image."""
     images = np.random.default_rng(3).integers(0, 256, (5, 4, 4, 3), np.uint8)
-    np.save(tmp_path / "images.npy", images)
+    write(tmp_path, "train", images, range(5))
+    write(tmp_path, "test", images[:1], [4])
     monkeypatch.setattr(statistics, "CHUNK_BYTES", chunk_bytes)
-    chunks = list(measure(tmp_path / "images.npy", 4, moments=True))
-    assert [chunk.images for chunk in chunks] == counts
-    ends = np.cumsum(counts)
-    for chunk, first, end in zip(chunks, ends - counts, ends, strict=True):
-        assert chunk.digest == hashlib.sha256(images[first:end].tobytes()).digest()
-        for got, wanted in zip(chunk.moments, Moments.of(images[first:end]), strict=True):
-            np.testing.assert_array_equal(got, wanted)
-    without = list(measure(tmp_path / "images.npy", 4, moments=False))
-    assert [tuple(chunk) for chunk in without] == [(*chunk[:2], None) for chunk in chunks]
+    seen = []
+    fingerprint, sums = measure(tmp_path, ("train", "test"), 4, moments_of="train", advance=seen.append)
+    assert seen == [*counts, 1]
+    chunks = [sha(chunk.tobytes()).digest() for chunk in np.split(images, np.cumsum(counts)[:-1])]
+    labels = [sha(np.array(some, "<i4").tobytes()).digest() for some in (range(5), [4])]
+    assert fingerprint == sha(*chunks, labels[0], sha(images[0].tobytes()).digest(), labels[1]).hexdigest()
+    for got, wanted in zip(sums, Moments.of(images), strict=True):
+        np.testing.assert_array_equal(got, wanted)
+    again, nothing = measure(tmp_path, ("train", "test"), 4)
+    assert (again, nothing.images) == (fingerprint, 0)
 
 
-def test_a_file_of_no_images_has_no_chunks(tmp_path):
-    np.save(tmp_path / "images.npy", np.empty((0, 4, 4, 3), np.uint8))
-    assert list(measure(tmp_path / "images.npy", 4, moments=True)) == []
+def test_a_split_of_no_images_has_the_hash_of_its_labels(tmp_path):
+    write(tmp_path, "train", np.empty((0, 4, 4, 3), np.uint8), [])
+    fingerprint, sums = measure(tmp_path, ["train"], 4, moments_of="train")
+    assert (fingerprint, sums.images) == (sha(sha().digest()).hexdigest(), 0)
 
 
 def test_a_file_that_ends_early_is_an_error(tmp_path):
-    np.save(tmp_path / "images.npy", np.zeros((5, 4, 4, 3), np.uint8))
-    content = (tmp_path / "images.npy").read_bytes()
-    (tmp_path / "images.npy").write_bytes(content[:-1])
+    write(tmp_path, "train", np.zeros((5, 4, 4, 3), np.uint8), range(5))
+    content = (tmp_path / "train_images.npy").read_bytes()
+    (tmp_path / "train_images.npy").write_bytes(content[:-1])
     with pytest.raises((OSError, ValueError)):
-        list(measure(tmp_path / "images.npy", 4, moments=False))
-
-
-def test_the_fingerprint_is_the_hash_of_the_hashes_so_far():
-    fingerprint, labels = Fingerprint(), np.arange(7, dtype=np.int32)
-    assert fingerprint.hexdigest() == hashlib.sha256().hexdigest()
-    fingerprint.add_images(b"one")
-    assert fingerprint.hexdigest() == hashlib.sha256(b"one").hexdigest()
-    fingerprint.add_labels(labels[::2])
-    of_labels = hashlib.sha256(np.array([0, 2, 4, 6], "<i4").tobytes()).digest()
-    assert fingerprint.hexdigest() == hashlib.sha256(b"one" + of_labels).hexdigest()
+        measure(tmp_path, ["train"], 4)

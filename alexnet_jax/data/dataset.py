@@ -14,6 +14,8 @@ from alexnet_jax.data.splits import Subset, fold_split, whole
 from alexnet_jax.data.store import Store, open_store, store_path, synthetic_store
 from alexnet_jax.system.errors import UserError
 
+MeanImage = Float32[np.ndarray, "size size 3"]
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -22,7 +24,7 @@ class Dataset:
     name: str
     classes: tuple[str, ...]
     splits: Mapping[str, Subset]
-    mean: Float32[np.ndarray, "size size 3"]
+    mean: MeanImage
     colours: Float32[np.ndarray, "3 3"]  # `colour_components` of the run's form of colour noise
     fingerprint: str
 
@@ -33,15 +35,10 @@ class Dataset:
         return self.splits[name]
 
 
-def open_dataset(config: Config, own_mean: Float32[np.ndarray, "size size 3"] | None = None) -> Dataset:
+def open_dataset(config: Config, own_mean: MeanImage | None = None) -> Dataset:
     """Opens the prepared set of a config; the embedded photographs are prepared on first use.
 
-    Args:
-        config: of the run.
-        own_mean: what --mean=own subtracts.
-
-    Raises:
-        UserError: the set is missing, not prepared or damaged.
+    `own_mean` is what --mean=own subtracts. Raises UserError if the set is missing, not prepared or damaged.
     """
     store = _open(config)
     if "train" not in store.splits or not len(store.splits["train"]):
@@ -60,9 +57,7 @@ def open_dataset(config: Config, own_mean: Float32[np.ndarray, "size size 3"] | 
     )
 
 
-def _mean(
-    config: Config, store: Store, own: Float32[np.ndarray, "size size 3"] | None
-) -> Float32[np.ndarray, "size size 3"]:
+def _mean(config: Config, store: Store, own: MeanImage | None) -> MeanImage:
     if config.mean == "image":
         return np.ascontiguousarray(store.mean_image)
     if config.mean == "channel":

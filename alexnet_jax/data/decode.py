@@ -22,8 +22,6 @@ def square_rgb(encoded: EncodedImage, size: int, resize: str = "centre") -> UInt
     rounded, and what is cut off takes no memory.
 
     Args:
-        encoded: the bytes or the path of an image file, or pixels (grey, RGB or RGBA).
-        size: side of the result in pixels.
         resize: 'centre' keeps the centre square, as the paper does; 'warp' squeezes the whole image, as Caffe does.
 
     Raises:

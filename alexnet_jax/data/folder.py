@@ -6,7 +6,6 @@ import os
 import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 
@@ -60,7 +59,7 @@ def open_folder(dataset: str, split_seed: int) -> Source:
         for split, files in splits.items()
     }
     description = f"{len(listing)} files of folder {root.name} (sha256 {digest} of their names and sizes), {how}"
-    return Source(dataset, classes, description, MappingProxyType(examples))
+    return Source(dataset, classes, description, examples)
 
 
 def _entries(folder: Path, where: str, *, folders: bool) -> list[Path]:

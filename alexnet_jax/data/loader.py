@@ -22,19 +22,18 @@ _SHARE_OF_MEMORY = 0.5  # of a device's free memory; the network needs the rest
 
 
 class Loader:
-    """Gives the examples of a split as batches, sharded P('data') on the mesh."""
+    """Gives the examples of a split as batches, sharded P('data') on the mesh. `on_device`: whether they are kept there."""
 
     def __init__(self, mesh: TowerMesh, split: Subset, data_on_device: str = "no"):
         """Copies the split to every device for 'yes', not for 'no', and for 'auto' if it fits in half the free memory.
 
         A CPU device reports no memory of its own, so 'auto' leaves the images on the host.
 
-        Raises:
-            UserError: 'yes', but the images do not fit.
+        Raises UserError for 'yes' if the images do not fit.
         """
         self.split, self._mesh = split, mesh
-        self._resident: Batch | None = None
-        if _stays(mesh, split, data_on_device):
+        self.on_device = _stays(mesh, split, data_on_device)
+        if self.on_device:
             # A whole split is taken as its memory map, without a copy on the host. A fold is read.
             plain = len(split.parts) == 1 and len(split) == len(split.parts[0])
             whole = Batch(split.parts[0].images, split.parts[0].labels) if plain else split.read(np.arange(len(split)))
@@ -45,17 +44,12 @@ class Loader:
 
             self._gather = mesh.compile(gather, (P(), P("data")), P("data"))
 
-    @property
-    def on_device(self) -> bool:
-        """Whether the examples are kept on the devices."""
-        return self._resident is not None
-
     def batches(self, order: Iterable[Int64[np.ndarray, "batch"]]) -> Generator[Batch, None, None]:
         """The batches with these examples, in this order. Each process reads the rows of its own devices only.
 
         Close the generator to stop the thread that reads ahead.
         """
-        if self._resident is not None:
+        if self.on_device:
             for numbers in order:
                 yield self._gather(self._resident, self._mesh.put(numbers.astype(np.int32), P("data")))
             return

@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 
@@ -16,8 +15,7 @@ class NpyWriter:
     def __init__(self, path: Path, dtype: type, row_shape: tuple[int, ...], expected_rows: int, *, rows: int = 0) -> None:
         """Begins a file, or keeps the first `rows` rows of a file begun with the same arguments.
 
-        Raises:
-            ValueError: the file has fewer rows.
+        Raises ValueError if the file has fewer rows.
         """
         self.rows = rows
         self._dtype, self._row_shape = np.dtype(dtype), row_shape
@@ -51,7 +49,7 @@ class NpyWriter:
     def __enter__(self) -> "NpyWriter":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with self._file:
             # NumPy leaves room in the header for a longer first dimension.
             if kind is None and self._write_header(self.rows) != self._header_bytes:

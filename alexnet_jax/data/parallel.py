@@ -1,12 +1,10 @@
 """An ordered map over all cores, and an iterator that runs ahead in a thread. Both hold few items at a time."""
 
 import os
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from queue import Queue
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -32,41 +30,15 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item]) -> Ge
 
 
 def run_ahead(items: Iterator[Item], ahead: int = 2) -> Generator[Item, None, None]:
-    """The items of an iterator, computed by a thread. Up to `ahead` of them wait.
+    """The items of an iterator, computed by a thread. Up to `ahead` of them wait while it computes another.
 
     An error in the thread is raised here, after the items before it. Close the generator to stop the thread.
     """
-    done = object()
-    queue: Queue[object] = Queue(maxsize=ahead)
-    stopped = threading.Event()
-
-    def work() -> None:
-        try:
-            for item in items:
-                queue.put(item)
-                if stopped.is_set():
-                    return
-            queue.put(done)
-        except Exception as error:
-            queue.put(_Raised(error))
-
-    thread = threading.Thread(target=work, daemon=True, name="run_ahead")
-    thread.start()
+    pool, end = ThreadPoolExecutor(1, thread_name_prefix="run_ahead"), object()
     try:
-        while (item := queue.get()) is not done:
-            if isinstance(item, _Raised):
-                raise item.error
-            yield item  # pyright: ignore[reportReturnType]
+        pending = deque[Future[Any]](pool.submit(next, items, end) for _ in range(ahead + 1))
+        while (item := pending.popleft().result()) is not end:
+            pending.append(pool.submit(next, items, end))
+            yield item
     finally:
-        stopped.set()
-        while thread.is_alive():
-            while not queue.empty():
-                queue.get()
-            thread.join(timeout=0.05)
-
-
-class _Raised:
-    """Carries an error through the queue."""
-
-    def __init__(self, error: Exception) -> None:
-        self.error = error
+        pool.shutdown(cancel_futures=True)

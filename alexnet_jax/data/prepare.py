@@ -6,36 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
-from rich.text import Text
 
 from alexnet_jax.data.decode import RESIZES
 from alexnet_jax.data.sources import open_source
 from alexnet_jax.data.store import Store, open_store, store_path
-from alexnet_jax.data.writer import Advance, write_store
+from alexnet_jax.data.writer import write_store
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.files import exclusively
 
 ON_ERROR = ("fail", "skip")
-
-
-class _Rate(ProgressColumn):
-    """Images per second."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:,.0f} images/s" if task.speed else "")
-
-
-@contextlib.contextmanager
-def _bar(description: str, total: int, completed: int) -> Iterator[Advance]:
-    """A bar with the rate and the time left if stderr is a terminal; nothing in a log."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(description, total=total, completed=completed)
-        yield lambda examples: bar.advance(task, examples)
 
 
 @contextlib.contextmanager
@@ -65,12 +44,11 @@ def prepare(
 
     Args:
         dataset: 'groceries', 'folder:PATH', or a TFDS name.
-        data_dir: folder of the prepared sets.
         tfds_dir: folder of the TFDS sets; None: TFDS's own.
         image_size: side of the prepared images in pixels.
         resize: 'centre' or 'warp', see `alexnet_jax.data.decode`.
         on_error: at an image that cannot be decoded: 'fail', or 'skip' it and list it in meta.json.
-        split_seed: seed of the random split of a folder without splits.
+        split_seed: of the random split of a folder without splits.
 
     Raises:
         UserError: the source cannot be opened or decoded; or the store cannot be written, is damaged, or holds another set.
@@ -90,7 +68,7 @@ def prepare(
         with _one_at_a_time(path):
             if path.exists():
                 return _report(path, "prepared by another process", open_store(path))
-            store = write_store(source, path, image_size, resize=resize, on_error=on_error, progress=_bar)
+            store = write_store(source, path, image_size, resize=resize, on_error=on_error)
             return _report(path, "prepared", store)
     except OSError as error:
         raise UserError(f"--data_dir={data_dir} cannot be used: {error}") from error

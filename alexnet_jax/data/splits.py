@@ -1,5 +1,6 @@
 """The order of the images, a pure function of (seed, epoch, position), and reading them from the memory maps."""
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -32,19 +33,13 @@ class Order:
     batch_size: int
 
     def __post_init__(self) -> None:
-        self._cached: dict[int, np.ndarray] = {}
+        self._epoch = functools.lru_cache(maxsize=2)(lambda epoch: epoch_order(self.seed, epoch, self.examples))
 
     def step(self, step: int) -> Int64[np.ndarray, "batch"]:
         """The numbers of the examples in the batch of `step`. Steps count from 0."""
         positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         epochs, places = np.divmod(positions, self.examples)
         return np.concatenate([self._epoch(epoch)[places[epochs == epoch]] for epoch in np.unique(epochs).tolist()])
-
-    def _epoch(self, epoch: int) -> Int64[np.ndarray, "examples"]:
-        if epoch not in self._cached:
-            self._cached = {old: order for old, order in self._cached.items() if old == epoch - 1}
-            self._cached[epoch] = epoch_order(self.seed, epoch, self.examples)
-        return self._cached[epoch]
 
 
 @dataclass(frozen=True)
@@ -65,9 +60,9 @@ class Subset:
     def read(self, examples: Int64[np.ndarray, "batch"]) -> Batch:
         """These examples, in the given order."""
         images = np.empty((len(examples), *self.parts[0].images.shape[1:]), np.uint8)
-        labels = np.empty(len(examples), np.int32)
-        self.read_into(examples, Batch(images, labels))
-        return Batch(images, labels)
+        batch = Batch(images, np.empty(len(examples), np.int32))
+        self.read_into(examples, batch)
+        return batch
 
     def read_into(self, examples: Int64[np.ndarray, "batch"], batch: Batch) -> None:
         """Copies these examples, in the given order, into arrays that exist already: one copy, without a Python loop."""
@@ -91,12 +86,11 @@ def whole(*parts: Split) -> Subset:
 
 
 def evaluation_order(examples: int, batch_size: int) -> Iterator[tuple[Int64[np.ndarray, "batch"], int]]:
-    """Every example once, in order: the numbers of each batch, and how many of them are real. Its own first example pads
-    the last batch."""
+    """Every example once, in order: each batch's numbers, and how many are real. Its first example pads the last batch."""
     for start in range(0, examples, batch_size):
         real = min(batch_size, examples - start)
-        numbers = np.full(batch_size, start)
-        numbers[:real] = np.arange(start, start + real)
+        numbers = np.arange(start, start + batch_size)
+        numbers[real:] = start
         yield numbers, real
 
 

@@ -5,12 +5,12 @@ the result does not depend on how the set was written.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, Int32, Int64, UInt8
+from jaxtyping import Float64, Int64, UInt8
 
 from alexnet_jax.data.parallel import ordered_map
 
@@ -69,54 +69,46 @@ class Statistics(NamedTuple):
     colour_vectors: Float64[np.ndarray, "3 3"]
 
 
-class Fingerprint:
-    """The hash over the hashes of the chunks, added split by split."""
-
-    def __init__(self) -> None:
-        self._digest = hashlib.sha256()
-
-    def add_images(self, digest: bytes) -> None:
-        """Adds the hash of the next chunk."""
-        self._digest.update(digest)
-
-    def add_labels(self, labels: Int32[np.ndarray, "examples"]) -> None:
-        """Adds the labels of a split, after its images."""
-        self._digest.update(hashlib.sha256(np.ascontiguousarray(labels, "<i4").data).digest())
-
-    def hexdigest(self) -> str:
-        """The hash of all that was added so far."""
-        return self._digest.hexdigest()
-
-
-class Chunk(NamedTuple):
-    """What one pass learns from consecutive images."""
-
-    images: int
-    digest: bytes
-    moments: Moments | None
-
-
-def measure(path: Path, image_size: int, *, moments: bool) -> Iterator[Chunk]:
-    """The chunks of an .npy file of uint8 images, in order.
+def measure(
+    folder: Path,
+    splits: Iterable[str],
+    size: int,
+    *,
+    moments_of: str | None = None,
+    advance: Callable[[int], None] = lambda images: None,
+) -> tuple[str, Moments]:
+    """The fingerprint of a store's arrays, and the sums over the pixels of the split `moments_of`.
 
     Args:
-        path: the file, of shape (examples, size, size, 3).
-        image_size: `size`, in pixels.
-        moments: whether to compute the sums of the pixels beside the hash.
+        folder: has <split>_images.npy, uint8 (examples, size, size, 3), and <split>_labels.npy, int32 (examples,).
+        advance: called with the number of images read.
 
     Raises:
-        OSError, ValueError, EOFError: the file cannot be read, or ends early.
+        OSError, ValueError, EOFError: a file cannot be read, or ends early.
     """
+    fingerprint, sums = hashlib.sha256(), Moments.of(np.empty((0, size, size, 3), np.uint8))
+    for split in splits:
+        for images, digest, moments in _chunks(folder / f"{split}_images.npy", size, moments=split == moments_of):
+            fingerprint.update(digest)
+            sums = sums.plus(moments) if moments is not None else sums
+            advance(images)
+        labels = np.load(folder / f"{split}_labels.npy")
+        fingerprint.update(hashlib.sha256(labels.astype("<i4").data).digest())
+    return fingerprint.hexdigest(), sums
+
+
+def _chunks(path: Path, size: int, *, moments: bool) -> Iterator[tuple[int, bytes, Moments | None]]:
+    """Of each chunk, in order: the number of images, their hash, and the sums of their pixels if `moments`."""
     mapped = np.load(path, mmap_mode="r")
-    examples, offset, row = len(mapped), mapped.offset, image_size * image_size * 3
+    examples, offset, row = len(mapped), mapped.offset, size * size * 3
     del mapped
     length = max(1, CHUNK_BYTES // row)
 
-    def of(first: int) -> Chunk:
+    def chunk(first: int) -> tuple[int, bytes, Moments | None]:
         count = min(length, examples - first)
         # Read, not mapped: mapped pages count as this process's memory.
         pixels = np.fromfile(path, np.uint8, count * row, offset=offset + first * row)
-        images = pixels.reshape(count, image_size, image_size, 3)
-        return Chunk(count, hashlib.sha256(images.data).digest(), Moments.of(images) if moments else None)
+        images = pixels.reshape(count, size, size, 3)
+        return count, hashlib.sha256(images.data).digest(), Moments.of(images) if moments else None
 
-    return ordered_map(of, range(0, examples, length))
+    return ordered_map(chunk, range(0, examples, length))

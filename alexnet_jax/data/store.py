@@ -15,13 +15,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 
-from alexnet_jax.data.statistics import Fingerprint, measure
+from alexnet_jax.data.statistics import measure
 from alexnet_jax.system.errors import UserError
 
 FORMAT_VERSION = 2
@@ -46,7 +45,6 @@ class Store:
 
     colour_std: square roots of the eigenvalues of the pixels' covariance, ascending.
     colour_vectors: the unit eigenvectors as columns, in the same order.
-    source: where the images are from.
     fingerprint: a hash of the content. Two stores with the same fingerprint hold the same arrays.
     """
 
@@ -69,11 +67,9 @@ def store_path(data_dir: Path, dataset: str, image_size: int, resize: str = "cen
 
 
 def open_store(path: Path) -> Store:
-    """Opens a prepared set. Checks every array against meta.json, and the pixels of a set of up to VERIFIED_BYTES against
-    the fingerprint.
+    """Opens a prepared set. Checks every array against meta.json, and up to VERIFIED_BYTES of pixels with `verify`.
 
-    Raises:
-        UserError: there is no store, it has another format version, or its files do not agree.
+    Raises UserError if there is no store, it has another format version, or its files do not agree.
     """
     meta = _read_meta(path)
     try:
@@ -84,7 +80,7 @@ def open_store(path: Path) -> Store:
             name=str(meta["name"]),
             image_size=size,
             classes=classes,
-            splits=MappingProxyType(splits),
+            splits=splits,
             channel_mean=_vector(meta["channel_mean"], (3,)),
             mean_image=_open_array(path / str(meta["mean_image"]), np.float32, (size, size, 3)),
             colour_std=_vector(meta["colour_std"], (3,)),
@@ -104,18 +100,13 @@ def open_store(path: Path) -> Store:
 def verify(path: Path, store: Store) -> None:
     """Reads the whole store and checks it against its fingerprint. ImageNet takes minutes.
 
-    Raises:
-        UserError: the content is not what was prepared, or cannot be read.
+    Raises UserError if the content is not what was prepared, or cannot be read.
     """
-    fingerprint = Fingerprint()
     try:
-        for name, split in store.splits.items():
-            for chunk in measure(path / f"{name}_images.npy", store.image_size, moments=False):
-                fingerprint.add_images(chunk.digest)
-            fingerprint.add_labels(split.labels)
+        fingerprint, _ = measure(path, store.splits, store.image_size)
     except (OSError, ValueError, EOFError) as error:
         raise _damaged(path, f"it cannot be read ({error})") from error
-    if fingerprint.hexdigest() != store.fingerprint:
+    if fingerprint != store.fingerprint:
         raise _damaged(path, "its pixels or labels have changed since: they do not match the fingerprint in meta.json")
 
 
@@ -186,7 +177,7 @@ def synthetic_store(image_size: int, classes: int = 1000, examples: int = 1024) 
         name="synthetic",
         image_size=image_size,
         classes=tuple(f"class {label}" for label in range(classes)),
-        splits=MappingProxyType(splits),
+        splits=splits,
         channel_mean=np.full(3, 127.5, np.float32),
         mean_image=np.full((image_size, image_size, 3), 127.5, np.float32),
         colour_std=np.full(3, np.sqrt((256**2 - 1) / 12), np.float32),

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -85,7 +84,6 @@ def open_tfds(dataset: str, tfds_dir: str | None, others: Sequence[str] = ()) ->
     """Opens a TFDS set. TFDS prepares it first if it never did.
 
     Args:
-        dataset: its name.
         tfds_dir: where TFDS keeps its sets; None: TFDS's own folder.
         others: data sets outside TFDS, which the error about an unknown name suggests too.
 
@@ -107,7 +105,7 @@ def open_tfds(dataset: str, tfds_dir: str | None, others: Sequence[str] = ()) ->
             if first is not None and first.label >= 0:
                 splits[split] = examples
     description = f"TensorFlow Datasets {info.full_name}, read with tensorflow-datasets {tfds.__version__}"
-    return Source(dataset, tuple(info.features["label"].names), description, MappingProxyType(splits))
+    return Source(dataset, tuple(info.features["label"].names), description, splits)
 
 
 def _open_split(dataset: str, builder: Any, name: str, where: str) -> Examples:
@@ -172,8 +170,7 @@ def _build(dataset: str, tfds_dir: str | None, builder: Any) -> Any:
 
 
 def _check_imagenet_tars(manual: Path) -> None:
-    """Raises UserError if a tar is missing or ends early. TFDS works without a missing tar, and does not notice a cut
-    between two files of a tar."""
+    """Raises UserError if a tar is missing or ends early. TFDS does without a tar and sees no cut between its files."""
     for name in _IMAGENET_TARS:
         path = manual / name
         if not path.is_file():

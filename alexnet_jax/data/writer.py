@@ -18,12 +18,15 @@ from pathlib import Path
 import numpy as np
 import PIL
 from jaxtyping import Int32, UInt8
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from alexnet_jax.data.decode import RESIZES, square_rgb
 from alexnet_jax.data.example import Example, Examples, Source
 from alexnet_jax.data.npy import NpyWriter
 from alexnet_jax.data.parallel import ordered_map
-from alexnet_jax.data.statistics import COMPUTED, Fingerprint, Moments, Statistics, measure
+from alexnet_jax.data.statistics import COMPUTED, measure
 from alexnet_jax.data.store import FORMAT_VERSION, SPLITS, Store, open_store
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.files import write_json
@@ -32,15 +35,24 @@ from alexnet_jax.system.files import write_json
 BLOCK_BYTES = 4 << 20
 SECONDS_BETWEEN_JOURNALS = 5.0
 
-Advance = Callable[[int], None]
-# (description, examples in total, examples already done) -> a context with the function to call for every n more
-Progress = Callable[[str, int, int], contextlib.AbstractContextManager[Advance]]
+Advance = Callable[[int], None]  # called with the number of examples done since the last call
+
+
+class _Rate(ProgressColumn):
+    """Images per second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.0f} images/s" if task.speed else "")
 
 
 @contextlib.contextmanager
-def no_progress(description: str, total: int, completed: int) -> Iterator[Advance]:
-    """Shows nothing."""
-    yield lambda examples: None
+def _bar(description: str, total: int, completed: int = 0) -> Iterator[Advance]:
+    """A bar with the rate and the time left if stderr is a terminal; nothing in a log."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(description, total=total, completed=completed)
+        yield lambda examples: bar.advance(task, examples)
 
 
 @dataclass(frozen=True)
@@ -83,10 +95,8 @@ def _resume(partial: Path, path: Path, recipe: Recipe, on_error: str) -> Journal
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["recipe"] == asdict(recipe) and partial.is_dir():
-            done = {
-                split: Done(entry["read"], entry["rows"], tuple(entry["skipped"]))
-                for split, entry in content["done"].items()
-            }
+            entries = content["done"].items()
+            done = {split: Done(entry["read"], entry["rows"], tuple(entry["skipped"])) for split, entry in entries}
             if on_error == "skip" or not any(split.skipped for split in done.values()):
                 return Journal(recipe, done)
     except (OSError, ValueError, KeyError, TypeError):
@@ -130,24 +140,12 @@ def _decode(recipe: Recipe, split: str, on_error: str, numbered: tuple[int, list
     return Block(images[: len(labels)], np.array(labels, np.int32), skipped)
 
 
-def write_store(
-    source: Source,
-    path: Path,
-    image_size: int,
-    *,
-    resize: str = "centre",
-    on_error: str = "fail",
-    progress: Progress = no_progress,
-) -> Store:
+def write_store(source: Source, path: Path, image_size: int, *, resize: str = "centre", on_error: str = "fail") -> Store:
     """Prepares a source as the store `path` and opens it. Resumes an interrupted run with the same arguments.
 
     Args:
-        source: the labelled images.
         path: the store's folder, which must not exist.
-        image_size: side of the prepared images in pixels.
-        resize: 'centre' or 'warp', see `alexnet_jax.data.decode`.
-        on_error: at an image that cannot be decoded: 'fail', or 'skip' it and list it in meta.json.
-        progress: shows the progress.
+        image_size, resize, on_error: see `alexnet_jax.data.prepare`.
 
     Raises:
         UserError: an image cannot be decoded (on_error 'fail'), there is no train split, or nothing can be written.
@@ -160,10 +158,10 @@ def write_store(
     try:
         journal = _resume(partial, journal_path, recipe, on_error)
         _check_space(path, journal)
-        with progress(f"preparing {source.name}", sum(published.values()), journal.read) as advance:
+        with _bar(f"preparing {source.name}", sum(published.values()), journal.read) as advance:
             for split in published:
                 _write_split(source.splits[split], split, partial, journal, journal_path, on_error, advance)
-        _write_meta(source.name, partial, journal, progress)
+        _write_meta(source.name, partial, journal)
         os.replace(partial, path)
         journal_path.unlink(missing_ok=True)
     except OSError as error:
@@ -230,31 +228,14 @@ def _blocks(examples: Examples, start: int, image_size: int) -> Iterator[tuple[i
         start += len(block)
 
 
-def _write_meta(name: str, folder: Path, journal: Journal, progress: Progress) -> None:
+def _write_meta(name: str, folder: Path, journal: Journal) -> None:
     """Measures the finished arrays, and writes the mean image and then meta.json."""
-    recipe, fingerprint = journal.recipe, Fingerprint()
-    size = recipe.image_size
-    train = Moments.of(np.empty((0, size, size, 3), np.uint8))
-    with progress("measuring and hashing", sum(done.rows for done in journal.done.values()), 0) as advance:
-        for split in recipe.published:
-            for chunk in measure(folder / f"{split}_images.npy", size, moments=split == "train"):
-                fingerprint.add_images(chunk.digest)
-                if chunk.moments is not None:
-                    train = train.plus(chunk.moments)
-                advance(chunk.images)
-            fingerprint.add_labels(np.load(folder / f"{split}_labels.npy"))
+    recipe, done = journal.recipe, journal.done
+    with _bar("measuring and hashing", sum(split.rows for split in done.values())) as advance:
+        fingerprint, train = measure(folder, recipe.published, recipe.image_size, moments_of="train", advance=advance)
     statistics = train.statistics()
     np.save(folder / "mean_image.npy", statistics.mean_image.astype(np.float32))
-    meta = _description(name, recipe, statistics) | {
-        "counts": {split: journal.done[split].rows for split in recipe.published},
-        "skipped": [example for split in recipe.published for example in journal.done[split].skipped],
-        "fingerprint": fingerprint.hexdigest(),
-    }
-    write_json(folder / "meta.json", meta)
-
-
-def _description(name: str, recipe: Recipe, statistics: Statistics) -> dict[str, object]:
-    return {
+    meta = {
         "format_version": FORMAT_VERSION,
         "name": name,
         "image_size": recipe.image_size,
@@ -268,4 +249,8 @@ def _description(name: str, recipe: Recipe, statistics: Statistics) -> dict[str,
         "colour_vectors": statistics.colour_vectors.tolist(),
         "computed": COMPUTED,
         "resampling": f"{RESIZES[recipe.resize]} (Pillow {PIL.__version__})",
+        "counts": {split: done[split].rows for split in recipe.published},
+        "skipped": [example for split in recipe.published for example in done[split].skipped],
+        "fingerprint": fingerprint,
     }
+    write_json(folder / "meta.json", meta)

@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -17,8 +17,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from alexnet_jax.system.files import replacing
 
-SplitName = Literal["train", "validation", "test"]
-
 
 @dataclass(frozen=True)
 class Row:
@@ -26,7 +24,7 @@ class Row:
 
     step: int
     epoch: float
-    split: SplitName
+    split: Literal["train", "validation", "test"]
     loss: float
     top1_error: float
     top5_error: float
@@ -93,6 +91,7 @@ class SpeedMeter:
     def __init__(self, batch_size: int):
         self._batch_size, self._steps, self._watch = batch_size, 0, Stopwatch()
         self.last = 0.0  # of the last row; 0 before the first
+        self.paused = self._watch.paused
 
     def count(self) -> None:
         """One more step."""
@@ -102,10 +101,6 @@ class SpeedMeter:
         """The speed since the last call."""
         self.last, self._steps = self._steps * self._batch_size / self._watch.lap(), 0
         return self.last
-
-    def paused(self) -> AbstractContextManager[None]:
-        """Leaves out what happens inside."""
-        return self._watch.paused()
 
 
 def read_rows(workdir: Path, until_step: int | None = None, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
@@ -135,7 +130,7 @@ def _reopened(workdir: Path, name: str, resume_step: int, silent: bool, validati
 
 
 class Recorder:
-    """Writes rows where they belong. Use as a context manager."""
+    """Writes the record of a run. Use it as a context manager."""
 
     def __init__(
         self,
@@ -153,9 +148,9 @@ class Recorder:
         """
         self._file = _reopened(workdir, "metrics.jsonl", resume_step, silent, validation_due)
         self._examples = _reopened(workdir, "examples.jsonl", resume_step, silent) if log_examples else None
-        events = str(workdir / "tensorboard")
         from tensorboardX import SummaryWriter  # takes two seconds where PyTorch is installed, which it imports
 
+        events = str(workdir / "tensorboard")
         self._events = SummaryWriter(events, purge_step=resume_step + 1, write_to_disk=not silent)
         self.console = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty(), quiet=silent)
         self._progress = Progress(
@@ -198,7 +193,7 @@ class Recorder:
             )
 
     def examples(self, step: int, numbers: Int64[np.ndarray, "batch"]) -> None:
-        """Notes which training examples a finished step has seen, where that is wanted."""
+        """Notes which training examples a finished step has seen, if examples.jsonl is kept."""
         if self._examples is not None:
             self._examples.write(json.dumps({"step": step, "examples": numbers.tolist()}) + "\n")
             self._examples.flush()

@@ -22,27 +22,25 @@ from alexnet_jax.system.files import exclusively, read_json, replacing, write_js
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
+def _git(*words: str) -> str:
+    folder = Path(__file__).parent
+    return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def _commit() -> str | None:
-    """The commit of the code, with '+' where it was changed since; None outside a git checkout.
+    """The commit of the code, with '+' if it was changed since; None outside a git checkout.
 
     Records and pages are not code: the experiments write both, and the next one's numbers do not depend on them.
     """
-    folder = Path(__file__).parent
+    code = (":(top)", ":(top,exclude)experiments/results", ":(top,exclude)*.md")
     try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True
-        ).stdout.strip()
-        code = (":(top)", ":(top,exclude)experiments/results", ":(top,exclude)*.md")
-        changes = subprocess.run(
-            ["git", "status", "--porcelain", "--", *code], cwd=folder, capture_output=True, text=True, check=True
-        )
+        return _git("rev-parse", "HEAD") + "+" * bool(_git("status", "--porcelain", "--", *code))
     except (OSError, subprocess.CalledProcessError):
         return None
-    return commit + "+" * bool(changes.stdout.strip())
 
 
 def provenance() -> dict[str, Any]:
-    """What a number needs beside it: package versions, Python's, the commit, the devices."""
+    """What is recorded beside a number: versions of packages and Python, the commit, the devices."""
     return {
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "python": platform.python_version(),
@@ -53,9 +51,7 @@ def provenance() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def locked(workdir: str) -> Iterator[None]:
-    """Keeps a second trainer out of a folder. The kernel frees the lock of a dead process.
-
-    Of several processes that train together the first one holds it.
+    """Keeps a second trainer out of a folder. The first of several processes that train together holds the lock.
 
     Raises:
         InUse: another process has the lock; the message names it.
@@ -67,12 +63,8 @@ def locked(workdir: str) -> Iterator[None]:
         yield
         return
     path = Path(workdir) / "lock"
-    if (
-        path.parent.is_dir()
-        and not path.exists()
-        and not (path.parent / "config.json").exists()
-        and any(path.parent.iterdir())
-    ):
+    known = path.exists() or (path.parent / "config.json").exists()
+    if not known and path.parent.is_dir() and any(path.parent.iterdir()):
         raise UserError(f"--workdir={workdir} holds something that is not a run: choose an empty or a new folder")
     with contextlib.ExitStack() as stack:
         try:
@@ -90,15 +82,12 @@ def locked(workdir: str) -> Iterator[None]:
 def open_for_training(
     config: Config, fingerprint: str, classes: tuple[str, ...], mean: Float32[np.ndarray, "size size 3"]
 ) -> Path:
-    """Makes or re-opens the folder of a run and writes its config.json and mean.npy.
+    """Makes or re-opens the folder of a run and writes its config.json and mean.npy. Call it under `locked`.
 
     Args:
-        config: of the run.
         fingerprint: content hash of the data set.
-        classes: class names, kept so that figures and predictions need no data.
-        mean: subtracted from every image, kept for the same reason.
-
-    Call it under `locked`.
+        classes: their names. They and `mean` are kept so that figures and predictions need no data.
+        mean: subtracted from every image.
 
     Raises:
         UserError: the folder holds a run that this config would alter, or cannot be written.
@@ -127,8 +116,7 @@ def open_for_training(
 
 def _check_resumable(path: Path, config: Config, fingerprint: str) -> None:
     stored = read_json(path)
-    changes = changed_flags(from_dict(stored["config"]), config)
-    if changes:
+    if changes := changed_flags(from_dict(stored["config"]), config):
         raise UserError(
             f"--workdir={path.parent} holds another run: {'; '.join(changes)}. Use a new --workdir or the old values"
         )
@@ -146,8 +134,7 @@ def read_config(workdir: str) -> Config:
     path = Path(workdir) / "config.json"
     if not path.exists():
         raise UserError(f"--workdir={workdir} holds no run: there is no config.json")
-    stored: dict[str, Any] = read_json(path)
-    return replace(from_dict(stored["config"]), workdir=workdir)
+    return replace(from_dict(read_json(path)["config"]), workdir=workdir)
 
 
 def read_classes(workdir: str) -> tuple[str, ...]:

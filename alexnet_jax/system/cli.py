@@ -31,12 +31,9 @@ ABOUT_EXTRA = (
 class Command:
     """One entry point.
 
-    Args:
-        about: what `--help` says before the flags.
-        define: defines the flags.
-        main: gets the parsed flags, and the words if `takes_words`.
-        takes_words: whether words besides flags are allowed. Otherwise a word is refused: it is nearly always a flag
-            without its dashes.
+    about: what `--help` says before the flags.
+    main: gets the parsed flags, and the words if `takes_words`.
+    takes_words: False refuses words besides flags. Such a word is nearly always a flag without its dashes.
     """
 
     about: str | None
@@ -65,7 +62,12 @@ class Command:
                 shown = options.get_help(include_special_flags=False).strip("\n")
                 print((self.about or "").strip(), shown, ABOUT_EXTRA, sep="\n\n")
                 return 0
-            self._run(options, argv)
+            argv = [*argv, *_extra(options)]
+            if self.takes_words:
+                self.main(options, parse(options, argv))
+            else:
+                parse_flags(options, argv)
+                self.main(options)
         except UserError as error:
             _say(f"error: {error}")
             return IN_USE_STATUS if isinstance(error, InUse) else 1
@@ -78,14 +80,6 @@ class Command:
             _say(str(stop))
             return RESUME_STATUS
         return 0
-
-    def _run(self, options: flags.FlagValues, argv: Sequence[str]) -> None:
-        argv = [*argv, *_extra(options)]
-        if self.takes_words:
-            self.main(options, parse(options, argv))
-        else:
-            parse_flags(options, argv)
-            self.main(options)
 
 
 def parse(options: flags.FlagValues, argv: Sequence[str]) -> list[str]:

@@ -27,7 +27,7 @@ def exclusively(path: Path, *, wait: bool) -> Iterator[IO[str] | None]:
     """Locks a file, which is made if missing. Yields it open, or None if another block in any process has the lock.
 
     With `wait` the block starts when the lock is free. The kernel frees the lock of a dead process. The package `filelock`
-    would not make this shorter, and the package would depend on it.
+    would be no shorter, and one more dependency.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:

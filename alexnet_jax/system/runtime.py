@@ -1,5 +1,6 @@
 """What every entry point sets before JAX starts: forced devices, other processes, the cache of compiled programs."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import os
@@ -18,7 +19,7 @@ def start(host_devices: int | None = None, distributed: bool = False) -> None:
     """Call it once, before the first array and before anything asks for a device.
 
     Args:
-        host_devices: number of CPU devices to force in this process; None leaves it to JAX.
+        host_devices: CPU devices to force in this process; None leaves their number to JAX.
         distributed: join the other processes. JAX finds them by itself on Slurm, Kubernetes and Cloud TPU. Elsewhere
             JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID name them; launch/local sets these.
 
@@ -30,8 +31,12 @@ def start(host_devices: int | None = None, distributed: bool = False) -> None:
     """
     if host_devices:
         jax.config.update("jax_num_cpu_devices", host_devices)
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and _can_write(folder := cache_folder()):
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = cache_folder()
+        with contextlib.suppress(OSError):  # a folder that cannot be made
+            folder.mkdir(parents=True, exist_ok=True)
+            if os.access(folder, os.W_OK):
+                jax.config.update("jax_compilation_cache_dir", str(folder))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     if distributed:
@@ -63,15 +68,6 @@ def cache_folder(name: str = "xla", processor: str | None = None, jaxlib: str | 
 
 
 def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    lines = cpuinfo.read_text().splitlines() if (cpuinfo := Path("/proc/cpuinfo")).exists() else []
     features = sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))})
     return "\n".join(features or [platform.machine(), platform.processor()])
-
-
-def _can_write(folder: Path) -> bool:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return False
-    return os.access(folder, os.W_OK)

@@ -4,7 +4,6 @@ import os
 import signal
 import sys
 import threading
-from types import TracebackType
 
 RESUME_STATUS = 75  # EX_TEMPFAIL of sysexits.h: the run is saved, the same command resumes it
 IN_USE_STATUS = 69  # EX_UNAVAILABLE: another process works in the folder of the run, nothing was done
@@ -34,7 +33,7 @@ class Interruption:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._handlers_before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup_before)
