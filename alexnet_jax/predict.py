@@ -10,12 +10,12 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import matplotlib
 import numpy as np
 from absl import flags
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt8
 from rich.console import Console
 from rich.progress import track
 
@@ -37,14 +37,8 @@ DRAWN = 12  # images in a figure
 def image_paths(words: Sequence[str], listed: str) -> list[Path]:
     """The images that a command line names: files, all files below folders by name, then the paths of a list.
 
-    Hidden files are left out of folders.
-
-    Args:
-        words: files and folders.
-        listed: a file with one path a line, '-' for stdin, or ''.
-
-    Raises:
-        UserError: the list cannot be read, or there are no images.
+    Hidden files in folders are left out. `listed`: a file with one path a line, '-' for stdin, or ''. Raises UserError if
+    it cannot be read, or there are no images.
     """
     if listed:
         try:
@@ -54,7 +48,8 @@ def image_paths(words: Sequence[str], listed: str) -> list[Path]:
         words = [*words, *(line for line in text.splitlines() if line.strip())]
     paths: list[Path] = []
     for path in map(Path, words):
-        paths += sorted(filter(_is_visible_file, path.rglob("*"))) if path.is_dir() else [path]
+        below = (file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+        paths += sorted(below) if path.is_dir() else [path]
     if not paths:
         raise UserError(
             "there are no images: add files or folders to the command line, or name a list of them with --list=FILE"
@@ -62,77 +57,57 @@ def image_paths(words: Sequence[str], listed: str) -> list[Path]:
     return paths
 
 
-def _is_visible_file(path: Path) -> bool:
-    return path.is_file() and not path.name.startswith(".")
+def read_images(paths: Iterable[Path], size: int, resize: str) -> Iterator[tuple[Path, Square]]:
+    """Every image that can be decoded, in order, a few ahead; `resize` as for `square_rgb`. Prints the others on stderr."""
+
+    def decode(path: Path) -> tuple[Path, Square | str]:
+        try:
+            if not path.is_file():
+                raise ValueError("no such file")
+            return path, square_rgb(path, size, resize)
+        except (ValueError, OSError) as error:
+            return path, str(error)
+
+    for path, image in ordered_map(decode, paths):
+        if isinstance(image, str):
+            print(f"error: {path}: {image}", file=sys.stderr)
+        else:
+            yield path, image
 
 
-class Reader:
-    """Decodes images in order, a few ahead, and counts failures."""
+class FeatureFile:
+    """Collects a layer's activations in a temporary file, so that memory does not grow with them."""
 
-    def __init__(self, size: int, resize: str):
-        """`size` and `resize` as for `square_rgb`."""
-        self._size, self._resize = size, resize
-        self.failures = 0
+    def __init__(self, features: Features, rows: IO[bytes]):
+        self._features, self._rows = features, rows
+        self._names, self._shape = list[str](), tuple[int, ...]()
 
-    def __call__(self, paths: Iterable[Path]) -> Iterator[tuple[Path, Square]]:
-        """Every image that can be decoded. The others are named on stderr."""
-
-        def decode(path: Path) -> tuple[Path, Square | str]:
-            try:
-                if not path.is_file():
-                    raise ValueError("no such file")
-                return path, square_rgb(path, self._size, self._resize)
-            except (ValueError, OSError) as error:
-                return path, str(error)
-
-        for path, image in ordered_map(decode, paths):
-            if isinstance(image, str):
-                self.failures += 1
-                print(f"error: {path}: {image}", file=sys.stderr)
-            else:
-                yield path, image
-
-
-class Collected:
-    """Collects rows in a temporary file, so that memory does not grow with them."""
-
-    def __init__(self, path: Path):
-        """`path`: of the .npz. Use as a context manager."""
-        self._path, self._names = path, list[str]()
-        self._shape: tuple[int, ...] = ()
-        self._file = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115
-
-    def __enter__(self) -> "Collected":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def add(self, names: Sequence[str], rows: Float32[np.ndarray, "count ..."]) -> None:
-        """Appends rows with their names."""
+    def add(self, names: Sequence[str], images: UInt8[np.ndarray, "count size size 3"]) -> None:
+        """Appends the activations of up to `batch_size` images."""
+        rows = self._features(images)
         self._names += names
         self._shape = rows.shape[1:]
-        self._file.write(np.ascontiguousarray(rows).tobytes())
+        self._rows.write(np.ascontiguousarray(rows).tobytes())
 
-    def write(self) -> None:
-        """Writes `features`, float32 (images, ...), and `images`, their names, in order."""
-        self._file.flush()
+    def write(self, path: Path) -> None:
+        """Writes an .npz: `features`, float32 (images, ...), and `images`, their names, in order."""
+        self._rows.flush()
         shape = (len(self._names), *self._shape)
-        rows = np.memmap(self._file, np.float32, "r", shape=shape) if self._names else np.empty(shape, np.float32)
-        with replacing(self._path, "wb") as file:
+        rows = np.memmap(self._rows, np.float32, "r", shape=shape) if self._names else np.empty(shape, np.float32)
+        with replacing(path, "wb") as file:
             np.savez(file, features=rows, images=np.array(self._names))
 
 
 def predict(
-    trained: Trained, images: Iterable[tuple[Path, Square]], features: tuple[Features, Collected] | None = None
+    trained: Trained, images: Iterable[tuple[Path, Square]], features: FeatureFile | None = None
 ) -> Iterator[tuple[Path, Square, Float32[np.ndarray, "classes"]]]:
-    """Every image with its class probabilities, in order. `features`: a layer, and what collects its activations."""
+    """Every image with its class probabilities, in order. `features` collects a layer's activations."""
     classify = Classification(trained)
     source = iter(images)
     while batch := list(itertools.islice(source, trained.config.batch_size)):
         pixels = np.stack([image for _, image in batch])
         if features is not None:
-            features[1].add([str(path) for path, _ in batch], features[0](pixels))
+            features.add([str(path) for path, _ in batch], pixels)
         for (path, image), probabilities in zip(batch, classify(pixels), strict=True):
             yield path, image, probabilities
 
@@ -162,30 +137,30 @@ def _outputs(options: flags.FlagValues) -> tuple[str, Path | None, Path | None]:
 
 def main(options: flags.FlagValues, words: list[str]) -> None:
     """The command line."""
-    layer, collected_in, figure = _outputs(options)
+    layer, features_path, figure = _outputs(options)
     paths = image_paths(words, options.list)
     runtime.start(options.host_devices)
     trained = load_trained(options.workdir or "", options.step, batch_size=options.batch_size, **parsed(options, ("mesh",)))
-    read = Reader(trained.config.image_size, trained.config.resize)
     quiet = not sys.stderr.isatty() or sys.stdout.isatty()  # printed rows show the progress
     shown: list[Guessed] = []
-    with contextlib.ExitStack() as stack:
-        features = None
-        if collected_in is not None:
-            features = Features(trained, layer), stack.enter_context(Collected(collected_in))
+    failures = len(paths)
+    with tempfile.TemporaryFile(dir=features_path.parent) if features_path else contextlib.nullcontext() as rows:
+        features = FeatureFile(Features(trained, layer), rows) if rows else None
         ahead = track(paths, "looking", console=Console(stderr=True), disable=quiet)
-        for path, image, probabilities in predict(trained, read(ahead), features):
+        images = read_images(ahead, trained.config.image_size, trained.config.resize)
+        for path, image, probabilities in predict(trained, images, features):
+            failures -= 1
             top5 = top_classes(probabilities, trained.classes)
             _print(path, top5, options.format)
             if figure is not None and len(shown) < DRAWN:
                 shown.append((path.name, image, top5, ""))
-        if features is not None:
-            features[1].write()
+        if features and features_path:
+            features.write(features_path)
     if figure is not None and shown:
         matplotlib.use("agg")
         write_figure(draw_predictions(shown, trained.title), figure)
-    if read.failures:
-        raise UserError(f"{read.failures} of {len(paths)} images could not be read; they are named above")
+    if failures:
+        raise UserError(f"{failures} of {len(paths)} images could not be read; they are named above")
 
 
 def define_flags(options: flags.FlagValues) -> None:

@@ -18,10 +18,9 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from alexnet_jax.benchmark.ours import put_constants
-from alexnet_jax.benchmark.results import Throughputs, publish, ratio, row
+from alexnet_jax.benchmark.results import Throughputs, add_ratios, new_table, publish, ratio, row
 from alexnet_jax.config import Config
 from alexnet_jax.data.dataset import Dataset, open_dataset
 from alexnet_jax.data.loader import Loader
@@ -49,17 +48,12 @@ class Ratio(NamedTuple):
 
 @dataclass(frozen=True)
 class InputStream:
-    """Batches from one source, to be timed.
-
-    cores: how many it keeps busy.
-    by_steps: timed over a number of batches instead of seconds.
-    ratio: what is compared with this stream.
-    """
+    """Batches from one source, to be timed."""
 
     name: str
     batches: Batches
-    cores: int = 1
-    by_steps: bool = False
+    cores: int = 1  # that it keeps busy
+    by_steps: bool = False  # timed over a number of batches instead of seconds
     ratio: Ratio | None = None
 
 
@@ -127,21 +121,15 @@ def measure(stream: InputStream, seconds: float, steps: int) -> float:
     """Images per second over `seconds` or `steps`, without the batches that were ready before."""
     for _ in range(_WARM_STEPS if stream.by_steps else _WARM_BATCHES):
         next(stream.batches)
-    images, started = 0, time.perf_counter()
-    for done in itertools.count():
-        elapsed = time.perf_counter() - started
-        if done >= steps if stream.by_steps else elapsed >= seconds:
-            break
+    images, done, started = 0, 0, time.perf_counter()
+    while done < steps if stream.by_steps else time.perf_counter() - started < seconds:
         images += next(stream.batches)
+        done += 1
     return images / (time.perf_counter() - started)
 
 
 def measure_input(config: Config, rounds: int, seconds: float, steps: int) -> dict[str, Any]:
-    """The package's own streams, as the JSON object to print.
-
-    Raises:
-        UserError: the data set is not prepared, or the mesh does not fit.
-    """
+    """The package's own streams, as the JSON object to print. Raises UserError as `open_input`."""
     setup, dataset = open_input(config)
     split = dataset.splits["train"]
     streams = [*copies(split, config.batch_size), *loading(setup, split), *training(setup, dataset)]
@@ -191,13 +179,11 @@ def _row(stream: InputStream, rates: list[float], image_bytes: int) -> dict[str,
 def publish_input(result: dict[str, Any], figure: Path | None) -> None:
     """Prints the table and the JSON object of `measure_streams`, and draws its bars."""
     size, batch_size = result["settings"]["image_size"], result["settings"]["batch_size"]
-    shown = Table(title=f"input, {size} px, batches of {batch_size}")
-    for column in ("", "images/s", "range", "GB/s", "images/s and core"):
-        shown.add_column(column, justify="left" if not column else "right")
+    title = f"input, {size} px, batches of {batch_size}"
+    shown = new_table(title, "images/s", "range", "GB/s", "images/s and core")
     for name, each in result["rows"].items():
         span = f"{each['low']:,.0f} to {each['high']:,.0f}"
         per_core = f"{each['images_per_second_and_core']:,.0f}"
         shown.add_row(name, f"{each['images_per_second']:,.0f}", span, f"{each['gigabytes_per_second']:.2f}", per_core)
-    for name, each in result["ratios"].items():
-        shown.add_row(f"ratio: {name}", f"{each['median']:.2f}", f"{each['low']:.2f} to {each['high']:.2f}", "", "")
+    add_ratios(shown, result["ratios"], "ratio: ")
     publish(result, [shown], {LOADER, RESIDENT}, f"images per second, {size} x {size} px", figure)

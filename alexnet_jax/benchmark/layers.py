@@ -39,7 +39,7 @@ def measure_layers(setup: Setup, repeats: int) -> Iterator[LayerRate]:
         for direction, function, arguments in _directions(apply, x, kernel):
             if direction == "input gradient" and number == 0:  # images need no gradient
                 continue
-            seconds = _seconds(function, arguments, repeats)
+            seconds = statistics.median(_seconds(function, arguments, repeats))
             yield LayerRate(layer.name, direction, seconds, 2 * batch * shapes.multiply_adds / seconds)
 
 
@@ -54,21 +54,18 @@ def _directions(apply: Callable[..., Any], x: Any, kernel: Any) -> Iterator[tupl
 def matrix_product(precision: str, size: int, repeats: int) -> float:
     """FLOP/s of a product of two `size` x `size` matrices on the first device: the best of `repeats`."""
     a, b = (_noise(seed, (size, size), jnp.dtype(precision)) for seed in (0, 1))
-    product = jax.jit(jnp.matmul)
-    jax.block_until_ready(product(a, b))
-    return 2 * size**3 / min(_once(product, (a, b)) for _ in range(repeats))
+    return 2 * size**3 / min(_seconds(jax.jit(jnp.matmul), (a, b), repeats))
 
 
 def _noise(seed: int, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     return jax.random.normal(jax.random.key(seed), shape, dtype)
 
 
-def _seconds(function: Callable[..., Any], arguments: tuple[Any, ...], repeats: int) -> float:
-    jax.block_until_ready(function(*arguments))
-    return statistics.median(_once(function, arguments) for _ in range(repeats))
-
-
-def _once(function: Callable[..., Any], arguments: tuple[Any, ...]) -> float:
-    started = time.perf_counter()
-    jax.block_until_ready(function(*arguments))
-    return time.perf_counter() - started
+def _seconds(function: Callable[..., Any], arguments: tuple[Any, ...], repeats: int) -> list[float]:
+    """Of each call but a first one, which compiles."""
+    seconds = []
+    for _ in range(1 + repeats):
+        started = time.perf_counter()
+        jax.block_until_ready(function(*arguments))
+        seconds.append(time.perf_counter() - started)
+    return seconds[1:]

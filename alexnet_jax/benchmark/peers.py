@@ -4,7 +4,7 @@ A peer starts from finished float32 crops on the device. Our training step makes
 """
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,7 +25,7 @@ class Torch:
     channels_last: bool
     compiled: bool
     precision: str
-    batch_size: int
+    examples: int  # per call
     crop: int
 
     @property
@@ -35,11 +35,6 @@ class Torch:
         how = ", ".join(forms) or "eager"
         return f"PyTorch {self.net}: {'train' if self.train else 'forward'} ({how})"
 
-    @property
-    def examples(self) -> int:
-        """Images per call."""
-        return self.batch_size
-
     def start(self) -> Callable[[], Any]:
         """See `worker.Workload`."""
         import torch
@@ -48,8 +43,8 @@ class Torch:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
         net = _network(self.net, self.crop).to(device).to(memory_format=layout)
-        images = torch.randn(self.batch_size, 3, self.crop, self.crop, device=device).to(memory_format=layout)
-        labels = torch.randint(0, 1000, (self.batch_size,), device=device)
+        images = torch.randn(self.examples, 3, self.crop, self.crop, device=device).to(memory_format=layout)
+        labels = torch.randint(0, 1000, (self.examples,), device=device)
         model: Any = torch.compile(net) if self.compiled else net
         half = torch.autocast(device, torch.bfloat16, enabled=self.precision == "bfloat16")
         optimizer = torch.optim.SGD(net.parameters(), 1e-4, momentum=0.9, weight_decay=5e-4)
@@ -86,54 +81,38 @@ def peers(train: bool, precision: str, batch_size: int, crop: int) -> dict[Net, 
     """All forms of both networks. Raises UserError if PyTorch is not installed."""
     if importlib.util.find_spec("torch") is None:
         raise UserError("--against=pytorch needs PyTorch: pip install -r requirements-benchmark.txt")
-
-    def forms(net: Net) -> Iterator[Torch]:
-        for compiled in (False, True):
-            for channels_last in (False, True):
-                yield Torch(net, train, channels_last, compiled, precision, batch_size, crop)
-
-    return {net: list(forms(net)) for net in ("two towers", "torchvision")}
+    nets: tuple[Net, Net] = ("two towers", "torchvision")
+    forms = [(channels_last, compiled) for compiled in (False, True) for channels_last in (False, True)]
+    return {net: [Torch(net, train, *form, precision, batch_size, crop) for form in forms] for net in nets}
 
 
 def _network(net: Net, crop: int) -> Any:
     import torch
     from torch import nn
 
-    def relu() -> Any:
-        return nn.ReLU(inplace=True)
-
-    layers = _two_towers(relu) if net == "two towers" else _torchvision(relu)
+    relu = nn.ReLU(inplace=True)  # has no state, so one serves all layers
+    if net == "two towers":
+        pool = nn.MaxPool2d(3, 2, ceil_mode=True)
+        norm = nn.LocalResponseNorm(5, 1e-4, 0.75, 2.0)
+        layers = [
+            nn.Conv2d(3, 96, 11, 4), relu, norm, pool,
+            nn.Conv2d(96, 256, 5, padding=2, groups=2), relu, norm, pool,
+            nn.Conv2d(256, 384, 3, padding=1), relu,
+            nn.Conv2d(384, 384, 3, padding=1, groups=2), relu,
+            nn.Conv2d(384, 256, 3, padding=1, groups=2), relu, pool,
+        ]  # fmt: skip
+    else:
+        pool = nn.MaxPool2d(3, 2)
+        layers = [
+            nn.Conv2d(3, 64, 11, 4, padding=2), relu, pool,
+            nn.Conv2d(64, 192, 5, padding=2), relu, pool,
+            nn.Conv2d(192, 384, 3, padding=1), relu,
+            nn.Conv2d(384, 256, 3, padding=1), relu,
+            nn.Conv2d(256, 256, 3, padding=1), relu, pool, nn.AdaptiveAvgPool2d(6),
+        ]  # fmt: skip
     features = nn.Sequential(*layers, nn.Flatten())
     inputs = features(torch.zeros(1, 3, crop, crop)).shape[1]
     return nn.Sequential(
         features,
-        nn.Linear(inputs, 4096), relu(), nn.Dropout(), nn.Linear(4096, 4096), relu(), nn.Dropout(), nn.Linear(4096, 1000),
+        nn.Linear(inputs, 4096), relu, nn.Dropout(), nn.Linear(4096, 4096), relu, nn.Dropout(), nn.Linear(4096, 1000),
     )  # fmt: skip
-
-
-def _two_towers(relu: Callable[[], Any]) -> list[Any]:
-    from torch import nn
-
-    def normed() -> list[Any]:
-        return [relu(), nn.LocalResponseNorm(5, 1e-4, 0.75, 2.0), nn.MaxPool2d(3, 2, ceil_mode=True)]
-
-    return [
-        nn.Conv2d(3, 96, 11, 4), *normed(),
-        nn.Conv2d(96, 256, 5, padding=2, groups=2), *normed(),
-        nn.Conv2d(256, 384, 3, padding=1), relu(),
-        nn.Conv2d(384, 384, 3, padding=1, groups=2), relu(),
-        nn.Conv2d(384, 256, 3, padding=1, groups=2), relu(), nn.MaxPool2d(3, 2, ceil_mode=True),
-    ]  # fmt: skip
-
-
-def _torchvision(relu: Callable[[], Any]) -> list[Any]:
-    from torch import nn
-
-    return [
-        nn.Conv2d(3, 64, 11, 4, padding=2), relu(), nn.MaxPool2d(3, 2),
-        nn.Conv2d(64, 192, 5, padding=2), relu(), nn.MaxPool2d(3, 2),
-        nn.Conv2d(192, 384, 3, padding=1), relu(),
-        nn.Conv2d(384, 256, 3, padding=1), relu(),
-        nn.Conv2d(256, 256, 3, padding=1), relu(), nn.MaxPool2d(3, 2),
-        nn.AdaptiveAvgPool2d(6),
-    ]  # fmt: skip

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
 from absl import flags
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from alexnet_jax.figures import write_figure
 from alexnet_jax.system.errors import UserError
@@ -24,9 +25,8 @@ OUR_COLOUR, OTHER_COLOUR = "#0072B2", "#999999"  # Okabe and Ito's palette
 def define_flags(options: flags.FlagValues) -> None:
     """The flags of every measurement, besides those of a run."""
     flags.DEFINE_integer("rounds", 5, "rounds; each measures everything once, in turn", lower_bound=1, flag_values=options)
-    flags.DEFINE_float(
-        "seconds", 1.0, "for which each stream of images is measured in a round", lower_bound=0.0, flag_values=options
-    )
+    help = "how long each stream of images is measured in a round"
+    flags.DEFINE_float("seconds", 1.0, help, lower_bound=0.0, flag_values=options)
     flags.DEFINE_string("figure", None, "draw the bars into this .png or .svg", flag_values=options)
 
 
@@ -36,6 +36,17 @@ def figure_path(figure: str | None) -> Path | None:
     if path and (path.suffix not in (".png", ".svg") or not path.parent.is_dir()):
         raise UserError(f"--figure={figure} is not a .png or .svg in a folder that exists")
     return path
+
+
+def new_table(title: str, *columns: str) -> Table:
+    """A table with names on the left and numbers under each title."""
+    return Table("", *(Column(column, justify="right") for column in columns), title=title)
+
+
+def add_ratios(table: Table, ratios: Mapping[str, Mapping[str, float]], prefix: str = "") -> None:
+    """Appends rows of `ratio`: name, median and range."""
+    for name, each in ratios.items():
+        table.add_row(f"{prefix}{name}", f"{each['median']:.2f}", f"{each['low']:.2f} to {each['high']:.2f}")
 
 
 def publish(result: dict[str, Any], tables: Sequence[Table], ours: Collection[str], title: str, figure: Path | None) -> None:
@@ -62,25 +73,17 @@ def row(rates: Sequence[float]) -> dict[str, float]:
 def draw_bars(rows: Mapping[str, Mapping[str, Any]], ours: Collection[str], title: str, path: Path) -> None:
     """Bars of images per second with their range. The axis is logarithmic if they span more than a factor of ten.
 
-    Args:
-        rows: as `row` makes them, by name. The first one is drawn on top.
-        ours: the names to highlight.
-        title: the axis label.
-        path: a .png or .svg.
+    `rows` are as `row` makes them, the first one on top. Those in `ours` are highlighted. `title`: of the axis.
     """
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     names = list(rows)[::-1]
-    rates = [rows[name]["images_per_second"] for name in names]
-    errors = [[rows[name]["images_per_second"] - rows[name]["low"] for name in names],
-              [rows[name]["high"] - rows[name]["images_per_second"] for name in names]]  # fmt: skip
+    rates, low, high = (np.array([rows[name][key] for name in names]) for key in ("images_per_second", "low", "high"))
     figure, axes = plt.subplots(figsize=(9, 0.5 * len(rows) + 1.2), layout="constrained")
     colours = [OUR_COLOUR if name in ours else OTHER_COLOUR for name in names]
-    axes.barh(names, rates, xerr=errors, color=colours, ecolor="#444444", capsize=3)
-    for height, (name, rate) in enumerate(zip(names, rates, strict=True)):
-        label = f"  {rate:,.0f}" if rate >= 100 else f"  {rate:.1f}"
-        axes.annotate(label, (rows[name]["high"], height), va="center", fontsize=9)
+    bars = axes.barh(names, rates, xerr=[rates - low, high - rates], color=colours, ecolor="#444444", capsize=3)
+    axes.bar_label(bars, [f"  {rate:,.0f}" if rate >= 100 else f"  {rate:.1f}" for rate in rates], fontsize=9)
     if max(rates) > 10 * min(rates):
         axes.set_xscale("log")
         axes.set_xlim(min(rates) / 10, max(rates) * 6)

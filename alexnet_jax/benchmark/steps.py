@@ -16,7 +16,7 @@ from rich.table import Table
 from alexnet_jax.benchmark.layers import matrix_product, measure_layers
 from alexnet_jax.benchmark.ours import MODES, Ours, noise_model, training_flops
 from alexnet_jax.benchmark.peers import Torch, peers
-from alexnet_jax.benchmark.results import Throughputs, publish, ratio, row
+from alexnet_jax.benchmark.results import Throughputs, add_ratios, new_table, publish, ratio, row
 from alexnet_jax.benchmark.worker import Failed, Worker, Workload
 from alexnet_jax.config import Config, as_dict
 from alexnet_jax.run.workdir import provenance
@@ -39,17 +39,10 @@ def _progress(turns: int) -> Iterator[Note]:
 
 
 def measure_steps(config: Config, *, against: bool, layers: bool, rounds: int, steps: int) -> dict[str, Any]:
-    """The network at one batch size, as the JSON object to print.
+    """The network on images of noise, as the JSON object to print.
 
-    Args:
-        config: of the run. The images are noise.
-        against: also measure PyTorch, in turn with ours.
-        layers: measure each layer and direction alone.
-        rounds: turns of each workload. A ratio is taken within a round.
-        steps: timed in each turn, after one untimed step.
-
-    Raises:
-        UserError: the mesh does not fit, PyTorch is missing, or no form of it runs.
+    `against`: also PyTorch, in turn with ours. `layers`: also each layer and direction alone. Each workload has a turn in
+    each round, which times `steps` steps. Raises UserError if the mesh does not fit, PyTorch is missing, or none of it runs.
     """
     setup = noise_model(config)
     modes = MODES[:2] if against else MODES
@@ -142,25 +135,21 @@ def publish_steps(config: Config, result: dict[str, Any], figure: Path | None) -
 
 def _network_table(result: dict[str, Any]) -> Table:
     settings, product = result["settings"], result["matrix_product_flops_per_second"]
-    table = Table(title=f"batch {settings['batch_size']}, {settings['crop_size']} px, {settings['precision']}")
-    for column in ("", "images/s", "range", "peak memory", "first step"):
-        table.add_column(column, justify="left" if not column else "right")
+    title = f"batch {settings['batch_size']}, {settings['crop_size']} px, {settings['precision']}"
+    table = new_table(title, "images/s", "range", "peak memory", "first step")
     for name, each in result["rows"].items():
         span = f"{each['low']:,.1f} to {each['high']:,.1f}"
         memory, first = f"{each['peak_memory_bytes'] / 2**30:.2f} GiB", f"{each['first_step_seconds']:.1f} s"
         table.add_row(name, f"{each['images_per_second']:,.1f}", span, memory, first)
-    for name, each in result["ratios"].items():
-        table.add_row(name, f"{each['median']:.2f}", f"{each['low']:.2f} to {each['high']:.2f}", "", "")
+    add_ratios(table, result["ratios"])
     share = f"{100 * result['of_matrix_product']:.0f} % of a matrix product's {product / 1e9:,.0f}"
     table.caption = f"training: {result['flops_per_second'] / 1e9:,.0f} GFLOP/s, {share}"
     return table
 
 
 def _layer_table(result: dict[str, Any]) -> Table:
-    table = Table(title="each layer alone, all towers: ms and share of the matrix product's rate")
     directions = list(dict.fromkeys(each["direction"] for each in result["layers"]))
-    for column in ("", *directions):
-        table.add_column(column, justify="right" if column else "left")
+    table = new_table("each layer alone, all towers: ms and share of the matrix product's rate", *directions)
     cells: dict[str, dict[str, str]] = {}
     for each in result["layers"]:
         share = each["flops_per_second"] / result["matrix_product_flops_per_second"]

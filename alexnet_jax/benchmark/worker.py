@@ -81,8 +81,8 @@ class Worker:
             answer = self._connection.recv()
         except EOFError:
             raise Failed(f"its process ended with status {self._process.exitcode}") from None
-        if isinstance(answer, Exception):
-            raise Failed(f"{type(answer).__name__}: {str(answer).strip().splitlines()[0][:200] if str(answer) else ''}")
+        if isinstance(answer, Failed):
+            raise answer
         return answer
 
 
@@ -106,7 +106,7 @@ def _serve(connection: Connection, workload: Workload) -> None:
     except EOFError:  # the parent is gone
         return
     except Exception as error:
-        connection.send(RuntimeError(f"{type(error).__name__}: {error}"))
+        connection.send(Failed(f"{type(error).__name__}: {error}".splitlines()[0][:200]))
 
 
 def _resident_peak() -> int:

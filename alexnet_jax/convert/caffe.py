@@ -1,6 +1,6 @@
 """Caffe's files: `.caffemodel` of both layer versions, `.binaryproto` means, and `.npy` dictionaries made from them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ import numpy as np
 from alexnet_jax.convert.caffe_proto import MESSAGES, blob_array, read_message
 from alexnet_jax.convert.layouts import Blobs, groups
 from alexnet_jax.convert.pickles import read_dictionary
-from alexnet_jax.layers import Architecture, Classifier, Convolution, Dense, Dropout, MaxPool, Relu, ResponseNorm
+from alexnet_jax.layers import Architecture, Classifier, Convolution, Dropout, Layer, MaxPool, Relu, ResponseNorm
 from alexnet_jax.system.errors import UserError
 
 _V1_TYPES = {4: "Convolution", 14: "InnerProduct", 15: "LRN", 17: "Pooling"}
@@ -60,8 +60,7 @@ def read_mean_file(path: Path) -> np.ndarray:
 def blobs_of(layers: list[CaffeLayer], table: Architecture, where: str) -> dict[str, Blobs]:
     """The weights of a Caffe network under the names of a table. Layers match by name if all names agree, else in order.
 
-    Raises:
-        UserError: the number of layers differs, or the groups, strides, padding or LRN in the file differ from the table's.
+    Raises UserError if the layers, or their groups, strides, padding or LRN differ from the table's.
     """
     weighted = [layer for layer in layers if layer.blobs]
     order = {spec.name: place for place, spec in enumerate(table.layers)}
@@ -86,12 +85,10 @@ def blobs_of(layers: list[CaffeLayer], table: Architecture, where: str) -> dict[
 
 
 def _check_convolution(layer: CaffeLayer, spec: Convolution, group: int, where: str) -> None:
-    if not layer.message.HasField("convolution_param"):
-        return
     param = layer.message.convolution_param
     stride, padding = (values[0] if values else default for values, default in ((param.stride, 1), (param.pad, 0)))
     found, wanted = (param.group, stride, padding), (group, spec.stride, spec.padding)
-    if found != wanted:
+    if layer.message.HasField("convolution_param") and found != wanted:
         raise UserError(
             f"{where}: layer {layer.name!r} has group, stride, pad {found}; {spec.name} of the table has {wanted}"
         )
@@ -127,10 +124,7 @@ def read_npy_dictionary(path: Path, table: Architecture) -> dict[str, Blobs]:
     """Weights from a `.npy` dictionary {layer: [weight, bias]} or {layer: {'weights', 'biases'}}.
 
     The arrays are in Caffe's layout, or in that of caffe-tensorflow: convolutions are (height, width, inputs, outputs),
-    dense layers (inputs, outputs), with inputs in the order (row, column, map).
-
-    Raises:
-        UserError: the file is not such a dictionary.
+    dense layers (inputs, outputs), with inputs in the order (row, column, map). Raises UserError if it is no such file.
     """
     blobs = {}
     for name, content in read_dictionary(path).items():
@@ -149,22 +143,20 @@ def _from_rows_first(blobs: Mapping[str, Blobs]) -> dict[str, Blobs]:
     turned, maps = {}, 1
     for name, (weight, bias) in blobs.items():
         if weight.ndim == 4:
-            turned[name], maps = Blobs(weight.transpose(3, 2, 0, 1), bias), weight.shape[3]
+            weight, maps = weight.transpose(3, 2, 0, 1), weight.shape[3]
         elif weight.ndim == 2:
             side = round((weight.shape[0] / maps) ** 0.5) if maps else 0
             if side * side * maps == weight.shape[0]:
                 weight = weight.reshape(side, side, maps, -1).transpose(2, 0, 1, 3).reshape(weight.shape)
-            turned[name], maps = Blobs(weight.T, bias), len(bias)
-        else:
-            turned[name] = Blobs(weight, bias)
+            weight, maps = weight.T, len(bias)
+        turned[name] = Blobs(weight, bias)
     return turned
 
 
 def write_caffemodel(blobs: Mapping[str, Blobs], table: Architecture) -> bytes:
     """A `.caffemodel` of version 2 with every layer's parameters and float32 blobs. The colour order of `blobs` is kept.
 
-    Raises:
-        UserError: Caffe has no layer for the table's LRN.
+    Raises UserError if Caffe has no layer for the table's LRN.
     """
     if any(op.across == "maps" for op in _norms(table)) and table.towers > 1:
         raise UserError(
@@ -173,44 +165,37 @@ def write_caffemodel(blobs: Mapping[str, Blobs], table: Architecture) -> bytes:
         )
     net = MESSAGES["NetParameter"](name=table.name)
     below = "data"
-    for number, spec in enumerate(table.layers):
-        layer = net.layer.add(name=spec.name, bottom=[below], top=[spec.name])
-        weight, bias = blobs[spec.name]
-        for array in (weight, bias):
-            blob = layer.blobs.add(data=[np.ascontiguousarray(array, "<f4").tobytes()])
-            blob.shape.dim.extend(array.shape)
-        if isinstance(spec, Convolution):
-            layer.type, param = "Convolution", layer.convolution_param
-            param.num_output, param.group = spec.width, groups(table, spec)
-            param.pad.append(spec.padding)
-            param.kernel_size.append(spec.kernel)
-            param.stride.append(spec.stride)
-        else:
-            layer.type, layer.inner_product_param.num_output = "InnerProduct", len(bias)
-        below = _add_operations(net, spec, number + 1)
+    for number, spec in enumerate(table.layers, 1):
+        for layer in (_weighted(table, spec, blobs[spec.name]), *_operations(spec, number)):
+            top = below if layer["type"] in ("ReLU", "Dropout") else layer["name"]
+            net.layer.add(bottom=[below], top=[top], **layer)
+            below = top
     return net.SerializeToString()
 
 
-def _add_operations(net: Any, spec: Convolution | Dense | Classifier, number: int) -> str:
-    """Adds the layers without weights that follow layer `spec`. Returns the name of the last output."""
-    below = spec.name
+def _weighted(table: Architecture, spec: Layer, weights: Blobs) -> dict[str, Any]:
+    """The fields of Caffe's layer `spec`, but for its connections."""
+    blobs = [{"data": [np.ascontiguousarray(x, "<f4").tobytes()], "shape": {"dim": x.shape}} for x in weights]
+    layer: dict[str, Any] = {"name": spec.name, "blobs": blobs}
+    if isinstance(spec, Convolution):
+        window = {"kernel_size": [spec.kernel], "stride": [spec.stride], "pad": [spec.padding]}
+        param = {"num_output": spec.width, "group": groups(table, spec), **window}
+        return layer | {"type": "Convolution", "convolution_param": param}
+    return layer | {"type": "InnerProduct", "inner_product_param": {"num_output": len(weights.bias)}}
+
+
+def _operations(spec: Layer, number: int) -> Iterator[dict[str, Any]]:
+    """The same of the layers without weights that follow it."""
     for operation in () if isinstance(spec, Classifier) else spec.after:
         match operation:
             case Relu():
-                net.layer.add(name=f"relu{number}", type="ReLU", bottom=[below], top=[below])
-            case Dropout():
-                layer = net.layer.add(name=f"drop{number}", type="Dropout", bottom=[below], top=[below])
-                layer.dropout_param.dropout_ratio = operation.rate
-            case MaxPool():
-                layer = net.layer.add(name=f"pool{number}", type="Pooling", bottom=[below], top=[f"pool{number}"])
-                param = layer.pooling_param
-                param.pool, param.kernel_size, param.stride = 0, operation.size, operation.stride
-                below = f"pool{number}"
-            case ResponseNorm():
-                layer = net.layer.add(name=f"norm{number}", type="LRN", bottom=[below], top=[f"norm{number}"])
-                param = layer.lrn_param
-                param.local_size, param.alpha = operation.size, operation.alpha * operation.size
-                param.beta, param.k = operation.beta, operation.k
-                param.norm_region = int(operation.across == "space")
-                below = f"norm{number}"
-    return below
+                yield {"name": f"relu{number}", "type": "ReLU"}
+            case Dropout(rate=rate):
+                yield {"name": f"drop{number}", "type": "Dropout", "dropout_param": {"dropout_ratio": rate}}
+            case MaxPool(size=size, stride=stride):
+                pooling = {"pool": 0, "kernel_size": size, "stride": stride}
+                yield {"name": f"pool{number}", "type": "Pooling", "pooling_param": pooling}
+            case ResponseNorm(size=size, alpha=alpha, beta=beta, k=k):
+                region = int(operation.across == "space")
+                lrn = {"local_size": size, "alpha": alpha * size, "beta": beta, "k": k, "norm_region": region}
+                yield {"name": f"norm{number}", "type": "LRN", "lrn_param": lrn}

@@ -1,9 +1,11 @@
 """The protobuf messages of Caffe's files.
 
-The schema has the fields that weights need, under their numbers in Caffe's caffe.proto. Packed numbers are declared as
-bytes: both look the same in a file, and NumPy reads bytes without a Python object for each number.
+The schema has the fields that weights need, as Caffe's caffe.proto declares them; all are optional. Packed numbers are
+declared as bytes: both look the same in a file, and NumPy reads bytes without a Python object for each number.
 """
 
+import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,63 +17,44 @@ from alexnet_jax.system.errors import UserError
 
 _MOST_BYTES = 2**31 - 1  # of a protobuf message
 
-_Field = descriptor_pb2.FieldDescriptorProto
-# name, number, type (in a list: repeated), and the default where it is not zero
-_SCHEMA: dict[str, tuple[tuple[Any, ...], ...]] = {
-    "BlobShape": (("dim", 1, [_Field.TYPE_INT64]),),
-    "BlobProto": (
-        ("num", 1, _Field.TYPE_INT32), ("channels", 2, _Field.TYPE_INT32), ("height", 3, _Field.TYPE_INT32),
-        ("width", 4, _Field.TYPE_INT32), ("data", 5, [_Field.TYPE_BYTES]), ("shape", 7, "BlobShape"),
-        ("double_data", 8, [_Field.TYPE_BYTES]),
-    ),
-    "ConvolutionParameter": (
-        ("num_output", 1, _Field.TYPE_UINT32), ("pad", 3, [_Field.TYPE_UINT32]), ("kernel_size", 4, [_Field.TYPE_UINT32]),
-        ("group", 5, _Field.TYPE_UINT32, "1"), ("stride", 6, [_Field.TYPE_UINT32]),
-    ),
-    "InnerProductParameter": (("num_output", 1, _Field.TYPE_UINT32), ("transpose", 6, _Field.TYPE_BOOL)),
-    "LRNParameter": (
-        ("local_size", 1, _Field.TYPE_UINT32, "5"), ("alpha", 2, _Field.TYPE_FLOAT, "1"),
-        ("beta", 3, _Field.TYPE_FLOAT, "0.75"), ("norm_region", 4, _Field.TYPE_INT32), ("k", 5, _Field.TYPE_FLOAT, "1"),
-    ),
-    "PoolingParameter": (
-        ("pool", 1, _Field.TYPE_INT32), ("kernel_size", 2, _Field.TYPE_UINT32), ("stride", 3, _Field.TYPE_UINT32),
-    ),
-    "DropoutParameter": (("dropout_ratio", 1, _Field.TYPE_FLOAT),),
-    "V1LayerParameter": (
-        ("bottom", 2, [_Field.TYPE_STRING]), ("top", 3, [_Field.TYPE_STRING]), ("name", 4, _Field.TYPE_STRING),
-        ("type", 5, _Field.TYPE_INT32), ("blobs", 6, ["BlobProto"]), ("convolution_param", 10, "ConvolutionParameter"),
-        ("inner_product_param", 17, "InnerProductParameter"), ("lrn_param", 18, "LRNParameter"),
-    ),
-    "LayerParameter": (
-        ("name", 1, _Field.TYPE_STRING), ("type", 2, _Field.TYPE_STRING), ("bottom", 3, [_Field.TYPE_STRING]),
-        ("top", 4, [_Field.TYPE_STRING]), ("blobs", 7, ["BlobProto"]), ("convolution_param", 106, "ConvolutionParameter"),
-        ("dropout_param", 108, "DropoutParameter"), ("inner_product_param", 117, "InnerProductParameter"),
-        ("lrn_param", 118, "LRNParameter"), ("pooling_param", 121, "PoolingParameter"),
-    ),
-    "NetParameter": (
-        ("name", 1, _Field.TYPE_STRING), ("layers", 2, ["V1LayerParameter"]), ("layer", 100, ["LayerParameter"]),
-    ),
-}  # fmt: skip
+_PACKAGE = "alexnet_jax.caffe"
+_FIELD = re.compile(r"(repeated )?(\w+) (\w+) = (\d+)(?: \[default = (.*?)\])?")
+_SCHEMA = {
+    "BlobShape": "repeated int64 dim = 1",
+    "BlobProto": "int32 num = 1; int32 channels = 2; int32 height = 3; int32 width = 4; repeated bytes data = 5; "
+    "BlobShape shape = 7; repeated bytes double_data = 8",
+    "ConvolutionParameter": "uint32 num_output = 1; repeated uint32 pad = 3; repeated uint32 kernel_size = 4; "
+    "uint32 group = 5 [default = 1]; repeated uint32 stride = 6",
+    "InnerProductParameter": "uint32 num_output = 1; bool transpose = 6",
+    "LRNParameter": "uint32 local_size = 1 [default = 5]; float alpha = 2 [default = 1]; float beta = 3 [default = 0.75]; "
+    "int32 norm_region = 4; float k = 5 [default = 1]",
+    "PoolingParameter": "int32 pool = 1; uint32 kernel_size = 2; uint32 stride = 3",
+    "DropoutParameter": "float dropout_ratio = 1",
+    "V1LayerParameter": "repeated string bottom = 2; repeated string top = 3; string name = 4; int32 type = 5; "
+    "repeated BlobProto blobs = 6; ConvolutionParameter convolution_param = 10; "
+    "InnerProductParameter inner_product_param = 17; LRNParameter lrn_param = 18",
+    "LayerParameter": "string name = 1; string type = 2; repeated string bottom = 3; repeated string top = 4; "
+    "repeated BlobProto blobs = 7; ConvolutionParameter convolution_param = 106; DropoutParameter dropout_param = 108; "
+    "InnerProductParameter inner_product_param = 117; LRNParameter lrn_param = 118; PoolingParameter pooling_param = 121",
+    "NetParameter": "string name = 1; repeated V1LayerParameter layers = 2; repeated LayerParameter layer = 100",
+}
 
 
 def _messages() -> dict[str, Any]:
     """The message classes of the schema."""
-    file = descriptor_pb2.FileDescriptorProto(name="alexnet_jax/caffe.proto", package="alexnet_jax.caffe", syntax="proto2")
-    for name, fields in _SCHEMA.items():
-        message = file.message_type.add(name=name)
-        for field_name, number, kind, *default in fields:
-            label = _Field.LABEL_REPEATED if isinstance(kind, list) else _Field.LABEL_OPTIONAL
-            (kind,) = kind if isinstance(kind, list) else (kind,)
-            field = message.field.add(name=field_name, number=number, label=label, default_value=next(iter(default), None))
-            if isinstance(kind, str):
-                field.type, field.type_name = _Field.TYPE_MESSAGE, f".alexnet_jax.caffe.{kind}"
+    file = descriptor_pb2.FileDescriptorProto(name="alexnet_jax/caffe.proto", package=_PACKAGE, syntax="proto2")
+    for message, fields in _SCHEMA.items():
+        added = file.message_type.add(name=message)
+        for repeated, kind, name, number, default in _FIELD.findall(fields):
+            field = added.field.add(name=name, number=int(number), default_value=default or None)
+            field.label = field.LABEL_REPEATED if repeated else field.LABEL_OPTIONAL
+            if kind in _SCHEMA:
+                field.type_name = f".{_PACKAGE}.{kind}"
             else:
-                field.type = kind
+                field.type = field.Type.Value(f"TYPE_{kind.upper()}")
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    return {
-        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"alexnet_jax.caffe.{name}")) for name in _SCHEMA
-    }
+    return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.{name}")) for name in _SCHEMA}
 
 
 MESSAGES = _messages()
@@ -96,11 +79,11 @@ def blob_array(blob: Any, where: str) -> np.ndarray:
 
     Raises UserError naming `where` if the shape has room for more or fewer numbers.
     """
-    data, dtype = (blob.data, "<f4") if blob.data else (blob.double_data, "<f8")
+    data, dtype = (blob.data, np.dtype("<f4")) if blob.data else (blob.double_data, np.dtype("<f8"))
     raw = b"".join(data)
-    legacy = (blob.num, blob.channels, blob.height, blob.width)
-    shape = tuple(blob.shape.dim) if blob.HasField("shape") else legacy
-    count = int(np.prod([1, *shape], dtype=object))
-    if min(shape, default=1) < 0 or count * np.dtype(dtype).itemsize != len(raw):
-        raise UserError(f"{where} has {len(raw) // np.dtype(dtype).itemsize:,} values for the shape {shape}")
+    shape = (blob.num, blob.channels, blob.height, blob.width)
+    if blob.HasField("shape"):
+        shape = tuple(blob.shape.dim)
+    if min(shape, default=1) < 0 or math.prod(shape) * dtype.itemsize != len(raw):
+        raise UserError(f"{where} has {len(raw) // dtype.itemsize:,} values for the shape {shape}")
     return np.frombuffer(raw, dtype).reshape(shape)

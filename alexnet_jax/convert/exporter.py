@@ -15,8 +15,7 @@ EXPORTS = ("safetensors", "torchvision", "caffe", "stablehlo")
 def export(trained: Trained, form: str, path: Path) -> None:
     """Writes a network in one of `EXPORTS`. The file appears once it is complete.
 
-    Raises:
-        UserError: the format lacks a layer of the network, a package is missing, or the file cannot be written.
+    Raises UserError if the format lacks a layer of the network, a package is missing, or the file cannot be written.
     """
     try:
         match form:

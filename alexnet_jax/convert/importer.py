@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import flags
+from flax.traverse_util import flatten_dict
 from jaxtyping import Float32
 
 from alexnet_jax.architectures import ARCHITECTURES, Architecture
@@ -45,10 +47,9 @@ def import_weights(options: flags.FlagValues, source: str, path: Path) -> Import
 
 
 def convention(source: str, architecture: str) -> Config:
-    """The config of a source's networks: how their images were prepared.
+    """The config of a source's networks: how their images were prepared. The run keeps the mean as mean.npy.
 
     Caffe: stretched to 256 x 256, crops of 227, BGR (the import turns it to RGB). torchvision: short side 256, crops of 224.
-    The run keeps the mean as mean.npy.
     """
     resize = "warp" if source == "caffe" else "centre"
     return Config(architecture=architecture, dataset="imagenet2012", image_size=256, resize=resize, mean="own")
@@ -57,8 +58,7 @@ def convention(source: str, architecture: str) -> Config:
 def read_weights(source: str, path: Path, table: Architecture) -> tuple[dict[str, Blobs], Architecture]:
     """Weights for RGB images, and their table: the given one, or `caffenet` if the file holds CaffeNet.
 
-    Raises:
-        UserError: the file cannot be read, or holds another network.
+    Raises UserError if the file cannot be read, or holds another network.
     """
     if source == "torchvision":
         return pytorch.blobs_of(pytorch.read_state_dict(path), table, str(path)), table
@@ -75,8 +75,7 @@ def read_weights(source: str, path: Path, table: Architecture) -> tuple[dict[str
 def parse_mean(text: str, source: str, size: int) -> Float32[np.ndarray, "size size 3"]:
     """The mean image of --mean: '' for the source's ImageNet mean, 'R,G,B', or a .binaryproto or .npy file.
 
-    Raises:
-        UserError: it is none of these, or an image of another size.
+    Raises UserError if it is none of these, or an image of another size.
     """
     if Path(text).suffix in (".binaryproto", ".npy"):
         mean = caffe.read_mean_file(Path(text))
@@ -95,8 +94,7 @@ def parse_mean(text: str, source: str, size: int) -> Float32[np.ndarray, "size s
 def read_names(file: str, config: Config, count: int) -> tuple[str, ...]:
     """Class names: the lines of --classes, else those of the prepared data set, else numbers.
 
-    Raises:
-        UserError: the file cannot be read, or the number of names is not the network's number of outputs.
+    Raises UserError if the file cannot be read, or the number of names is not the network's number of outputs.
     """
     path = store_path(Path(config.data_dir), config.dataset, config.image_size, config.resize)
     if file:
@@ -117,22 +115,21 @@ def read_names(file: str, config: Config, count: int) -> tuple[str, ...]:
 def check_params(imported: Imported, path: Path) -> None:
     """Raises UserError if a parameter is missing, unknown, of the wrong type or shape, or not finite."""
     setup = make_setup(imported.config, len(imported.classes), make_mesh(MeshShape(1, 1), 1, 1))
-    found = {(layer, name): array for layer, part in imported.params.items() for name, array in part.items()}
-    wanted = {(layer, name): shape for layer, part in setup.shapes.items() for name, shape in part.items()}
-    for layer, name in sorted(found.keys() | wanted.keys()):
-        array, shape = found.get((layer, name)), wanted.get((layer, name))
+    found: dict[str, Any] = flatten_dict(imported.params, sep=".")
+    wanted: dict[str, Any] = flatten_dict(setup.shapes, sep=".")
+    for name in sorted(found.keys() | wanted.keys()):
+        array, shape = found.get(name), wanted.get(name)
         has, needs = ("nothing" if x is None else f"{x.dtype} {x.shape}" for x in (array, shape))
         if array is None or has != needs:
-            raise UserError(f"{path}: {layer}.{name} is {has} instead of {needs}")
+            raise UserError(f"{path}: {name} is {has} instead of {needs}")
         if not np.isfinite(array).all():
-            raise UserError(f"{path}: {layer}.{name} holds NaN or infinite values")
+            raise UserError(f"{path}: {name} holds NaN or infinite values")
 
 
 def write_run(imported: Imported, workdir: str, fingerprint: str) -> None:
     """Makes the folder of a run with these parameters as checkpoint 0.
 
-    Raises:
-        UserError: the folder is not empty or cannot be written.
+    Raises UserError if the folder is not empty or cannot be written.
     """
     if workdir and (Path(workdir) / "config.json").exists():
         raise UserError(f"--workdir={workdir} holds a run already: name a new folder")

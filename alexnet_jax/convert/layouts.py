@@ -12,9 +12,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32
 
-from alexnet_jax.layers import Architecture, Classifier, Convolution, Dense, trace
+from alexnet_jax.layers import Architecture, Classifier, Convolution, Dense, Layer, trace
 from alexnet_jax.network import Params
 from alexnet_jax.system.errors import UserError
 
@@ -62,16 +61,9 @@ def blob_shapes(table: Architecture, classes: int, crop_size: int) -> dict[str, 
 
 
 def check_blobs(blobs: Mapping[str, Blobs], table: Architecture, crop_size: int, where: str) -> int:
-    """Checks that weights fit a table, and returns their number of classes.
+    """Checks that weights fit a table with inputs of `crop_size` pixels, and returns their number of classes.
 
-    Args:
-        blobs: by layer name.
-        table: the architecture.
-        crop_size: side of the network's input in pixels.
-        where: the file, for the message.
-
-    Raises:
-        UserError: a layer is missing, unknown or of the wrong shape, or holds values that are not finite floats.
+    Raises UserError naming `where` if a layer is missing, unknown or of the wrong shape, or not of finite floats.
     """
     names = [layer.name for layer in table.layers]
     if list(blobs) != names:
@@ -93,17 +85,17 @@ def to_params(blobs: Mapping[str, Blobs], table: Architecture, crop_size: int) -
     """Parameters, float32, from weights that `check_blobs` has passed. The order of conv1's colours is kept."""
     params = {}
     for one in trace(table, crop_size):
-        layer = one.layer
-        weight, bias = (np.asarray(array, np.float32) for array in blobs[layer.name])
-        if isinstance(layer, Convolution):
-            kernel = np.stack(np.split(weight.transpose(2, 3, 1, 0), table.towers, axis=-1))
-        elif isinstance(layer, Dense):
-            kernel = np.stack(np.split(_rows_first(weight, one.in_side).T, table.towers, axis=-1))
-        else:  # cut along its inputs: every tower adds its share of the logits
-            kernel = np.stack(np.split(weight.T, table.towers, axis=0))
-        shared = isinstance(layer, Classifier)
-        bias = bias if shared else bias.reshape(table.towers, -1)
-        params[layer.name] = {"kernel": np.ascontiguousarray(kernel), "bias": np.ascontiguousarray(bias)}
+        weight, bias = (np.asarray(array, np.float32) for array in blobs[one.name])
+        is_dense = weight.ndim == 2  # the same as a convolution whose kernel covers its input
+        if is_dense:
+            weight = weight.reshape(len(weight), -1, one.in_side, one.in_side)
+        kernel = weight.transpose(2, 3, 1, 0)
+        if is_dense:
+            kernel = kernel.reshape(-1, len(weight))
+        kernel = np.stack(np.split(kernel, table.towers, axis=_cut(one.layer)))
+        if not isinstance(one.layer, Classifier):
+            bias = bias.reshape(table.towers, -1)
+        params[one.name] = {"kernel": np.ascontiguousarray(kernel), "bias": np.ascontiguousarray(bias)}
     return params
 
 
@@ -112,16 +104,21 @@ def to_blobs(params: Params, table: Architecture, crop_size: int) -> dict[str, B
     check_expressible(table)
     blobs = {}
     for one in trace(table, crop_size):
-        layer = one.layer
-        kernel, bias = (np.asarray(params[layer.name][part], np.float32) for part in ("kernel", "bias"))
-        if isinstance(layer, Convolution):
-            weight = np.concatenate(list(kernel), axis=-1).transpose(3, 2, 0, 1)
-        elif isinstance(layer, Dense):
-            weight = _maps_first(np.concatenate(list(kernel), axis=-1).T, one.in_side)
-        else:
-            weight = np.concatenate(list(kernel), axis=0).T
-        blobs[layer.name] = Blobs(np.ascontiguousarray(weight), bias.reshape(-1))
+        kernel, bias = (np.asarray(params[one.name][part], np.float32) for part in ("kernel", "bias"))
+        kernel = np.concatenate(list(kernel), axis=_cut(one.layer))
+        is_dense = kernel.ndim == 2
+        if is_dense:
+            kernel = kernel.reshape(one.in_side, one.in_side, -1, kernel.shape[1])
+        weight = kernel.transpose(3, 2, 0, 1)
+        if is_dense:
+            weight = weight.reshape(len(weight), -1)
+        blobs[one.name] = Blobs(np.ascontiguousarray(weight), bias.reshape(-1))
     return blobs
+
+
+def _cut(layer: Layer) -> int:
+    """The axis of a kernel that the towers share: its outputs; a classifier's inputs, as each tower adds to the logits."""
+    return 0 if isinstance(layer, Classifier) else -1
 
 
 def flip_colours(blobs: Mapping[str, Blobs]) -> dict[str, Blobs]:
@@ -130,13 +127,3 @@ def flip_colours(blobs: Mapping[str, Blobs]) -> dict[str, Blobs]:
     weight = blobs[first].weight
     flipped = weight[:, ::-1] if weight.ndim == 4 else weight  # `check_blobs` reports a wrong shape
     return dict(blobs) | {first: blobs[first]._replace(weight=flipped)}
-
-
-def _rows_first(weight: Float32[np.ndarray, "outputs inputs"], side: int) -> Float32[np.ndarray, "outputs inputs"]:
-    outputs = len(weight)
-    return weight.reshape(outputs, -1, side, side).transpose(0, 2, 3, 1).reshape(outputs, -1)
-
-
-def _maps_first(weight: Float32[np.ndarray, "outputs inputs"], side: int) -> Float32[np.ndarray, "outputs inputs"]:
-    outputs = len(weight)
-    return weight.reshape(outputs, side, side, -1).transpose(0, 3, 1, 2).reshape(outputs, -1)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jaxtyping import Float32
 
 from alexnet_jax.config import Config, as_dict, from_dict
@@ -30,8 +31,6 @@ class Imported:
 
 def read_native(path: Path) -> Imported:
     """A network that `write_native` wrote. Raises UserError if it is not one, or the mean is of another size."""
-    if not path.is_file() or not path.stat().st_size:
-        raise UserError(f"{path} cannot be read: it is empty or there is no such file")
     arrays, metadata = pytorch.read_safetensors(path)
     if metadata.get("format") != FORMAT:
         raise UserError(f"{path} is not this package's own: for a state dict say: convert torchvision {path}")
@@ -53,6 +52,6 @@ def read_native(path: Path) -> Imported:
 def write_native(trained: Trained, path: Path) -> None:
     """Writes a network with all that a run needs. Raises UserError if safetensors is not installed."""
     config = replace(read_config(trained.config.workdir), workdir="", data_dir=Config.data_dir)
-    arrays = {f"{layer}.{part}": np.asarray(x) for layer, parts in trained.params.items() for part, x in parts.items()}
+    arrays = {name: np.asarray(x) for name, x in flatten_dict(trained.params, sep=".").items()}
     metadata = {"config": json.dumps(as_dict(config)), "format": FORMAT, "classes": json.dumps(trained.classes)}
     pytorch.write_safetensors(path, arrays | {"mean": trained.mean}, metadata)

@@ -5,10 +5,11 @@ only holds the bytes of an array. It refuses every other name before looking it 
 """
 
 import io
+import math
 import pickle
 import pickletools
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, Literal, cast
 
 import numpy as np
 
@@ -22,55 +23,45 @@ class _Kind:
         text = code.decode("latin1") if isinstance(code, bytes) else code
         if not isinstance(text, str) or text not in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "O8"):
             raise pickle.UnpicklingError(f"arrays of {text!r}")
-        self._code, self._order = text, "="
+        self.code, self.order = text, "="
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        order = state[1]
-        self._order = {"<": "<", ">": ">", b"<": "<", b">": ">"}.get(order, "=")
+        self.order = {"<": "<", ">": ">", b"<": "<", b">": ">"}.get(state[1], "=")
 
-    def array(self, data: object, shape: object, fortran: object) -> Any:
-        """An array of exactly the bytes in `data`. Of object arrays only the file's dictionary is read."""
-        if not isinstance(shape, tuple) or not all(isinstance(side, int) and side >= 0 for side in shape):
-            raise pickle.UnpicklingError("an array without a shape")
-        if self._code == "O8":
-            if not isinstance(data, list) or len(data) != 1:
-                raise pickle.UnpicklingError("arrays of objects")
-            return data[0]
-        if isinstance(data, str):
-            data = data.encode("latin1")
-        if not isinstance(data, bytes | bytearray):
-            raise pickle.UnpicklingError("an array without data")
-        flat = np.frombuffer(data, np.dtype(self._order + self._code))
-        if flat.size != int(np.prod([1, *shape], dtype=object)):
-            raise pickle.UnpicklingError(f"an array of shape {shape} with {flat.size} values")
-        return flat.reshape(shape, order="F" if fortran else "C")
+
+def _array(kind: object, shape: object, data: object, order: Literal["C", "F"]) -> Any:
+    """An array of exactly the bytes in `data`. Of object arrays only the file's dictionary is read."""
+    if not isinstance(kind, _Kind):
+        raise pickle.UnpicklingError("an array without a type")
+    if not isinstance(shape, tuple) or not all(isinstance(side, int) and side >= 0 for side in shape):
+        raise pickle.UnpicklingError("an array without a shape")
+    if kind.code == "O8":
+        if not isinstance(data, list) or len(data) != 1:
+            raise pickle.UnpicklingError("arrays of objects")
+        return data[0]
+    if isinstance(data, str):
+        data = data.encode("latin1")
+    if not isinstance(data, bytes | bytearray):
+        raise pickle.UnpicklingError("an array without data")
+    flat = np.frombuffer(data, np.dtype(kind.order + kind.code))
+    if flat.size != math.prod(shape):
+        raise pickle.UnpicklingError(f"an array of shape {shape} with {flat.size} values")
+    return flat.reshape(shape, order=order)
 
 
 class _Pending:
     """Replaces an array whose bytes come later in the pickle."""
 
-    def __init__(self) -> None:
+    def __init__(self, *_: object):
         self.value: Any = None
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, kind, fortran, data = state
-        if not isinstance(kind, _Kind):
-            raise pickle.UnpicklingError("an array without a type")
-        self.value = kind.array(data, shape, fortran)
-
-
-class _Marker:
-    """Replaces numpy.ndarray, which a pickle only passes to other calls."""
-
-
-def _begin(*_: object) -> _Pending:
-    return _Pending()
+        self.value = _array(kind, shape, data, "F" if fortran else "C")
 
 
 def _from_buffer(data: object, kind: object, shape: object, order: object) -> Any:
-    if not isinstance(kind, _Kind):
-        raise pickle.UnpicklingError("an array without a type")
-    return kind.array(data, shape, order == "F")
+    return _array(kind, shape, data, "F" if order == "F" else "C")
 
 
 def _encode(text: object, *_: object) -> bytes:
@@ -81,9 +72,9 @@ def _encode(text: object, *_: object) -> bytes:
 
 _NAMES: dict[tuple[str, str], Any] = {
     ("numpy", "dtype"): _Kind,
-    ("numpy", "ndarray"): _Marker,
+    ("numpy", "ndarray"): None,  # a pickle only passes it to other calls
     ("_codecs", "encode"): _encode,
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): _begin for core in ("core", "_core")},
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _Pending for core in ("core", "_core")},
     **{(f"numpy.{core}.numeric", "_frombuffer"): _from_buffer for core in ("core", "_core")},
 }
 
@@ -99,12 +90,7 @@ class _Arrays(pickle.Unpickler):
 def read_arrays(file: io.BufferedIOBase, where: str) -> Any:
     """The content of a pickle of dictionaries, lists and NumPy arrays. The memory used is about the size of the file.
 
-    Args:
-        file: at the beginning of the pickle.
-        where: the file's name, for the message.
-
-    Raises:
-        UserError: it holds or calls anything else, or is damaged. No name in it is imported or run.
+    Raises UserError naming `where` if it holds or calls anything else, or is damaged. No name in it is imported or run.
     """
     try:
         _check_memory(file)
@@ -161,8 +147,8 @@ def read_dictionary(path: Path) -> dict[Any, Any]:
     """The dictionary that `numpy.save` wrote to a `.npy` file. Raises UserError naming the file."""
     try:
         with path.open("rb") as file:
-            version = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            form = np.lib.format
+            read = form.read_array_header_1_0 if form.read_magic(file) == (1, 0) else form.read_array_header_2_0
             _, _, dtype = read(file)
             if dtype.kind != "O":
                 raise ValueError(f"it holds one array of {dtype}")

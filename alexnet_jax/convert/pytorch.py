@@ -1,5 +1,6 @@
 """PyTorch state dicts in files of `torch.save` or safetensors, with torchvision's names or this package's."""
 
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,42 +17,29 @@ TORCHVISION_NAMES = {
     "conv1": "features.0", "conv2": "features.3", "conv3": "features.6", "conv4": "features.8", "conv5": "features.10",
     "fc6": "classifier.1", "fc7": "classifier.4", "fc8": "classifier.6",
 }  # fmt: skip
-_NEEDS_TORCH = "PyTorch is not installed: pip install -r requirements-benchmark.txt, or convert the file to .safetensors"
-_NEEDS_SAFETENSORS = "safetensors is not installed: pip install -r requirements-convert.txt"
+_NEEDED = {
+    "torch": "PyTorch is not installed: pip install -r requirements-benchmark.txt, or convert the file to .safetensors",
+    "safetensors": "safetensors is not installed: pip install -r requirements-convert.txt",
+}
+
+
+def _module(name: str, path: Path) -> Any:
+    """A module that reads or writes a file. Raises UserError if its package is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(f"{path}: {_NEEDED[name.partition('.')[0]]}") from error
 
 
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:
     """Arrays by name. PyTorch reads its files with `weights_only`, which runs nothing in them.
 
-    Raises:
-        UserError: the file cannot be read or holds anything but tensors, or PyTorch or safetensors is not installed.
+    Raises UserError if the file cannot be read or holds anything but tensors, or PyTorch or safetensors is not installed.
     """
-    if not path.is_file():
-        raise UserError(f"{path} cannot be read: there is no such file")
-    if not path.stat().st_size:
-        raise UserError(f"{path} is empty")
-    return read_safetensors(path)[0] if path.suffix == ".safetensors" else _read_torch(path)
-
-
-def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Arrays by name, and the file's metadata. Raises UserError as `read_state_dict`."""
-    try:
-        import safetensors
-    except ImportError as error:
-        raise UserError(_NEEDS_SAFETENSORS) from error
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            names = list(file.keys())
-            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
-    except Exception as error:  # a broken file raises SafetensorError, TypeError, OSError or MemoryError
-        raise UserError(f"{path} is not a readable safetensors file: {_line(error)}") from error
-
-
-def _read_torch(path: Path) -> dict[str, np.ndarray]:
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError(f"{path}: {_NEEDS_TORCH}") from error
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)[0]
+    _check_file(path)
+    torch = _module("torch", path)
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken zip or a refused pickle can raise anything
@@ -61,13 +49,28 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
             content = content[key]
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise UserError(f"{path} is not a state dict: it holds something other than tensors by name")
-    return {str(name): _numpy(tensor) for name, tensor in content.items()}
+    # NumPy has no bfloat16
+    tensors = {name: x.float() if x.dtype == torch.bfloat16 else x for name, x in content.items()}
+    return {str(name): tensor.detach().numpy() for name, tensor in tensors.items()}
 
 
-def _numpy(tensor: Any) -> np.ndarray:
-    import torch
+def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Arrays by name, and the file's metadata. Raises UserError as `read_state_dict`."""
+    _check_file(path)
+    safetensors = _module("safetensors", path)
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            names = list(file.keys())
+            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
+    except Exception as error:  # a broken file raises SafetensorError, TypeError, OSError or MemoryError
+        raise UserError(f"{path} is not a readable safetensors file: {_line(error)}") from error
 
-    return tensor.detach().to(torch.float32 if tensor.dtype == torch.bfloat16 else tensor.dtype).numpy()
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"{path} cannot be read: there is no such file")
+    if not path.stat().st_size:
+        raise UserError(f"{path} is empty")
 
 
 def _line(error: Exception) -> str:
@@ -101,19 +104,13 @@ def write_state_dict(path: Path, state: Mapping[str, np.ndarray]) -> None:
     if path.suffix == ".safetensors":
         write_safetensors(path, state, {"format": "pt"})
         return
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError(f"{path}: {_NEEDS_TORCH}") from error
+    torch = _module("torch", path)
     with replacing(path, "wb") as file:
         torch.save({name: torch.from_numpy(np.array(array)) for name, array in state.items()}, file)
 
 
 def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
     """Writes arrays by name and metadata. Raises UserError if safetensors is not installed."""
-    try:
-        from safetensors.numpy import save
-    except ImportError as error:
-        raise UserError(_NEEDS_SAFETENSORS) from error
+    save = _module("safetensors.numpy", path).save
     with replacing(path, "wb") as file:
         file.write(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, dict(metadata)))

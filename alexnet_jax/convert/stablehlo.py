@@ -19,10 +19,7 @@ def serialize(trained: Trained) -> bytes:
 
     It takes any batch size and returns probabilities. The parameters, the mean and the centre crop are inside.
     `jax.export.deserialize(data).call(images)` runs it. JAX promises to read it for six months of later versions, and
-    StableHLO for five years.
-
-    Raises:
-        UserError: flatbuffers is not installed; jax.export needs it.
+    StableHLO for five years. Raises UserError if flatbuffers is not installed; jax.export needs it.
     """
     config, (centre,) = trained.config, views(1, trained.config.image_size, trained.config.crop)
     rows = slice(centre.top, centre.top + config.crop)

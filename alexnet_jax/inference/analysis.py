@@ -1,7 +1,6 @@
 """A trained network on a split: its guesses, its confusions, and the nearest training images."""
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +12,7 @@ from rich.progress import track
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.data.splits import Subset, evaluation_order
 from alexnet_jax.evaluate import Evaluator, Score, make_eval_fn
-from alexnet_jax.inference.predictor import Features, Trained, top_classes
-from alexnet_jax.layers import Classifier
+from alexnet_jax.inference.predictor import Features, Trained, hidden_layers, top_classes
 
 Square = UInt8[np.ndarray, "size size 3"]
 
@@ -49,10 +47,9 @@ Query = tuple[Square, str, list[Neighbour]]  # image, class, nearest first
 
 def judge(trained: Trained, split: Subset) -> Judged:
     """Evaluates the network on a whole split."""
-    mesh = trained.setup.mesh
-    member = make_eval_fn(trained.setup, trained.mean), trained.params
-    quiet = not sys.stderr.isatty()
-    score, logs = Evaluator(mesh, trained.config.batch_size)([member], Loader(mesh, split), keep=True, quiet=quiet)
+    mesh, member = trained.setup.mesh, (make_eval_fn(trained.setup, trained.mean), trained.params)
+    evaluate, quiet = Evaluator(mesh, trained.config.batch_size), not sys.stderr.isatty()
+    score, logs = evaluate([member], Loader(mesh, split), keep=True, quiet=quiet)
     return Judged(split, score, np.exp(np.asarray(logs)))
 
 
@@ -89,7 +86,7 @@ def confused_pairs(counts: Int[np.ndarray, "classes classes"], most: int) -> lis
 
 def last_hidden(trained: Trained) -> str:
     """The layer below the classifier: fc7 in the paper."""
-    return [spec.name for spec in trained.config.table().layers if not isinstance(spec, Classifier)][-1]
+    return hidden_layers(trained)[-1]
 
 
 def nearest(
@@ -97,28 +94,18 @@ def nearest(
 ) -> tuple[Int64[np.ndarray, "queries count"], Float[np.ndarray, "queries count"]]:
     """Section 6.1: the images of a split with the nearest features, by Euclidean distance.
 
-    Args:
-        features: of the layer to compare.
-        queries: up to `batch_size` images.
-        among: the split to search. It is read once; its features are not kept.
-        batch_size: images in one batch.
-        count: images for each query.
-
-    Returns:
-        Places in the split, nearest first (ties: the lower place first), and the distances.
+    Takes up to `batch_size` queries. Reads the split once and keeps the distances, not the features. Returns places in the
+    split, nearest first (ties: the lower place first), and their distances.
     """
     wanted = features(queries).reshape(len(queries), -1).astype(np.float64)
-    places, distances = np.zeros((len(queries), 0), np.int64), np.zeros((len(queries), 0))
-    order: Sequence[tuple[Int64[np.ndarray, "batch"], int]] = list(evaluation_order(len(among), batch_size))
+    apart, order = [], list(evaluation_order(len(among), batch_size))
     quiet = not sys.stderr.isatty()
     for numbers, real in track(order, "comparing", console=Console(stderr=True), disable=quiet):
         batch = features(among.read(numbers[:real]).images).reshape(real, -1).astype(np.float64)
-        apart = np.stack([np.linalg.norm(batch - query, axis=1) for query in wanted])
-        places = np.concatenate([places, np.broadcast_to(numbers[:real], apart.shape)], axis=1)
-        distances = np.concatenate([distances, apart], axis=1)
-        best = np.argsort(distances, axis=1, kind="stable")[:, :count]
-        places, distances = np.take_along_axis(places, best, 1), np.take_along_axis(distances, best, 1)
-    return places, distances
+        apart.append([np.linalg.norm(batch - query, axis=1) for query in wanted])
+    distances = np.concatenate(apart, axis=1)
+    places = np.argsort(distances, axis=1, kind="stable")[:, :count]
+    return places, np.take_along_axis(distances, places, 1)
 
 
 def neighbours(
