@@ -43,7 +43,7 @@ def test_kernels_are_scaled_one_by_one_and_laid_out_by_tower():
     pictures = kernel_images(kernel)
     np.testing.assert_array_equal(pictures[0, 0, 0, 0], [1, 0.5, 0.5])
     np.testing.assert_array_equal(pictures[1, 17, 2, 2], [0.5, 0.5, 0])
-    figure = draw_kernels(kernel, "title", columns=16)
+    figure = draw_kernels(kernel, "title")
     top, bottom = (axis.images[0].get_array() for axis in figure.axes)
     assert [axis.get_title(loc="left") for axis in figure.axes] == ["tower 0", "tower 1"]
     np.testing.assert_array_equal(top[0, 0], [1, 0.5, 0.5])

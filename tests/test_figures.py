@@ -86,7 +86,7 @@ def drawn(workdir):
         return save_figure(figure, folder, name)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("alexnet_jax.figures.__main__.save_figure", save)
+        patch.setattr("alexnet_jax.figures.save_figure", save)
         result = run("figures", f"--workdir={workdir}", "--layer=fc6")
     assert result.returncode == 0, result.stderr
     return found, result.stdout.splitlines()

@@ -16,11 +16,12 @@ from networks import run, small_config, start, tiny_flags
 from PIL import Image
 from sqlalchemy.exc import IntegrityError
 
+from alexnet_jax.run.flags import changed
 from alexnet_jax.run.workdir import read_config
 from alexnet_jax.sweep import __main__ as sweep_command
 from alexnet_jax.sweep import study as studies
 from alexnet_jax.sweep import summary
-from alexnet_jax.sweep.space import as_flags, changed, read_space, with_values
+from alexnet_jax.sweep.space import as_flags, read_space, with_values
 from alexnet_jax.system.errors import UserError
 
 SPACE = """
@@ -182,9 +183,9 @@ def quick(monkeypatch):
     """Sweeps whose trials do not train: each has one validation error, 50 plus its number. No pictures are saved."""
 
     def tried(trial, folder, values, interruption, environment):
-        folder.path.mkdir(parents=True)
+        folder.mkdir(parents=True)
         row = {"split": "validation", "step": 1, "epoch": 1.0, "top1_error": 50.0 + trial.number}
-        (folder.path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+        (folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
         return optuna.trial.TrialState.COMPLETE
 
     def not_saved(figure, folder, name):

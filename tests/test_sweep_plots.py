@@ -22,7 +22,6 @@ mpl.use("agg")
 def tried(tmp_path):
     """A space and a study of four trials: one failed, one pruned, two complete with errors of 60 and 40 %."""
     space = read_space(space_file(tmp_path), small_config())
-    by_name = {parameter.name: parameter.distribution for parameter in space.parameters}
     study = optuna.create_study()
     for number, (state, chosen, errors) in enumerate([
         (TrialState.FAIL, {"learning_rate": 0.003, "schedule": "constant"}, []),
@@ -30,9 +29,10 @@ def tried(tmp_path):
         (TrialState.PRUNED, {"learning_rate": 0.001, "schedule": "plateau", "patience": 1}, [90]),
         (TrialState.COMPLETE, {"learning_rate": 0.003, "schedule": "plateau", "patience": 3}, [70, 40]),
     ]):  # fmt: skip
-        value = errors[-1] if state is TrialState.COMPLETE else None
-        distributions = {name: by_name[name] for name in chosen}
-        study.add_trial(optuna.trial.create_trial(state=state, params=chosen, distributions=distributions, value=value))
+        study.enqueue_trial(chosen)
+        trial = study.ask()
+        assert space.suggest(trial) == chosen
+        study.tell(trial, errors[-1] if state is TrialState.COMPLETE else None, state=state)
         folder = tmp_path / "trials" / f"{number:04d}"
         folder.mkdir(parents=True)
         rows = [{"split": "validation", "step": n, "epoch": n / 2, "top1_error": error} for n, error in enumerate(errors, 1)]

@@ -4,7 +4,7 @@ python -m alexnet_jax.figures --workdir=W [--workdir=W2 ...] [--only=curves,kern
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import matplotlib
@@ -12,30 +12,11 @@ import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 
+from alexnet_jax import figures
 from alexnet_jax.config import Config
 from alexnet_jax.data.dataset import Dataset
-from alexnet_jax.figures import (
-    draw_activations,
-    draw_confusion,
-    draw_curves,
-    draw_kernels,
-    draw_magnitudes,
-    draw_nearest,
-    draw_predictions,
-    draw_training_error,
-    run_labels,
-    save_figure,
-)
 from alexnet_jax.figures.curves import Rows
-from alexnet_jax.inference.analysis import (
-    confusion,
-    guessed,
-    judge,
-    last_hidden,
-    neighbours,
-    right_and_wrong,
-    sample,
-)
+from alexnet_jax.inference import analysis
 from alexnet_jax.inference.predictor import Features, Trained, load_trained
 from alexnet_jax.run.flags import define_shown_runs
 from alexnet_jax.run.metrics import read_rows
@@ -73,34 +54,27 @@ def read_metrics(config: Config, options: flags.FlagValues) -> Rows:
     return rows
 
 
-def of_metrics(rows: Rows, title: str, wanted: Sequence[str]) -> Iterator[Named]:
-    """The figures of one run's metrics."""
-    if "curves" in wanted:
-        yield "curves", draw_curves(rows, title)
-    if "magnitudes" in wanted and any("magnitudes" in row for row in rows):
-        yield "magnitudes", draw_magnitudes(rows, f"magnitudes, {title}")
-
-
 def of_images(options: flags.FlagValues, trained: Trained, dataset: Dataset, layer: Features | None) -> Iterator[Named]:
     """The figures that look at images. `layer`: the one whose activations are drawn, if they are wanted."""
-    judged, seed = judge(trained, dataset.split(options.split)), options.sample_seed
-    which = f"{options.split} split, {trained.title}"
+    judged, seed = analysis.judge(trained, dataset.split(options.split)), options.sample_seed
+    split, which = judged.split, f"{options.split} split, {trained.title}"
     if "predictions" in options.only:
-        right = int((judged.guesses == judged.split.labels).sum())
-        title = f"chosen at random from the {right} right and the {len(judged.split) - right} wrong of the {which}"
-        yield "predictions", draw_predictions(guessed(trained, judged, right_and_wrong(judged, SHOWN, seed)), title)
+        shown = analysis.guessed(trained, judged, analysis.right_and_wrong(judged, SHOWN, seed))
+        right = int((judged.guesses == split.labels).sum())
+        title = f"chosen at random from the {right} right and the {len(split) - right} wrong of the {which}"
+        yield "predictions", figures.draw_predictions(shown, title)
     if "nearest" in options.only:
-        queries = neighbours(trained, judged, sample(judged.split, QUERIES, seed), dataset.split("train"))
-        title = f"nearest training images by {last_hidden(trained)} (place, distance)\n{which}"
-        yield "nearest", draw_nearest(queries, title)
+        queries = analysis.neighbours(trained, judged, analysis.sample(split, QUERIES, seed), dataset.split("train"))
+        title = f"nearest training images by {analysis.last_hidden(trained)} (place, distance)\n{which}"
+        yield "nearest", figures.draw_nearest(queries, title)
     if "confusion" in options.only:
-        counts = confusion(judged.split.labels, judged.guesses, len(trained.classes))
+        counts = analysis.confusion(split.labels, judged.guesses, len(trained.classes))
         title = f"{judged.score.top1_error:.1f} % top-1 error, {which}"
-        yield "confusion", draw_confusion(counts, trained.classes, title)
+        yield "confusion", figures.draw_confusion(counts, trained.classes, title)
     if layer is not None:
-        images = judged.split.read(sample(judged.split, MAPPED, seed)).images
+        images = split.read(analysis.sample(split, MAPPED, seed)).images
         title, towers = f"activations of {layer.layer}, {trained.title}", trained.config.table().towers
-        yield f"activations_{layer.layer}", draw_activations(list(images), layer(images), towers, title)
+        yield f"activations_{layer.layer}", figures.draw_activations(list(images), layer(images), towers, title)
 
 
 def draw(options: flags.FlagValues, config: Config, rows: Rows) -> Iterator[Named]:
@@ -113,10 +87,13 @@ def draw(options: flags.FlagValues, config: Config, rows: Rows) -> Iterator[Name
         dataset = trained.data(options.data_dir)
         dataset.split(options.split)  # raises if there is none
         layer = Features(trained, options.layer, "layer") if "activations" in wanted else None
-    yield from of_metrics(rows, title, options.only)
+    if "curves" in wanted:
+        yield "curves", figures.draw_curves(rows, title)
+    if "magnitudes" in wanted and any("magnitudes" in row for row in rows):
+        yield "magnitudes", figures.draw_magnitudes(rows, f"magnitudes, {title}")
     if trained is not None and "kernels" in wanted:
         kernel = np.asarray(trained.params["conv1"]["kernel"])
-        yield "conv1_kernels", draw_kernels(kernel, f"conv1 kernels, {title}, step {trained.step}")
+        yield "conv1_kernels", figures.draw_kernels(kernel, f"conv1 kernels, {trained.title}")
     if trained is not None and dataset is not None:
         yield from of_images(options, trained, dataset, layer)
 
@@ -137,11 +114,11 @@ def main(options: flags.FlagValues) -> None:
         for config, mine in zip(configs, rows, strict=True):
             folder = Path(config.workdir) / "figures"
             for name, figure in draw(options, config, mine):
-                print(save_figure(figure, folder, name), flush=True)
+                print(figures.save_figure(figure, folder, name), flush=True)
         if "training_error" in options.only:
             folder = first
-            runs = dict(zip(run_labels(configs), rows, strict=True))
-            print(save_figure(draw_training_error(runs), folder, "training_error"))
+            runs = dict(zip(figures.run_labels(configs), rows, strict=True))
+            print(figures.save_figure(figures.draw_training_error(runs), folder, "training_error"))
     except OSError as error:
         raise UserError(f"--workdir={folder.parent}: {folder} cannot be written: {error.strerror or error}") from error
 

@@ -16,12 +16,9 @@ PAIRS = 30
 
 
 def draw_confusion(counts: Int[np.ndarray, "classes classes"], classes: Sequence[str], title: str) -> Figure:
-    """Rows are the right classes, columns the predicted ones. A shade is a share of its row.
+    """The counts of `analysis.confusion`: rows are the right classes. A shade is a share of its row.
 
-    Args:
-        counts: of `analysis.confusion`.
-        classes: their names. If there are more than `READABLE`, the `PAIRS` most frequent confusions are drawn as bars.
-        title: of the figure.
+    More than `READABLE` classes get bars of the `PAIRS` most frequent confusions instead.
     """
     if len(classes) > READABLE:
         return _draw_pairs(counts, classes, title)
@@ -33,10 +30,9 @@ def draw_confusion(counts: Int[np.ndarray, "classes classes"], classes: Sequence
     shares = counts / np.maximum(totals, 1)
     drawn = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     names = [short(name, 24) for name in classes]
+    rows = [f"{name} ({total})" for name, total in zip(names, totals[:, 0], strict=True)]
     axis.set_xticks(range(count), names, rotation=90, fontsize=font)
-    axis.set_yticks(
-        range(count), [f"{name} ({total})" for name, total in zip(names, totals[:, 0], strict=True)], fontsize=font
-    )
+    axis.set_yticks(range(count), rows, fontsize=font)
     axis.set(xlabel="what the network says", ylabel="right class (examples)")
     axis.tick_params(length=0)
     axis.set_xticks(np.arange(count + 1) - 0.5, minor=True)

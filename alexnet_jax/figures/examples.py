@@ -1,27 +1,24 @@
 """Figure 4: images with their likeliest classes, and images with their nearest training images."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from alexnet_jax.figures.style import COLOURS, short
 from alexnet_jax.inference.analysis import Guessed, Query
 
+COLUMNS = 4  # images in one row
 
-def draw_predictions(items: Sequence[Guessed], title: str, columns: int = 4) -> Figure:
+
+def draw_predictions(items: Sequence[Guessed], title: str) -> Figure:
     """Figure 4, left: images with their five likeliest classes as bars.
 
-    Args:
-        items: (name above the image, image, `top_classes`, right class or ''). The bar of the right class has another
-            colour and is hatched, which shows without colour too.
-        title: of the figure.
-        columns: images in one row.
+    The first text of an item stands above its image; the last is the right class or ''. The bar of the right class has
+    another colour and is hatched.
     """
-    columns = min(columns, len(items))
+    columns = min(COLUMNS, len(items))
     rows = -(-len(items) // columns)
     figure, axes = plt.subplots(
         2 * rows, columns, figsize=(2.6 * columns, 3.9 * rows + 0.4), height_ratios=[1.7, 1] * rows, layout="constrained",
@@ -48,10 +45,7 @@ def draw_predictions(items: Sequence[Guessed], title: str, columns: int = 4) -> 
 def draw_nearest(rows: Sequence[Query], title: str) -> Figure:
     """Figure 4, right: queries in the first column, their nearest training images in the others.
 
-    Args:
-        rows: (query, its class, neighbours), the nearest neighbour first. A neighbour of the same class has a solid frame
-            and a tick; one of another class has a dashed frame and a cross.
-        title: of the figure.
+    A neighbour of the same class has a solid frame and a tick; one of another class has a dashed frame and a cross.
     """
     count = max(len(neighbours) for _, _, neighbours in rows)
     figure, axes = plt.subplots(
@@ -67,10 +61,7 @@ def draw_nearest(rows: Sequence[Query], title: str) -> Figure:
             same = near.name == name
             axis.imshow(near.image)
             axis.set_xlabel(f"{'✓' if same else '✗'} {short(near.name, 18)}\n#{near.index}, {near.distance:.3g}", fontsize=8)
-            _frame(axis, COLOURS["train"] if same else COLOURS["validation"], "-" if same else (0, (3, 2)))
+            colour, style = (COLOURS["train"], "-") if same else (COLOURS["validation"], (0, (3, 2)))
+            axis.spines[:].set(visible=True, color=colour, linewidth=2.2, linestyle=style)
     figure.suptitle(title, fontsize=11)
     return figure
-
-
-def _frame(axis: Axes, colour: str, style: Any) -> None:
-    axis.spines[:].set(visible=True, color=colour, linewidth=2.2, linestyle=style)

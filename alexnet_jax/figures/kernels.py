@@ -7,6 +7,7 @@ from jaxtyping import Float, UInt8
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+COLUMNS = 16  # kernels in one row
 MAPS = 48  # drawn of each tower: all of conv1's
 
 
@@ -30,16 +31,14 @@ def tiled(
     return canvas
 
 
-def draw_kernels(kernel: Float[np.ndarray, "towers kh kw 3 maps"], title: str, columns: int = 16) -> Figure:
-    """Figure 3: the kernels of conv1, tower 0 above tower 1, `columns` in a row."""
+def draw_kernels(kernel: Float[np.ndarray, "towers kh kw 3 maps"], title: str) -> Figure:
+    """Figure 3: the kernels of conv1, tower 0 above tower 1."""
     pictures = kernel_images(kernel)
     towers, maps = pictures.shape[:2]
-    rows = -(-maps // columns)
-    figure, axes = plt.subplots(
-        towers, 1, figsize=(columns * 0.55, towers * (rows * 0.55 + 0.35)), layout="constrained", squeeze=False
-    )
+    size = COLUMNS * 0.55, towers * (-(-maps // COLUMNS) * 0.55 + 0.35)
+    figure, axes = plt.subplots(towers, 1, figsize=size, layout="constrained", squeeze=False)
     for tower, axis in enumerate(axes[:, 0]):
-        axis.imshow(tiled(pictures[tower], columns, 1.0), interpolation="nearest")
+        axis.imshow(tiled(pictures[tower], COLUMNS, 1.0), interpolation="nearest")
         axis.set_axis_off()
         if towers > 1:
             axis.set_title(f"tower {tower}", loc="left", fontsize=10)
@@ -48,10 +47,7 @@ def draw_kernels(kernel: Float[np.ndarray, "towers kh kw 3 maps"], title: str, c
 
 
 def draw_activations(
-    images: Sequence[UInt8[np.ndarray, "size size 3"]],
-    activations: Float[np.ndarray, "count ..."],
-    towers: int,
-    title: str,
+    images: Sequence[UInt8[np.ndarray, "size size 3"]], activations: Float[np.ndarray, "count ..."], towers: int, title: str
 ) -> Figure:
     """A row for each image: the image, then each tower's maps. A row has one colour scale.
 
@@ -63,10 +59,9 @@ def draw_activations(
         title: of the figure.
     """
     maps = activations.shape[-1] // towers
-    figure, axes = plt.subplots(
-        len(images), 1 + towers, figsize=(2.2 + 4.4 * towers, 0.6 + (3.1 if activations.ndim == 4 else 2.4) * len(images)),
-        width_ratios=[1] + [2.4] * towers, layout="constrained", squeeze=False,
-    )  # fmt: skip
+    size = 2.2 + 4.4 * towers, 0.6 + (3.1 if activations.ndim == 4 else 2.4) * len(images)
+    options = {"width_ratios": [1] + [2.4] * towers, "layout": "constrained", "squeeze": False}
+    figure, axes = plt.subplots(len(images), 1 + towers, figsize=size, **options)
     for tower, axis in enumerate(axes[0, 1:]):
         axis.set_title(f"tower {tower}" * (towers > 1), loc="left", fontsize=10)
     for row, image, values in zip(axes, images, activations, strict=True):
@@ -75,12 +70,10 @@ def draw_activations(
         scale = {"cmap": "magma", "vmin": 0, "vmax": high}
         if low < 0:  # not after a ReLU
             scale = {"cmap": "PuOr", "vmin": -max(high, -low), "vmax": max(high, -low)}
-        drawn = None
         for tower, axis in enumerate(row[1:]):
             part = values[..., tower * maps : (tower + 1) * maps]
-            drawn = axis.imshow(_sheet(part), interpolation="nearest", **scale)
-        if drawn is not None:
-            figure.colorbar(drawn, ax=row[-1], fraction=0.05, pad=0.02)
+            axis.imshow(_sheet(part), interpolation="nearest", **scale)
+        figure.colorbar(row[-1].images[0], ax=row[-1], fraction=0.05, pad=0.02)
         for axis in row:
             axis.set_axis_off()
     shown = f", the first {MAPS} of {maps} maps of each tower" if activations.ndim == 4 and maps > MAPS else ""

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from alexnet_jax.system.files import replacing
@@ -11,7 +12,6 @@ from alexnet_jax.system.files import replacing
 COLOURS = {"train": "#0072B2", "validation": "#D55E00", "test": "#009E73"}
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
 DASHES = ("-", "--", "-.", ":")
-EXTENSIONS = ("png", "svg")
 
 
 def short(text: str, length: int) -> str:
@@ -19,10 +19,16 @@ def short(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
+def bare(axis: Axes) -> None:
+    """Leaves only the left and lower edge, and faint lines to read values by."""
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(axis="y", color="0.9")
+
+
 def save_figure(figure: Figure, folder: Path, name: str) -> Path:
     """Writes `name` as PNG and SVG, closes the figure, and returns the PNG's path."""
     folder.mkdir(parents=True, exist_ok=True)
-    for extension in EXTENSIONS:
+    for extension in ("png", "svg"):
         write_figure(figure, folder / f"{name}.{extension}")
     plt.close(figure)
     return folder / f"{name}.png"

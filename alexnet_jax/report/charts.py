@@ -29,17 +29,13 @@ def chart(title: str, curves: Sequence[dict[str, Any]], log: bool = False) -> Ch
 
 
 def learning(runs: Sequence[Run], column: str, title: str, *, log: bool = False, only: str = "") -> Chart:
-    """A column of the metrics of all runs: one colour for each run, dashes for the validation split.
-
-    `only`: draw just this split.
-    """
+    """A column of the metrics of all runs, or `only` of a split: a colour for each run, dashes for validation."""
     curves = []
     for number, run in enumerate(runs):
         for split in [only] if only else DASHES:
-            rows = run.rows_of(split)
             name = ", ".join([run.label] * (len(runs) > 1) + [split] * (not only)) or title
-            points = [(row["epoch"], row[column]) for row in rows]
-            curves += [series(name, PALETTE[number % len(PALETTE)], DASHES[split], points)] if rows else []
+            if points := [(row["epoch"], row[column]) for row in run.rows_of(split)]:
+                curves.append(series(name, PALETTE[number % len(PALETTE)], DASHES[split], points))
     return chart(title, curves, log)
 
 

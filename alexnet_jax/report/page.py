@@ -15,9 +15,10 @@ from matplotlib import pyplot as plt
 from PIL import Image
 
 from alexnet_jax.figures import PALETTE, draw_confusion, kernel_images, tiled
-from alexnet_jax.inference.analysis import Guessed, Neighbour, Square, errors_by_class
+from alexnet_jax.inference.analysis import Guessed, Neighbour, Square, confusion, errors_by_class, last_hidden
 from alexnet_jax.report.charts import Chart, learning, magnitudes
 from alexnet_jax.report.gather import Run
+from alexnet_jax.run.flags import changed, value_text
 
 SIDE = 160  # the longest side of a photograph, in pixels
 CLASSES = 40  # listed with their errors
@@ -83,34 +84,25 @@ def render(runs: Sequence[Run]) -> str:
     explanation += " Solid frame and ✓: the same class. Dashed frame and ✗: another class."
     page.by_run("Nearest training images", explanation, _nearest)
     explanation = "The last update should be near a thousandth of the weights. cuda-convnet's author debugged with these."
-    page.by_run(
-        "Magnitudes", explanation,
-        lambda run: "".join(map(page.chart, magnitudes(run))) or "<p>This run recorded none.</p>",
-    )  # fmt: skip
+    none = "<p>This run recorded none.</p>"
+    page.by_run("Magnitudes", explanation, lambda run: "".join(map(page.chart, magnitudes(run))) or none)
     return page.html()
 
 
 def _table(rows: dict[str, Any]) -> str:
-    lines = (f"<tr><th>{escape(name)}</th><td>{escape(_words(value))}</td></tr>" for name, value in rows.items())
+    lines = (f"<tr><th>{escape(name)}</th><td>{escape(value_text(value))}</td></tr>" for name, value in rows.items())
     return f"<table>{''.join(lines)}</table>"
 
 
-def _words(value: Any) -> str:
-    return ",".join(map(str, value)) or "none" if isinstance(value, tuple | list) else str(value)
-
-
 def _summary(run: Run) -> str:
-    score, record = run.judged.score, run.record
-    validation = run.rows_of("validation")
-    best = min(validation, key=lambda row: row["top1_error"], default=None)
+    score, record, speed = run.judged.score, run.record, run.images_per_second
+    best = min(run.rows_of("validation"), key=lambda row: row["top1_error"], default=None)
+    measured = f"top-1 {best['top1_error']:.2f} % at epoch {best['epoch']:.2f}" if best else "not measured"
     devices = Counter(device.partition(" ")[2] for device in record["devices"])
-    speed = run.images_per_second
     facts = {
         f"{run.split} error, one view": f"top-1 {score.top1_error:.2f} %, top-5 {score.top5_error:.2f} %, "
         f"loss {score.loss:.4f}; {score.examples} examples, checkpoint {run.trained.step}",
-        "best validation error": f"top-1 {best['top1_error']:.2f} % at epoch {best['epoch']:.2f}"
-        if best
-        else "not measured",
+        "best validation error": measured,
         "trained": f"{run.rows[-1]['step']} steps, {run.rows[-1]['epoch']:.2f} epochs",
         "throughput": f"{speed:,.1f} images/s, median of the rows" if speed else "not measured",
         "machine": ", ".join(f"{count} x {kind}" for kind, count in devices.items()),
@@ -118,20 +110,23 @@ def _summary(run: Run) -> str:
         "commit": record["commit"] or "not in a git checkout",
         "folder": run.config.workdir,
     }
-    changed = " ".join(f"<code>{escape(f'--{name}={_words(value)}')}</code>" for name, value in run.changed.items())
+    flags = changed(run.config, without=("workdir", "data_dir")).items()
+    codes = " ".join(f"<code>{escape(f'--{name}={value_text(value)}')}</code>" for name, value in flags)
     whole = _table(record["config"] | {"fingerprint of the data": record["dataset"]["fingerprint"]})
-    return f'{_table(facts)}<div class="flags">{changed}</div><details><summary>every flag</summary>{whole}</details>'
+    return f'{_table(facts)}<div class="flags">{codes}</div><details><summary>every flag</summary>{whole}</details>'
 
 
 def _errors(run: Run) -> str:
-    errors, names = errors_by_class(run.counts), run.trained.classes
+    names = run.trained.classes
+    counts = confusion(run.judged.split.labels, run.judged.guesses, len(names))
+    errors = errors_by_class(counts)
     bars = []
     for number, total, wrong, taken in errors[:CLASSES]:
         instead = f", most often taken for {escape(names[taken])}" if taken is not None else ""
         share = f"{100 * wrong / total:.0f} % of {total}{instead}"
         bars.append(_bar(100 * wrong / total, names[number], share))
     rest = f"<p>and {len(errors) - CLASSES} classes with fewer errors</p>" if len(errors) > CLASSES else ""
-    figure = draw_confusion(run.counts, names, f"{run.split} split")
+    figure = draw_confusion(counts, names, f"{run.split} split")
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=110)
     plt.close(figure)
@@ -158,10 +153,8 @@ def _kernels(run: Run) -> str:
 
 def _card(item: Guessed) -> str:
     name, image, top5, right = item
-    bars = "".join(
-        _bar(100 * guess["probability"], guess["class"], f"{100 * guess['probability']:.0f} %", guess["class"] == right)
-        for guess in top5
-    )
+    percents = [(guess["class"], 100 * guess["probability"]) for guess in top5]
+    bars = "".join(_bar(percent, guess, f"{percent:.0f} %", guess == right) for guess, percent in percents)
     return f'<div><div class="name">{escape(name)}</div>{_photograph(image, name)}{bars}</div>'
 
 
@@ -170,7 +163,7 @@ def _nearest(run: Run) -> str:
     for image, name, nearest in run.queries:
         query = f"<div>{_photograph(image, name)}<b>{escape(name)}</b></div>"
         lines.append(f'<div class="near">{query}{"".join(_neighbour(one, name) for one in nearest)}</div>')
-    return f"<p>by {escape(run.compared_by)}</p>{''.join(lines)}"
+    return f"<p>by {escape(last_hidden(run.trained))}</p>{''.join(lines)}"
 
 
 def _neighbour(near: Neighbour, name: str) -> str:
@@ -187,7 +180,7 @@ def _picture(pixels: Any, kind: str) -> str:
     image, file = Image.fromarray(pixels), io.BytesIO()
     if kind == "jpeg":
         image.thumbnail((SIDE, SIDE))
-    image.save(file, kind, **({"quality": 88} if kind == "jpeg" else {}))
+    image.save(file, kind, quality=88)  # PNG has none
     return _uri(file.getvalue(), kind)
 
 

@@ -1,8 +1,23 @@
-"""Flags that several commands share."""
+"""Flags that several commands share, and the flags of a run as text."""
+
+from collections.abc import Collection
+from typing import Any
 
 from absl import flags
 
+from alexnet_jax.config import Config, as_dict
 from alexnet_jax.config import define_flags as define_config_flags
+
+
+def changed(config: Config, without: Collection[str] = ()) -> dict[str, Any]:
+    """The flags of a config that differ from their defaults, but not those in `without`."""
+    defaults = as_dict(Config())
+    return {name: value for name, value in as_dict(config).items() if value != defaults[name] and name not in without}
+
+
+def value_text(value: Any) -> str:
+    """A flag's value for a reader; a list has commas."""
+    return ",".join(map(str, value)) or "none" if isinstance(value, tuple | list) else str(value)
 
 
 def define_step(options: flags.FlagValues) -> None:
@@ -12,17 +27,16 @@ def define_step(options: flags.FlagValues) -> None:
 
 
 def define_batch_size(options: flags.FlagValues) -> None:
-    """--batch_size: only of the forward pass, so the batch size of the training does not matter."""
+    """--batch_size: of the forward pass; it need not be that of the training."""
     flags.DEFINE_integer("batch_size", 64, "images in one batch", lower_bound=1, flag_values=options)
 
 
 def define_shown_runs(options: flags.FlagValues) -> None:
-    """The runs that a figure or a report shows, their checkpoint, and the images to show them with."""
-    help = "folder of a run; repeat it to compare several"
-    flags.DEFINE_multi_string("workdir", [], help, flag_values=options)
+    """The flags of figures and reports: runs, their checkpoint, and the images that they are shown."""
+    flags.DEFINE_multi_string("workdir", [], "folder of a run; repeat it to compare several", flag_values=options)
     define_step(options)
-    help = "images that the networks are shown"
-    flags.DEFINE_enum("split", "test", ("train", "validation", "test"), help, flag_values=options)
+    splits = ("train", "validation", "test")
+    flags.DEFINE_enum("split", "test", splits, "images that the networks are shown", flag_values=options)
     help = "folder of the prepared sets, if they have moved since the training"
     flags.DEFINE_string("data_dir", None, help, flag_values=options)
     flags.DEFINE_integer("sample_seed", 0, "seed for choosing images", lower_bound=0, flag_values=options)

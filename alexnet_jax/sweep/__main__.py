@@ -7,11 +7,9 @@ import os
 import subprocess
 import threading
 import uuid
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import optuna
 from absl import flags
@@ -21,21 +19,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from alexnet_jax.config import Config, from_flags
 from alexnet_jax.config import define_flags as define_config_flags
+from alexnet_jax.run.flags import changed
 from alexnet_jax.run.open import open_data
-from alexnet_jax.sweep import study as studies
-from alexnet_jax.sweep.space import Space, changed, read_space, with_values
+from alexnet_jax.sweep.space import Space, read_space, short, with_values
+from alexnet_jax.sweep.study import SAMPLERS, Begin, open_study
 from alexnet_jax.sweep.summary import write_summary
-from alexnet_jax.sweep.trials import TrialFolder, run_trial, validations
+from alexnet_jax.sweep.trials import ranked, run_trial, trial_folder, validations
 from alexnet_jax.system import cli
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.files import exclusively, read_json, write_json
 from alexnet_jax.system.signals import RESUME_STATUS, Interrupted, Interruption
 
-Begin = Callable[[int], optuna.Trial]
-
 
 class Sweep:
-    """Runs trials until the study has `trials` of them. `begin` makes a trial of its number."""
+    """Runs trials until the study has `trials` of them. `begin` is that of `open_study`."""
 
     def __init__(
         self, config: Config, space: Space, study: optuna.Study, begin: Begin, trials: int, interruption: Interruption
@@ -66,14 +63,18 @@ class Sweep:
     def _work(self, job: int, jobs: int) -> None:
         """One job: first the trials that a killed sweep left, then new ones."""
         environment = _devices(job, jobs)
-        for number in [trial.number for trial in self._trials((TrialState.RUNNING,))]:
-            with TrialFolder.of(self.folder, number).claimed() as mine:
+        for number in [trial.number for trial in self._trials() if trial.state is TrialState.RUNNING]:
+            with self._locked(number) as mine:
                 left = self._study.trials[number]  # read under the lock: another job may have finished it
                 if mine and left.state is TrialState.RUNNING and left.user_attrs.get("sweep") == self._id:
                     self._try(number, environment)
         while not self._interruption.requested and (number := self._ask()) is not None:
-            with TrialFolder.of(self.folder, number).claimed():
+            with self._locked(number):
                 self._try(number, environment)
+
+    def _locked(self, number: int) -> AbstractContextManager[object]:
+        """Locks a trial; yields None if another job has it."""
+        return exclusively(trial_folder(self.folder, number).with_suffix(".lock"), wait=False)
 
     def _ask(self) -> int | None:
         """The number of a new trial; None if the study has enough."""
@@ -89,9 +90,9 @@ class Sweep:
             return trial.number
 
     def _try(self, number: int, environment: dict[str, str]) -> None:
-        trial, folder = self._begin(number), TrialFolder.of(self.folder, number)
+        trial, folder = self._begin(number), trial_folder(self.folder, number)
         chosen = self._space.suggest(trial)
-        values = changed(self._config) | {"seed": self._config.seed + number} | chosen | {"workdir": str(folder.path)}
+        values = changed(self._config) | {"seed": self._config.seed + number} | chosen | {"workdir": str(folder)}
         try:
             with_values(self._config, values)
             state = run_trial(trial, folder, values, self._interruption, environment)
@@ -100,7 +101,7 @@ class Sweep:
             state = TrialState.FAIL
         if state is TrialState.RUNNING:
             return
-        errors = validations(folder.path)
+        errors = validations(folder)
         if state is TrialState.COMPLETE and not errors:
             trial.set_user_attr("error", "no validation in metrics.jsonl")
             state = TrialState.FAIL
@@ -109,24 +110,19 @@ class Sweep:
         shown = "pruned" if value is None else f"{value:.2f} %"
         if state is TrialState.FAIL:
             shown = f"failed: {trial.user_attrs.get('error')}"
-        flags_tried = "  ".join(f"{name}={_short(chosen[name])}" for name in chosen)
+        flags_tried = "  ".join(f"{name}={short(value, 4)}" for name, value in chosen.items())
         self.console.print(f"trial {number:3d}  {shown}  {flags_tried}  {self._best()}", markup=False)
         self._progress.update(self._task, completed=self._finished(), best=self._best())
 
-    def _trials(self, states: tuple[TrialState, ...]) -> list[optuna.trial.FrozenTrial]:
-        return self._study.get_trials(deepcopy=False, states=states)
+    def _trials(self) -> list[optuna.trial.FrozenTrial]:
+        return self._study.get_trials(deepcopy=False)
 
     def _finished(self) -> int:
-        return len(self._trials((TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)))
+        return sum(trial.state.is_finished() for trial in self._trials())
 
     def _best(self) -> str:
-        complete = self._trials((TrialState.COMPLETE,))
-        best = min(complete, key=lambda trial: (trial.value, trial.number), default=None)
-        return "" if best is None else f"best {best.value:.2f} % (trial {best.number})"
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+        complete = ranked(self._trials())
+        return f"best {complete[0].value:.2f} % (trial {complete[0].number})" if complete else ""
 
 
 def _sweep_id(folder: Path, study: str) -> str:
@@ -165,12 +161,11 @@ def main(options: flags.FlagValues) -> None:
     if "validation" not in open_data(config).splits:
         raise UserError(f"--dataset={config.dataset} has no validation split: hold out a fold with --fold=0/10")
     Path(config.workdir).mkdir(parents=True, exist_ok=True)
-    study, storage = studies.open_study(
+    study, begin = open_study(
         config, space, storage=options.storage, name=options.study, sampler=options.sampler, grace=options.prune_after
     )
     with Interruption() as interruption:
         trials = len(space.grid()) if options.sampler == "grid" else options.trials
-        begin = partial(studies.begin, study, storage, space, options.sampler, config.seed)
         sweep = Sweep(config, space, study, begin, trials, interruption)
         try:
             sweep.run(options.jobs)
@@ -184,18 +179,15 @@ def define_flags(options: flags.FlagValues) -> None:
     """The flags of this command."""
     define_config_flags(options)
     flags.DEFINE_string("space", None, "TOML file with the flags to try", required=True, flag_values=options)
-    flags.DEFINE_integer(
-        "trials", 20, "trials of the study; a grid has its combinations", lower_bound=1, flag_values=options
-    )
+    help = "trials of the study; a grid has its combinations"
+    flags.DEFINE_integer("trials", 20, help, lower_bound=1, flag_values=options)
     flags.DEFINE_integer("jobs", 1, "trials at a time", lower_bound=1, flag_values=options)
-    flags.DEFINE_string(
-        "storage", "", "Optuna storage URL, to share a study; empty: SQLite in the workdir", flag_values=options
-    )
+    help = "Optuna storage URL, to share a study; empty: SQLite in the workdir"
+    flags.DEFINE_string("storage", "", help, flag_values=options)
     flags.DEFINE_string("study", "", "name of the study; empty: the name of the workdir", flag_values=options)
-    flags.DEFINE_enum("sampler", "tpe", studies.SAMPLERS, "how values are chosen", flag_values=options)
-    flags.DEFINE_integer(
-        "prune_after", 2, "validations before the worse two thirds may end; 0: never", lower_bound=0, flag_values=options
-    )
+    flags.DEFINE_enum("sampler", "tpe", SAMPLERS, "how values are chosen", flag_values=options)
+    help = "validations before the worse two thirds may end; 0: never"
+    flags.DEFINE_integer("prune_after", 2, help, lower_bound=0, flag_values=options)
 
 
 COMMAND = cli.Command(__doc__, define_flags, main)

@@ -13,13 +13,12 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from alexnet_jax.figures import COLOURS
 from alexnet_jax.run.metrics import read_rows
-from alexnet_jax.sweep.space import Parameter
-from alexnet_jax.sweep.trials import TrialFolder
+from alexnet_jax.sweep.space import Parameter, short
+from alexnet_jax.sweep.trials import ranked, trial_folder
 
 ERROR = "validation top-1 error (%)"
 BEST = COLOURS["validation"]
@@ -35,7 +34,7 @@ def draw_curves(trials: Sequence[FrozenTrial], best: int, folder: Path) -> Figur
     """Validation error over epochs of every trial."""
     figure, axis = _axes(7, 4)
     for trial in trials:
-        rows = [row for row in read_rows(TrialFolder.of(folder, trial.number).path) if row["split"] == "validation"]
+        rows = [row for row in read_rows(trial_folder(folder, trial.number)) if row["split"] == "validation"]
         ended = trial.state is not TrialState.COMPLETE
         style: dict[str, Any] = {"color": "0.7", "linewidth": 1, "linestyle": ":" if ended else "-", "zorder": 1}
         if trial.number == best:
@@ -67,14 +66,13 @@ def draw_history(trials: Sequence[FrozenTrial]) -> Figure:
 def draw_importance(study: optuna.Study) -> Figure:
     """The importance of each flag among the better trials, by ped-ANOVA. Raises ValueError on too few trials."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it is experimental, and warns if a flag has few trials
-        evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-        shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
+        warnings.simplefilter("ignore")  # that a flag has few trials
+        shares = optuna.importance.get_param_importances(study)
     figure, axis = _axes(7, 1 + 0.45 * len(shares))
     names = list(shares)[::-1]
     bars = axis.barh(names, [shares[name] for name in names], color=COLOURS["train"])
     axis.bar_label(bars, fmt="%.2f", padding=3)
-    complete = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+    complete = len(ranked(study.trials))
     axis.set(xlabel=f"importance of 1, by ped-ANOVA over {complete} complete trials", xlim=(0, 1.1 * max(shares.values())))
     return figure
 
@@ -82,11 +80,8 @@ def draw_importance(study: optuna.Study) -> Figure:
 def draw_parallel(trials: Sequence[FrozenTrial], parameters: Sequence[Parameter]) -> Figure:
     """A line for each trial across an axis for each flag, coloured by its error, or grey. A flag not tried is a gap."""
     figure, axis = _axes(1.8 * len(parameters) + 2, 4)
-    complete = sorted(
-        (trial for trial in trials if trial.state is TrialState.COMPLETE), key=lambda trial: -(trial.value or 0)
-    )
-    values = [trial.value or 0.0 for trial in complete]
-    shades = ScalarMappable(Normalize(min(values), max(values)), "viridis")
+    complete = sorted(ranked(trials), key=lambda trial: -(trial.value or 0))
+    shades = ScalarMappable(Normalize(complete[-1].value, complete[0].value), "viridis")
     ended = [trial for trial in trials if trial.state is not TrialState.COMPLETE]
     for trial in [*ended, *complete]:  # the best on top
         heights = [_height(parameter, trial.params.get(parameter.name)) for parameter in parameters]
@@ -94,11 +89,9 @@ def draw_parallel(trials: Sequence[FrozenTrial], parameters: Sequence[Parameter]
         axis.plot(heights, color=colour, marker="o", markersize=3, linewidth=1.6 if trial in complete else 0.8)
     for place, parameter in enumerate(parameters):
         axis.axvline(place, color="0.6", linewidth=0.8, zorder=0)
-        for value in parameter.ends():
-            text = f"{value:.3g}" if isinstance(value, float) else str(value)
-            axis.annotate(
-                text, (place, _height(parameter, value)), (4, 0), textcoords="offset points", fontsize=8, color="0.3"
-            )
+        for value in parameter.ends:
+            at = (place, _height(parameter, value))
+            axis.annotate(short(value), at, (4, 0), textcoords="offset points", fontsize=8, color="0.3")
     axis.set_xticks(range(len(parameters)), [parameter.name for parameter in parameters])
     axis.set_xlim(-0.2, len(parameters) - 0.5)
     axis.set_ylim(-0.05, 1.05)
@@ -112,10 +105,9 @@ def _height(parameter: Parameter, value: Any) -> float:
     """The position of a value on its axis, from 0 to 1; NaN for None."""
     if value is None:
         return float("nan")
-    ends = parameter.ends()
-    if isinstance(parameter.distribution, CategoricalDistribution):
-        return list(ends).index(value) / max(len(ends) - 1, 1)
-    low, high = ends
-    if getattr(parameter.distribution, "log", False):
+    if parameter.kind == "choice":
+        return parameter.ends.index(value) / max(len(parameter.ends) - 1, 1)
+    low, high = parameter.ends
+    if parameter.kind == "log":
         low, high, value = np.log(low), np.log(high), np.log(value)
     return float((value - low) / (high - low))

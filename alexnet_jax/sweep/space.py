@@ -11,7 +11,6 @@ A TOML file with a table for each flag:
     choice = ["plateau", "steps"]
 """
 
-import itertools
 import json
 import tomllib
 from collections.abc import Sequence
@@ -20,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from alexnet_jax.config import Config, as_dict, from_words
+from alexnet_jax.config import Config, from_words
+from alexnet_jax.run.flags import changed
 from alexnet_jax.system.errors import UserError
 
 KINDS = ("log", "uniform", "int", "choice")
@@ -35,34 +34,26 @@ class Parameter:
     """One flag and its values. It is tried only where other flags have the values of `when`."""
 
     name: str
-    distribution: BaseDistribution
+    kind: str  # one of KINDS
+    ends: Sequence[Any]  # both ends of the range, or the choices
     when: dict[str, Any]
 
     def suggest(self, trial: optuna.Trial) -> Any:
         """The sampler's choice. A trial that has a value keeps it."""
-        match self.distribution:
-            case CategoricalDistribution(choices=choices):
-                return trial.suggest_categorical(self.name, choices)
-            case IntDistribution(low=low, high=high):
-                return trial.suggest_int(self.name, low, high)
-            case FloatDistribution(low=low, high=high, log=log):
-                return trial.suggest_float(self.name, low, high, log=log)
-            case other:
-                raise TypeError(other)
-
-    def ends(self) -> Sequence[Any]:
-        """The choices, or both ends of the range."""
-        if isinstance(self.distribution, CategoricalDistribution):
-            return self.distribution.choices
-        return self.distribution.low, self.distribution.high  # pyright: ignore[reportAttributeAccessIssue]
+        if self.kind == "choice":
+            return trial.suggest_categorical(self.name, self.ends)
+        low, high = self.ends
+        if self.kind == "int":
+            return trial.suggest_int(self.name, low, high)
+        return trial.suggest_float(self.name, low, high, log=self.kind == "log")
 
     def values(self) -> Sequence[Any]:
-        """Every value, for a grid. Raises UserError on a continuous range."""
-        if isinstance(self.distribution, FloatDistribution):
-            raise UserError(f"--sampler=grid: {self.name} is a range; list its values under 'choice'")
-        if isinstance(self.distribution, IntDistribution):
-            return range(self.distribution.low, self.distribution.high + 1)
-        return self.ends()
+        """Every value once, for a grid. Raises UserError on a continuous range."""
+        if self.kind == "choice":
+            return [value for number, value in enumerate(self.ends) if value not in self.ends[:number]]
+        if self.kind == "int":
+            return range(self.ends[0], self.ends[1] + 1)
+        raise UserError(f"--sampler=grid: {self.name} is a range; list its values under 'choice'")
 
     def active(self, chosen: dict[str, Any]) -> bool:
         """Whether the flag is tried where others have these values."""
@@ -86,14 +77,10 @@ class Space:
 
     def grid(self) -> list[dict[str, Any]]:
         """Every combination once. Raises UserError on a continuous range."""
-        combinations = []
-        for values in itertools.product(*(parameter.values() for parameter in self.parameters)):
-            chosen: dict[str, Any] = {}
-            for parameter, value in zip(self.parameters, values, strict=True):
-                if parameter.active(chosen):
-                    chosen[parameter.name] = value
-            if chosen not in combinations:
-                combinations.append(chosen)
+        combinations: list[dict[str, Any]] = [{}]
+        for parameter in self.parameters:
+            tried = [{parameter.name: value} for value in parameter.values()]
+            combinations = [old | new for old in combinations for new in (tried if parameter.active(old) else [{}])]
         return combinations
 
 
@@ -110,10 +97,9 @@ def as_flags(values: dict[str, Any]) -> list[str]:
     return words
 
 
-def changed(config: Config) -> dict[str, Any]:
-    """The fields of a config that differ from their defaults, as values of flags."""
-    defaults = as_dict(Config())
-    return {name: value for name, value in as_dict(config).items() if value != defaults[name]}
+def short(value: Any, digits: int = 3) -> str:
+    """A value of a flag, a float with few digits."""
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
 
 def with_values(config: Config, values: dict[str, Any]) -> Config:
@@ -138,7 +124,7 @@ def read_space(path: Path, config: Config) -> Space:
         parameters = {name: _parameter(name, entry) for name, entry in content.items()}
         ordered = _ordered(parameters)
         for parameter in ordered:
-            for value in parameter.ends():
+            for value in parameter.ends:
                 with_values(config, _conditions(parameter, parameters) | {parameter.name: value})
     except UserError as error:
         raise UserError(f"--space={path}: {error}") from error
@@ -156,12 +142,12 @@ def _parameter(name: str, entry: Any) -> Parameter:
     kind, values = kinds[0], entry[kinds[0]]
     if not isinstance(values, list) or not values:
         raise UserError(f"[{name}] {kind} = {values} is empty or not a list")
-    return Parameter(name, _distribution(name, kind, values), entry.get("when", {}))
+    return Parameter(name, kind, _ends(name, kind, values), entry.get("when", {}))
 
 
-def _distribution(name: str, kind: str, values: list[Any]) -> BaseDistribution:
+def _ends(name: str, kind: str, values: list[Any]) -> Sequence[Any]:
     if kind == "choice":
-        return CategoricalDistribution(values)
+        return values
     if len(values) != 2 or not all(type(value) in (int, float) for value in values):
         raise UserError(f"[{name}] {kind} = {values} is not a range [low, high]")
     low, high = values
@@ -170,26 +156,22 @@ def _distribution(name: str, kind: str, values: list[Any]) -> BaseDistribution:
     if kind == "log" and low <= 0:
         raise UserError(f"[{name}] log = {values} goes through zero, where there is no logarithm")
     if kind != "int":
-        return FloatDistribution(low, high, log=kind == "log")
+        return float(low), float(high)
     if type(low) is not int or type(high) is not int:
         raise UserError(f"[{name}] int = {values} has ends that are not integers")
-    return IntDistribution(low, high)
+    return values
 
 
 def _ordered(parameters: dict[str, Parameter]) -> list[Parameter]:
     """Conditions before their dependents. Raises UserError on a condition outside the space, or on a circle."""
-    ordered: list[Parameter] = []
-    waiting = list(parameters.values())
-    while waiting:
-        ready = [parameter for parameter in waiting if all(any(p.name == name for p in ordered) for name in parameter.when)]
+    ordered: dict[str, Parameter] = {}
+    while waiting := {name: parameter for name, parameter in parameters.items() if name not in ordered}:
+        ready = {name: parameter for name, parameter in waiting.items() if parameter.when.keys() <= ordered.keys()}
         if not ready:
-            first = waiting[0]
-            raise UserError(
-                f"[{first.name}] when = {first.when}: its conditions are not in the space, or depend on each other"
-            )
-        ordered += ready
-        waiting = [parameter for parameter in waiting if parameter not in ready]
-    return ordered
+            name, first = next(iter(waiting.items()))
+            raise UserError(f"[{name}] when = {first.when}: its conditions are not in the space, or depend on each other")
+        ordered |= ready
+    return list(ordered.values())
 
 
 def _conditions(parameter: Parameter, parameters: dict[str, Parameter]) -> dict[str, Any]:

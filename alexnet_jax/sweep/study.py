@@ -2,6 +2,8 @@
 
 import copy
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from alexnet_jax.config import Config
 from alexnet_jax.sweep.space import Space
 from alexnet_jax.system.errors import UserError
 
+Begin = Callable[[int], optuna.Trial]  # the running trial of a number
+
 SAMPLERS = ("tpe", "random", "grid")
 CONNECT_SECONDS = 60
 MAKE_TABLES_ATTEMPTS = 10
@@ -24,25 +28,24 @@ MAKE_TABLES_ATTEMPTS = 10
 
 def open_study(
     config: Config, space: Space, *, storage: str, name: str, sampler: str, grace: int
-) -> tuple[optuna.Study, RDBStorage]:
-    """Opens a study, or makes it if there is none; returns it and its storage.
+) -> tuple[optuna.Study, Begin]:
+    """Opens a study, or makes it if there is none. Returns it and what begins its trials.
 
     Args:
-        config: flags that all trials share; its workdir holds the SQLite file.
+        config: has the seed; its workdir names the study and holds its SQLite file if `name` and `storage` are empty.
         space: the values to try.
-        storage: an Optuna storage URL; empty: SQLite in the workdir.
-        name: of the study; empty: the name of the workdir.
+        storage: an Optuna storage URL.
+        name: of the study.
         sampler: one of SAMPLERS.
         grace: validations before successive halving may prune a trial; 0: never prune.
 
     Raises:
-        UserError: the storage cannot be reached, or the study has another space, or only one of study and `sampler` is a
-            grid.
+        UserError: the storage cannot be reached, or the study has another space, or only one of both is a grid.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     workdir = Path(config.workdir)
     url = storage or f"sqlite:///{workdir.absolute() / 'study.db'}"
-    pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=grace, reduction_factor=3) if grace else None
+    halving = optuna.pruners.SuccessiveHalvingPruner(min_resource=grace, reduction_factor=3) if grace else None
     expected = {"space": space.text, "grid": sampler == "grid"}
     try:
         opened = _storage(url)
@@ -51,8 +54,8 @@ def open_study(
             study_name=name or workdir.absolute().name,
             direction="minimize",
             load_if_exists=True,
-            pruner=pruner or optuna.pruners.NopPruner(),
-            sampler=optuna.samplers.RandomSampler(),  # never used: `begin` gives each trial its own
+            pruner=halving or optuna.pruners.NopPruner(),
+            sampler=optuna.samplers.RandomSampler(),  # never used: `_begin` gives each trial its own
         )
         known = expected | study.user_attrs
         for name in expected:
@@ -66,7 +69,7 @@ def open_study(
             f"--sampler={sampler}: all trials of a study are a grid or none is, and {study.study_name!r} in "
             f"{_shown(url)} began the other way: use a new --workdir or --study"
         )
-    return study, opened
+    return study, partial(_begin, study, opened, space, sampler, config.seed)
 
 
 def _storage(url: str) -> RDBStorage:
@@ -95,7 +98,7 @@ class _Given(optuna.samplers.RandomSampler):
         return self._values[param_name]
 
 
-def begin(study: optuna.Study, storage: RDBStorage, space: Space, sampler: str, seed: int, number: int) -> optuna.Trial:
+def _begin(study: optuna.Study, storage: RDBStorage, space: Space, sampler: str, seed: int, number: int) -> optuna.Trial:
     """A running trial, new or left by a killed sweep, with its own sampler.
 
     The sampler's seed depends only on `seed` and `number`, not on the process or on restarts. Trial n of a grid has the

@@ -4,17 +4,15 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from alexnet_jax.run.metrics import read_rows
 from alexnet_jax.sweep.space import as_flags
-from alexnet_jax.system.files import exclusively
 from alexnet_jax.system.signals import IN_USE_STATUS, RESUME_STATUS, Interruption
 
 POLL_SECONDS = 0.5
@@ -28,25 +26,15 @@ os.execv(sys.executable, [sys.executable, "-m", "alexnet_jax.train", *sys.argv[1
 """
 
 
-@dataclass(frozen=True)
-class TrialFolder:
-    """The workdir of a trial. Its log and its lock are beside it."""
+def trial_folder(sweep: Path, number: int) -> Path:
+    """The workdir of a trial. Beside it are its .log, the output of all its starts, and its .lock."""
+    return sweep / "trials" / f"{number:04d}"
 
-    path: Path
 
-    @staticmethod
-    def of(sweep: Path, number: int) -> "TrialFolder":
-        """The folder of a trial in the folder of its sweep."""
-        return TrialFolder(sweep / "trials" / f"{number:04d}")
-
-    @property
-    def log(self) -> Path:
-        """The output of the trainer, over all its starts."""
-        return self.path.with_suffix(".log")
-
-    def claimed(self) -> AbstractContextManager[IO[str] | None]:
-        """Locks the trial; yields None if another job has it."""
-        return exclusively(self.path.with_suffix(".lock"), wait=False)
+def ranked(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+    """The complete trials, best first; of equal ones the first."""
+    complete = (trial for trial in trials if trial.state is TrialState.COMPLETE)
+    return sorted(complete, key=lambda trial: (trial.value, trial.number))
 
 
 def validations(workdir: Path) -> list[float]:
@@ -55,16 +43,16 @@ def validations(workdir: Path) -> list[float]:
 
 
 def run_trial(
-    trial: optuna.Trial, folder: TrialFolder, values: dict[str, Any], interruption: Interruption, environment: dict[str, str]
+    trial: optuna.Trial, folder: Path, values: dict[str, Any], interruption: Interruption, environment: dict[str, str]
 ) -> TrialState:
     """Trains to the end, or until the study prunes the trial or the sweep is interrupted. Resumes the run if there is one.
 
     Args:
         trial: gets each validation error, in percent, as a report: the n-th validation is step n.
-        folder: of the trial, claimed.
-        values: fields of the trial's Config, workdir included.
+        folder: of the trial, locked.
+        values: flags of the trainer, workdir included.
         interruption: of the sweep.
-        environment: variables to add to the trainer's environment.
+        environment: added to the trainer's.
 
     Returns:
         COMPLETE, PRUNED, FAIL, or RUNNING if the sweep was interrupted.
@@ -72,8 +60,9 @@ def run_trial(
     reported = len(trial.study.trials[trial.number].intermediate_values)
     # The trainer of a killed sweep may still be saving in this folder.
     deadline = time.monotonic() + GRACE_SECONDS
+    path = folder.with_suffix(".log")
     while True:
-        with folder.log.open("a") as log:
+        with path.open("a") as log:
             log_start = log.tell()
             process = subprocess.Popen(
                 [sys.executable, "-c", START, *as_flags(values)], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
@@ -81,19 +70,19 @@ def run_trial(
             )  # fmt: skip
         while process.poll() is None:
             time.sleep(POLL_SECONDS)
-            reported, prune = _report(trial, folder.path, reported)
+            reported, prune = _report(trial, folder, reported)
             if prune or interruption.requested:
                 process.terminate()
                 process.wait()
                 return TrialState.PRUNED if prune else TrialState.RUNNING
-        _report(trial, folder.path, reported)
+        _report(trial, folder, reported)
         if process.returncode == 0:
             return TrialState.COMPLETE
         if interruption.requested:
             return TrialState.RUNNING
         in_use = process.returncode == IN_USE_STATUS and time.monotonic() < deadline
         if process.returncode != RESUME_STATUS and not in_use:
-            output = folder.log.read_text(errors="replace")[log_start:]
+            output = path.read_text(errors="replace")[log_start:]
             last = (output.strip().splitlines() or ["no output"])[-1]
             trial.set_user_attr("error", f"status {process.returncode}: {last[:300]}")
             return TrialState.FAIL
