@@ -29,7 +29,7 @@ def chart(title: str, curves: Sequence[dict[str, Any]], log: bool = False) -> Ch
 
 
 def learning(runs: Sequence[Run], column: str, title: str, *, log: bool = False, only: str = "") -> Chart:
-    """A column of the metrics of all runs, or `only` of a split: a colour for each run, dashes for validation."""
+    """A column of the metrics, of all splits or `only` one. Each run has a colour; validation is dashed."""
     curves = []
     for number, run in enumerate(runs):
         for split in [only] if only else DASHES:
