@@ -41,17 +41,9 @@ def make_mesh(shape: str, towers: int, batch_size: int, spmd: Spmd = "shard_map"
     return meshes.make_mesh(MeshShape.parse(shape), towers, batch_size, spmd)
 
 
-# Orbax: the other reads of a restore that has failed end unheard, in a coroutine or on a closed event loop.
-UNHEARD = (
-    "(?s)Exception ignored in. (<coroutine object _read_array_index_and_device_put .*Encountered error while reading array"
-    "|None.*RuntimeError. Event loop is closed)"
-)
-
-
 def damages_checkpoints(test: Callable) -> Callable:
-    """Marks a test that has a damaged checkpoint read: what Orbax leaves behind ends with the test and does not fail it."""
-    ignored = pytest.mark.filterwarnings(f"ignore:{UNHEARD}:pytest.PytestUnraisableExceptionWarning")
-    return pytest.mark.usefixtures("reads_ended")(ignored(test))
+    """Marks a test that has a damaged checkpoint read: the reads that Orbax leaves behind end with the test."""
+    return pytest.mark.usefixtures("reads_ended")(test)
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Batches in several processes: each reads its own rows; and in a process by itself: the memory that a feed takes."""
+"""Batches in several processes: each reads its own rows; and in a process by itself: the memory that a loader takes."""
 
 import json
 import socket
@@ -19,7 +19,7 @@ jax.config.update("jax_num_cpu_devices", {devices})
 jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id={process})
 import numpy as np
 from test_splits import numbered
-from alexnet_jax.data.loader import Feed
+from alexnet_jax.data.loader import Loader
 from alexnet_jax.data.splits import Order
 from networks import make_mesh
 
@@ -32,7 +32,7 @@ type(split).read_into = noting
 order = Order(seed=1, examples=64, batch_size=16)
 for mesh in {meshes}:
     held = []
-    for batch in Feed(make_mesh(mesh, 2, 16), split).batches(map(order.step, range(4))):
+    for batch in Loader(make_mesh(mesh, 2, 16), split).batches(map(order.step, range(4))):
         held.append([shard.data.tolist() for shard in batch.labels.addressable_shards])
     found[mesh] = {{"read": read[:], "held": held}}
     read.clear()
@@ -82,7 +82,7 @@ _MEMORY = """
 import sys
 from pathlib import Path
 import numpy as np
-from alexnet_jax.data.loader import Feed
+from alexnet_jax.data.loader import Loader
 from alexnet_jax.data.splits import Order, whole
 from alexnet_jax.data.store import Split
 from alexnet_jax.mesh import make_mesh
@@ -96,7 +96,7 @@ for count in (1024, 8192):
     del images
     split = whole(Split(np.load(path, mmap_mode="r"), np.zeros(count, np.int32)))
     order, seen = Order(0, count, 64), 0
-    for batch in Feed(make_mesh(MeshShape(1, 1), 2, 64), split).batches(map(order.step, range(count // 64))):
+    for batch in Loader(make_mesh(MeshShape(1, 1), 2, 64), split).batches(map(order.step, range(count // 64))):
         seen += len(batch.images)
     assert seen == count
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")]
@@ -106,7 +106,7 @@ for count in (1024, 8192):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
-def test_memory_of_the_feed_does_not_depend_on_the_number_of_images(tmp_path):
+def test_memory_of_the_loader_does_not_depend_on_the_number_of_images(tmp_path):
     """In MiB after an epoch of 13 MB, and after one of 100 MB. Pages of the memory map are not counted."""
     command = [sys.executable, "-c", _MEMORY, str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
