@@ -22,10 +22,11 @@ from rich.progress import track
 from alexnet_jax.benchmark.ours import put_constants
 from alexnet_jax.benchmark.results import Throughputs, add_ratios, new_table, publish, ratio, row
 from alexnet_jax.config import Config
-from alexnet_jax.data.dataset import Dataset, open_dataset
+from alexnet_jax.data.dataset import Dataset
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.data.splits import Order, Subset
 from alexnet_jax.mesh import make_mesh
+from alexnet_jax.run.open import open_data
 from alexnet_jax.run.workdir import provenance
 from alexnet_jax.step import Setup, make_setup, make_train_step
 
@@ -59,7 +60,7 @@ class InputStream:
 
 def open_input(config: Config) -> tuple[Setup, Dataset]:
     """The run's network and data set. Raises UserError if the set is not prepared or the mesh does not fit."""
-    dataset = open_dataset(config)
+    dataset = open_data(config)
     mesh = make_mesh(config.mesh, config.table().towers, config.batch_size)
     return make_setup(config, len(dataset.classes), mesh), dataset
 
