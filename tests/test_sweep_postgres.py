@@ -28,7 +28,7 @@ def postgres(tmp_path_factory):
     folder = tmp_path_factory.mktemp("postgres")
     user = "nobody" if os.getuid() == 0 else None
     if user:
-        for parent in (folder, *folder.parents[:2]):
+        for parent in (folder, *folder.parents[:3]):  # a worker of xdist has a folder of its own
             os.chmod(parent, 0o755)
         shutil.chown(folder, user)
     with socket.socket() as probe:
