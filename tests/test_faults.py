@@ -23,7 +23,6 @@ from test_train import assert_same, leaves_of, rows_of, saved_in
 
 from alexnet_jax.evaluate import Evaluator
 from alexnet_jax.run.metrics import Recorder, read_rows
-from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.signals import IN_USE_STATUS, RESUME_STATUS, Interrupted, Interruption
 from alexnet_jax.train import train
 

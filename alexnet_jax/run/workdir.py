@@ -78,8 +78,9 @@ def locked(workdir: str) -> Iterator[None]:
             if lock is None:
                 raise InUse(f"--workdir={workdir} is in use by {_holder(path)}")
             lock.truncate(0)
-            lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            lock.flush()
+            os.write(
+                lock.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode()
+            )  # unbuffered: it fails here
         except OSError as error:
             raise UserError(f"--workdir={workdir} cannot be written: {error.strerror or error}") from error
         yield
