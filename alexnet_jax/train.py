@@ -247,6 +247,7 @@ def train(config: Config) -> None:
     run, dataset = start_run(config)
     setup = run.setup
     intervals = Intervals(config, len(dataset.splits["train"]), "validation" in dataset.splits)
+    intervals.check()
     transferred = transferred_layers(setup) if config.init else []
     workdir = Path(config.workdir)
     with Interruption() as interruption, locked(config.workdir):

@@ -5,8 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from alexnet_jax.config import Config
+from alexnet_jax.fields import INT32_MAX
 from alexnet_jax.optimizer import Plateau
 from alexnet_jax.run.metrics import MetricSums
+from alexnet_jax.system.errors import UserError
+from alexnet_jax.values import number_text
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,12 @@ class Intervals:
     def total_steps(self) -> int:
         """Steps of the whole run; the last one may begin the epoch after."""
         return self.config.steps or math.ceil(self.config.epochs * self.examples / self.config.batch_size)
+
+    def check(self) -> None:
+        """Raises UserError if the run has more steps than can be counted in 32 bits."""
+        if self.total_steps > INT32_MAX:
+            epochs = number_text(self.config.epochs)
+            raise UserError(f"--epochs={epochs} makes {self.total_steps:,} steps, and {INT32_MAX:,} is the most")
 
     def epoch(self, step: int) -> float:
         """Passes over the training images."""

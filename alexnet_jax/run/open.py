@@ -115,6 +115,8 @@ def start_run(config: Config) -> tuple[Run, Dataset]:
     Raises:
         UserError: the data set is missing, or the flags do not fit it, the devices or the network.
     """
+    if config.init:
+        read_stored(config.init, "init")
     mesh = make_mesh(config.mesh, config.table().towers, config.batch_size, config.spmd)
     if config.batch_size // config.accumulate % mesh.data_size:
         raise UserError(

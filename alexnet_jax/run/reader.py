@@ -124,7 +124,10 @@ class CheckpointReader:
             raise UserError(f"{where} cannot be read for now: {reason(error)}; nothing was moved: run it again") from error
 
     def _progress(self, step: int) -> dict[str, Any]:
-        progress = self._item(step, "progress", ocp.args.JsonRestore())
+        try:
+            progress = self._item(step, "progress", ocp.args.JsonRestore())
+        except ValueError as error:
+            raise ValueError(f"progress is no JSON: {error}") from None
         if not isinstance(progress, dict) or progress.get("step") != step:
             raise ValueError(f"progress is not that of step {step}")
         return progress

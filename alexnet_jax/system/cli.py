@@ -51,9 +51,10 @@ class Command:
 
     def run(self) -> NoReturn:
         """Runs the command line of this process and ends the process."""
-        ours = logging.StreamHandler()
-        ours.setFormatter(logging.Formatter("warning: %(message)s"))
-        logging.getLogger("alexnet_jax").addHandler(ours)
+        shown, ours = logging.StreamHandler(), logging.getLogger("alexnet_jax")
+        shown.setFormatter(logging.Formatter("warning: %(message)s"))
+        ours.addHandler(shown)
+        ours.propagate = False  # libraries add handlers of their own at the root
         absl_logging.set_verbosity(absl_logging.FATAL)  # what Orbax says of an error, we say in one line
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # Orbax's reads beside the one that failed
         flags.FLAGS.mark_as_parsed()  # the flags of libraries keep their defaults
