@@ -1,13 +1,15 @@
 """One frozen dataclass, one absl flag per field. Entry points read the flags; everything else takes the dataclass."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from alexnet_jax.architectures import ARCHITECTURES, Architecture, with_overrides
+from alexnet_jax.fields import check_field, define_flag, from_text, setting, to_text
 from alexnet_jax.system import cli
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.values import Fold, LayerRate, MeshShape, Spmd, number_text, parse_epochs
@@ -15,130 +17,112 @@ from alexnet_jax.values import Fold, LayerRate, MeshShape, Spmd, number_text, pa
 SCHEDULES = ("plateau", "steps", "staged", "constant")
 
 
-def _field(
-    default: Any,
-    help: str,
-    *,
-    choices: Sequence[str] = (),
-    fixed_on_resume: bool = True,
-    minimum: float | None = None,
-    parse: Callable[[Any], Any] | None = None,
-    absent: str | int | None = None,
-    old_name: str = "",
-) -> Any:
-    """One field and its flag.
-
-    Args:
-        default: of the field.
-        help: of the flag.
-        choices: all values that the flag may have.
-        fixed_on_resume: whether a run that is resumed must keep the value.
-        minimum: of a number.
-        parse: makes the field's value of the flag's text or texts.
-        absent: what the flag says for None.
-        old_name: by which flag files and config.json of an earlier version know it.
-    """
-    metadata = {"help": help, "choices": tuple(choices), "fixed_on_resume": fixed_on_resume, "minimum": minimum}
-    return dataclasses.field(default=default, metadata=metadata | {"parse": parse, "absent": absent, "old_name": old_name})
-
-
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Everything that defines a training run. The defaults are the paper's, as `alexnet_jax.architectures` says."""
 
-    workdir: str = _field("", "folder of the run; the same command resumes it", fixed_on_resume=False)
+    workdir: str = setting("", "folder of the run; the same command resumes it", fixed_on_resume=False)
+    start_over: bool = setting(
+        False,
+        "begin at step 0 if no checkpoint of the run can be read; what it has is kept in damaged/",
+        fixed_on_resume=False,
+    )
     # Network
-    architecture: str = _field("paper", "layer table", choices=tuple(ARCHITECTURES))
-    bias_init: float | None = _field(None, "initial bias in place of the table's nonzero ones (paper: 1; Caffe: 0.1)")
-    dropout: float | None = _field(None, "dropout rate in place of the table's (Section 4.2: 0.5)")
-    precision: str = _field(
+    architecture: str = setting("paper", "layer table", choices=tuple(ARCHITECTURES))
+    bias_init: float | None = setting(None, "initial bias in place of the table's nonzero ones (paper: 1; Caffe: 0.1)")
+    dropout: float | None = setting(None, "dropout rate in place of the table's (Section 4.2: 0.5)")
+    precision: str = setting(
         "float32",
         "of activations and products; parameters stay float32, so that a run may change it when it is resumed",
         choices=("float32", "bfloat16"),
         fixed_on_resume=False,
     )
-    init: str = _field(
+    init: str = setting(
         "", "folder of a run whose last parameters this one starts from; layers of another shape are re-initialised"
     )
-    init_layers: tuple[str, ...] = _field((), "layers taken over from --init, comma-separated; default: all that fit")
+    init_layers: tuple[str, ...] = setting((), "layers taken over from --init, comma-separated; default: all that fit")
     # Data
-    dataset: str = _field("groceries", "'groceries' (embedded photographs), 'synthetic', 'folder:PATH', or a TFDS name")
-    data_dir: str = _field("data", "folder of the prepared sets", fixed_on_resume=False)
-    image_size: int = _field(256, "side in pixels of the prepared images (Section 2: 256)", minimum=1)
-    resize: str = _field(
+    dataset: str = setting("groceries", "'groceries' (embedded photographs), 'synthetic', 'folder:PATH', or a TFDS name")
+    data_dir: str = setting("data", "folder of the prepared sets", fixed_on_resume=False)
+    image_size: int = setting(256, "side in pixels of the prepared images (Section 2: 256)", minimum=1)
+    resize: str = setting(
         "centre", "how they were prepared: the centre square (Section 2), or warped (Caffe)", choices=("centre", "warp")
     )
-    crop_size: int | None = _field(
+    crop_size: int | None = setting(
         None, "side in pixels of the random crops; 0: the table's own, 224 or 227", minimum=1, absent=0
     )
-    mean: str = _field(
-        "image",
+    mean: str = setting(
+        "auto",
         "subtract the mean image (Section 2), the channel mean, or what imported weights or --init were trained with "
-        "('own', the default with --init)",
-        choices=("image", "channel", "own"),
+        "('own'); auto: 'own' with --init, else 'image'",
+        choices=("auto", "image", "channel", "own"),
     )
-    flip: bool = _field(
+    flip: bool = setting(
         True, "flip half of the training images left to right (Section 4.1: horizontal reflections)", old_name="mirror"
     )
-    colour_noise: str = _field("2012", "colour noise of Section 4.1, as the 2012 source or the paper's text has it",
+    colour_noise: str = setting("2012", "colour noise of Section 4.1, as the 2012 source or the paper's text has it",
                                choices=("2012", "paper", "none"))  # fmt: skip
-    colour_noise_epochs: float = _field(65.0, "epochs with colour noise (2012: all but the last 25)", minimum=0)
-    fold: Fold | None = _field(
+    colour_noise_epochs: float = setting(65.0, "epochs with colour noise (2012: all but the last 25)", minimum=0)
+    fold: Fold | None = setting(
         None, "I/K: hold out fold I of K of train and validation together as the validation split",
         parse=Fold.parse, absent="",
     )  # fmt: skip
     # Optimisation
-    batch_size: int = _field(128, "examples per step over all devices (Section 5: 128)", minimum=1)
-    accumulate: int = _field(1, "micro-batches that a step is computed in, to save memory", minimum=1)
-    epochs: float = _field(90.0, "passes over the training images (Section 5: about 90)", fixed_on_resume=False, minimum=0)
-    steps: int | None = _field(
+    batch_size: int = setting(128, "examples per step over all devices (Section 5: 128)", minimum=1)
+    accumulate: int = setting(1, "micro-batches that a step is computed in, to save memory", minimum=1)
+    epochs: float = setting(90.0, "passes over the training images (Section 5: about 90)", fixed_on_resume=False, minimum=0)
+    steps: int | None = setting(
         None, "optimiser steps in all; overrides --epochs", fixed_on_resume=False, minimum=1, absent=0
     )
-    learning_rate: float = _field(0.01, "initial learning rate of the weights (Section 5: 0.01)", minimum=0)
-    momentum: float = _field(0.9, "momentum (Section 5: 0.9)", minimum=0)
-    rate_in_velocity: bool = _field(True, "the rate is inside the velocity (Section 5), not outside as in later libraries")
-    weight_decay: float = _field(5e-4, "weight decay (Section 5: 0.0005)", minimum=0)
-    bias_rate: float = _field(2.0, "learning rate of biases as a multiple of the weights' (2012 source: 2)", minimum=0)
-    bias_decay: bool = _field(False, "decay biases too (the paper's text; the 2012 source does not)")
-    layer_rates: tuple[LayerRate, ...] = _field(
+    learning_rate: float = setting(0.01, "initial learning rate of the weights (Section 5: 0.01)", minimum=0)
+    momentum: float = setting(0.9, "momentum (Section 5: 0.9)", minimum=0, maximum=1)
+    rate_in_velocity: bool = setting(True, "the rate is inside the velocity (Section 5), not outside as in later libraries")
+    weight_decay: float = setting(5e-4, "weight decay (Section 5: 0.0005)", minimum=0)
+    bias_rate: float = setting(2.0, "learning rate of biases as a multiple of the weights' (2012 source: 2)", minimum=0)
+    bias_decay: bool = setting(False, "decay biases too (the paper's text; the 2012 source does not)")
+    layer_rates: tuple[LayerRate, ...] = setting(
         (), "LAYER:FACTOR or LAYER:FACTOR@EPOCH, comma-separated: a layer's rate as a multiple, from that epoch on",
         parse=LayerRate.parse,
     )  # fmt: skip
-    freeze: tuple[str, ...] = _field((), "layers that keep their initial parameters, comma-separated")
-    schedule: str = _field("plateau", "how the rate falls: on a validation plateau (Section 5), at --drop_epochs, in four "
+    freeze: tuple[str, ...] = setting((), "layers that keep their initial parameters, comma-separated")
+    schedule: str = setting("plateau", "how the rate falls: on a validation plateau (Section 5), at --drop_epochs, in four "
                            "equal stages (2012 lab notes), or never", choices=SCHEDULES)  # fmt: skip
-    drop_factor: float = _field(10.0, "the rate is divided by this at a plateau or a drop epoch (Section 5: 10)", minimum=1)
-    max_drops: int = _field(3, "drops of the plateau schedule (Section 5: three)", minimum=0)
-    patience: int = _field(5, "validations without a new best that make a plateau", minimum=1)
-    drop_epochs: tuple[float, ...] = _field(
+    drop_factor: float = setting(10.0, "the rate is divided by this at a plateau or a drop epoch (Section 5: 10)", minimum=1)
+    max_drops: int = setting(3, "drops of the plateau schedule (Section 5: three)", minimum=0)
+    patience: int = setting(5, "validations without a new best that make a plateau", minimum=1)
+    drop_epochs: tuple[float, ...] = setting(
         (25.0, 51.0, 79.0), "epochs of --schedule=steps (2012 network: 25, 51, 79)", parse=parse_epochs
     )
-    seed: int = _field(0, "of the parameters, the order of images, crops and dropout", minimum=0)
+    seed: int = setting(0, "of the parameters, the order of images, crops and dropout", minimum=0, maximum=2**32 - 1)
     # Machine
-    mesh: MeshShape | None = _field(
+    mesh: MeshShape | None = setting(
         None, "DATAxTOWER devices, such as 4x2, or auto", fixed_on_resume=False, parse=MeshShape.parse, absent="auto"
     )
-    data_on_device: str = _field(
+    data_on_device: str = setting(
         "auto",
         "keep the images in device memory; auto: where they fit",
         choices=("auto", "yes", "no"),
         fixed_on_resume=False,
     )
-    distributed: bool = _field(False, "one of several processes that train together, started alike", fixed_on_resume=False)
-    host_devices: int | None = _field(
-        None, "force this many CPU devices; 0: the machine's", fixed_on_resume=False, minimum=1, absent=0
+    distributed: bool = setting(False, "one of several processes that train together, started alike", fixed_on_resume=False)
+    host_devices: int | None = setting(
+        None, "force this many CPU devices; 0: the machine's", fixed_on_resume=False, minimum=1, maximum=512, absent=0
     )
-    spmd: Spmd = _field("shard_map", "how the per-device step is run", choices=("shard_map", "pmap"), fixed_on_resume=False)
+    spmd: Spmd = setting("shard_map", "how the per-device step is run", choices=("shard_map", "pmap"), fixed_on_resume=False)
     # Records (in steps)
-    log_every: int = _field(50, "steps between rows of training metrics", fixed_on_resume=False, minimum=1)
-    log_examples: bool = _field(False, "note the examples of each step in examples.jsonl", fixed_on_resume=False)
-    eval_every: int | None = _field(
+    log_every: int = setting(50, "steps between rows of training metrics", fixed_on_resume=False, minimum=1)
+    log_examples: bool = setting(False, "note the examples of each step in examples.jsonl", fixed_on_resume=False)
+    eval_every: int | None = setting(
         None, "steps between validations; 0: after every epoch", fixed_on_resume=False, minimum=1, absent=0
     )
-    checkpoint_every: int | None = _field(
+    checkpoint_every: int | None = setting(
         None, "steps between checkpoints; 0: at every validation", fixed_on_resume=False, minimum=1, absent=0
     )
-    keep: int = _field(2, "latest checkpoints kept, next to the best validated one", fixed_on_resume=False, minimum=1)
+    keep: int = setting(2, "latest checkpoints kept, next to the best validated one", fixed_on_resume=False, minimum=1)
+
+    def __post_init__(self) -> None:
+        if self.mean == "auto":  # so that a config says what it means
+            object.__setattr__(self, "mean", "own" if self.init else "image")
 
     def table(self) -> Architecture:
         """The layer table with the overrides applied. Raises UserError on an impossible override."""
@@ -157,7 +141,7 @@ OLD_NAMES = {field.metadata["old_name"]: name for name, field in FIELDS.items() 
 def check(config: Config) -> None:
     """Raises UserError, naming the flag, on a value that no run can have."""
     for name, field in FIELDS.items():
-        _check_field(field, getattr(config, name))
+        check_field(field, getattr(config, name))
     if config.crop > config.image_size:
         raise UserError(
             f"--crop_size={config.crop} is larger than --image_size={config.image_size}: crop less or prepare larger images"
@@ -166,27 +150,30 @@ def check(config: Config) -> None:
         raise UserError(f"--batch_size={config.batch_size} does not divide into {config.accumulate} parts (--accumulate)")
     if config.steps is None and not config.epochs:
         raise UserError("--epochs=0 and --steps=0 leave nothing to do: set one of them")
-    _check_layer_names(config)
+    if config.init and Path(config.init).resolve() == Path(config.workdir).resolve():
+        raise UserError(f"--init={config.init} is the --workdir itself: a run starts from another one")
+    if config.init_layers and not config.init:
+        raise UserError("--init_layers needs --init, the folder of the run that they are taken from")
+    _check_lists(config)
 
 
-def _check_field(field: "dataclasses.Field[Any]", value: Any) -> None:
-    minimum, choices = field.metadata["minimum"], field.metadata["choices"]
-    if choices and value not in choices:
-        raise UserError(f"--{field.name}={value} is not one of {', '.join(choices)}")
-    if minimum is not None and value is not None and not value >= minimum:
-        raise UserError(f"--{field.name}={value} is less than {minimum:g}")
-
-
-def _check_layer_names(config: Config) -> None:
+def _check_lists(config: Config) -> None:
+    """Layers that are not there, and what is said twice."""
     layers = [layer.name for layer in config.table().layers]
-    named = {"layer_rates": [rate.layer for rate in config.layer_rates], "freeze": config.freeze}
-    for flag, names in (named | {"init_layers": config.init_layers}).items():
+    rates = [rate.layer for rate in config.layer_rates]
+    for flag, names in (("layer_rates", rates), ("freeze", config.freeze), ("init_layers", config.init_layers)):
         for name in names:
             if name not in layers:
                 known = f"--architecture={config.architecture} has {', '.join(layers)}"
                 raise UserError(f"--{flag}={name}: no such layer; {known}")
-    if config.init_layers and not config.init:
-        raise UserError("--init_layers needs --init, the folder of the run that they are taken from")
+    if both := sorted(set(rates) & set(config.freeze)):
+        raise UserError(f"--freeze={both[0]}: --layer_rates gives it a rate: name it in one of them")
+    starts = [f"{rate.layer}@{number_text(rate.epoch)}" for rate in config.layer_rates]
+    epochs = [number_text(epoch) for epoch in config.drop_epochs]
+    listed = {"layer_rates": starts, "freeze": config.freeze, "init_layers": config.init_layers, "drop_epochs": epochs}
+    for flag, names in listed.items():
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise UserError(f"--{flag} names {twice[0]} twice")
 
 
 def define_flags(options: flags.FlagValues, only: Sequence[str] | None = None) -> None:
@@ -194,36 +181,12 @@ def define_flags(options: flags.FlagValues, only: Sequence[str] | None = None) -
     for field in FIELDS.values():
         if only is not None and field.name not in only:
             continue
-        default: Any = _text(field, field.default)
-        help, choices, kind = field.metadata["help"], field.metadata["choices"], field.type
-        if choices:
-            flags.DEFINE_enum(field.name, default, choices, help, options)
-        elif kind is bool:
-            flags.DEFINE_boolean(field.name, default, help, options)
-        elif kind in (int, int | None):
-            flags.DEFINE_integer(field.name, default, help, flag_values=options)
-        elif kind in (float, float | None):
-            flags.DEFINE_float(field.name, default, help, flag_values=options)
-        elif isinstance(default, list):
-            flags.DEFINE_list(field.name, default, help, options)
-        else:
-            flags.DEFINE_string(field.name, default, help, options)
-        if field.metadata["old_name"]:
-            flags.DEFINE_alias(field.metadata["old_name"], field.name, flag_values=options)
-
-
-def _text(field: "dataclasses.Field[Any]", value: Any) -> Any:
-    """A field's value as its flag says it: a text, a list of texts, a number, or None where the flag has no word for it."""
-    if value is None:
-        return field.metadata["absent"]
-    if isinstance(value, tuple) and not isinstance(value, MeshShape):
-        return [number_text(item) if isinstance(item, float) else str(item) for item in value]
-    return str(value) if field.metadata["parse"] else value
+        define_flag(field, options)
 
 
 def as_dict(config: Config) -> dict[str, Any]:
     """The fields as their flags say them, for JSON; `from_dict` is the reverse."""
-    return {name: _text(field, getattr(config, name)) for name, field in FIELDS.items()}
+    return {name: to_text(field, getattr(config, name)) for name, field in FIELDS.items()}
 
 
 def from_flags(options: flags.FlagValues) -> Config:
@@ -233,7 +196,7 @@ def from_flags(options: flags.FlagValues) -> Config:
 
 def parsed(options: flags.FlagValues, names: Sequence[str]) -> dict[str, Any]:
     """The values of some fields of `Config` from their flags, for a command that has only those."""
-    return {name: _value(FIELDS[name], options[name].value) for name in names}
+    return {name: from_text(FIELDS[name], options[name].value) for name in names}
 
 
 def from_words(words: Sequence[str]) -> Config:
@@ -253,19 +216,9 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     values = {OLD_NAMES.get(name, name): value for name, value in values.items()}
     if unknown := sorted(set(values) - set(FIELDS)):
         raise UserError(f"config has unknown fields {', '.join(unknown)}: it was written by another version")
-    config = Config(**{name: _value(FIELDS[name], value) for name, value in values.items()})
+    config = Config(**{name: from_text(FIELDS[name], value) for name, value in values.items()})
     check(config)
     return config
-
-
-def _value(field: "dataclasses.Field[Any]", text: Any) -> Any:
-    """The reverse of `_text`."""
-    absent, parse = field.metadata["absent"], field.metadata["parse"]
-    if text is None or (absent is not None and text == absent):
-        return None
-    if parse is not None:
-        return parse(text)
-    return tuple(text) if isinstance(text, list) else text
 
 
 def changed_flags(old: Config, new: Config) -> list[str]:

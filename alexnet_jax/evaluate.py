@@ -29,7 +29,7 @@ from alexnet_jax.mesh import TowerMesh, make_mesh
 from alexnet_jax.network import Params
 from alexnet_jax.run.flags import check_workdirs, define_step
 from alexnet_jax.run.open import Trained, open_run
-from alexnet_jax.run.workdir import read_config
+from alexnet_jax.run.workdir import Stored, read_stored
 from alexnet_jax.step import Setup, make_view_step, rank
 from alexnet_jax.system import cli, runtime
 from alexnet_jax.system.errors import UserError
@@ -199,20 +199,37 @@ def write_predictions(path: Path, log_probabilities: np.ndarray, split: Subset, 
         np.savez(file, probabilities=np.exp(log_probabilities), labels=split.labels, classes=np.array(classes))
 
 
+def _check_same_images(runs: Sequence[Stored], split: str) -> None:
+    """Raises UserError if the images of a split are not the same ones, prepared alike, for all of these runs."""
+
+    first = runs[0]
+    for run in runs:
+        differs = [
+            name for name in ("dataset", "image_size", "resize") if getattr(run.config, name) != getattr(first.config, name)
+        ]
+        if split != "test" and run.config.fold != first.config.fold:
+            differs.append("fold")
+        same_content = run.fingerprint == first.fingerprint or run.is_imported or first.is_imported
+        if differs or not same_content or run.classes != first.classes:
+            what = f"--{differs[0]}" if differs else "the content" if not same_content else "the classes"
+            raise UserError(
+                f"--workdir={run.config.workdir} was trained on other images than --workdir={first.config.workdir}: "
+                f"{what} of their data differs"
+            )
+
+
 def main(options: flags.FlagValues) -> None:
     """The command line."""
     check_workdirs(options.workdir, "average several")
-    configs = [read_config(workdir) for workdir in options.workdir]
-    first = configs[0]
-    for config in configs:
-        if (config.dataset, config.image_size) != (first.dataset, first.image_size):
-            raise UserError(f"--workdir={config.workdir} was trained on other images than --workdir={first.workdir}")
+    stored = [read_stored(workdir) for workdir in options.workdir]
+    configs = [run.config for run in stored]
+    _check_same_images(stored, options.split)
     if options.predictions:
         check_output(f"--predictions={options.predictions}", Path(options.predictions), (".npz",))
     runtime.start(options.host_devices)
     given = [name for name in ("batch_size", "data_dir", "precision") if options[name].present]
     machine = parsed(options, ("spmd", "mesh", *given))
-    batch_size = machine.setdefault("batch_size", first.batch_size)
+    batch_size = machine.setdefault("batch_size", configs[0].batch_size)
     mesh = make_mesh(machine["mesh"], min(config.table().towers for config in configs), batch_size, options.spmd)
     runs = [open_run(config.workdir, on=mesh, **machine) for config in configs]
     splits = [run.data().split(options.split) for run in runs]  # of each: all of them have to be there

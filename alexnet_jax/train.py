@@ -8,11 +8,13 @@ import itertools
 import math
 from collections.abc import Callable, Generator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import jax
 import numpy as np
 from absl import flags
+from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Int64
 
@@ -30,7 +32,7 @@ from alexnet_jax.run.intervals import Intervals, Progress
 from alexnet_jax.run.metrics import MetricSums, Recorder, Row, SpeedMeter, Stopwatch
 from alexnet_jax.run.open import start_run
 from alexnet_jax.run.param_stats import ParamStatsMeter
-from alexnet_jax.run.workdir import locked, open_for_training
+from alexnet_jax.run.workdir import check_resumable, locked, start_over, write_folder
 from alexnet_jax.step import ImageStats, Metrics, Setup, StepHparams, TrainState, make_nonfinite_count, make_train_step
 from alexnet_jax.system import cli, runtime
 from alexnet_jax.system.errors import UserError
@@ -72,6 +74,7 @@ class Trainer:
         self._param_stats = ParamStatsMeter(setup)
         self._speed = SpeedMeter(config.batch_size)
         self._vote = setup.mesh.vote() if jax.process_count() > 1 else None
+        self._saved: int | None = None  # the step of the last checkpoint of this start
         self._dead = DeadNetwork(label_entropy(dataset.splits["train"].labels), len(dataset.classes))
 
     def run(self, state: TrainState, progress: Progress) -> None:
@@ -160,13 +163,13 @@ class Trainer:
     def _pause(self, state: TrainState, progress: Progress) -> Progress:
         """Validation, then checkpoint, where the intervals say."""
         with self._speed.paused():
-            error = None
+            error, best = None, progress.plateau.best_error
             if self._intervals.validates_after(progress.step):
                 try:
                     progress, error = self._validate(state, progress)
                 except Interrupted:
                     self._stop(state, replace(progress, validation_due=True))
-            if self._intervals.saves_after(progress.step):
+            if self._intervals.saves_after(progress.step) or (error is not None and error < best):
                 self._save(state, progress, error)
         return progress
 
@@ -202,10 +205,11 @@ class Trainer:
         if self._setup.mesh.fetch(self._count_nonfinite(state.params), P()):
             raise self._diverged(progress.step, "a parameter is not finite")
         self._checkpoints.save(self._setup, state, progress.as_dict(), error)
+        self._saved = progress.step
 
     def _stop(self, state: TrainState, progress: Progress) -> NoReturn:
-        """Saves what the intervals have not, and raises Interrupted."""
-        if progress.validation_due or not self._intervals.saves_after(progress.step):
+        """Saves what is not, and raises Interrupted."""
+        if progress.validation_due or self._saved != progress.step:
             self._save(state, progress, None)
         why = self._interruption.requested or "a signal to another process"
         saved = f"{why}: stopped after step {progress.step}, which is saved"
@@ -244,10 +248,16 @@ def train(config: Config) -> None:
     setup = run.setup
     intervals = Intervals(config, len(dataset.splits["train"]), "validation" in dataset.splits)
     transferred = transferred_layers(setup) if config.init else []
+    workdir = Path(config.workdir)
     with Interruption() as interruption, locked(config.workdir):
-        workdir = open_for_training(config, dataset.fingerprint, dataset.classes, dataset.mean)
+        had_checkpoint = check_resumable(config, dataset.fingerprint, dataset.classes, dataset.mean)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("the folder is checked")  # before one of them changes it
         with Checkpoints(workdir, keep=config.keep, writable=True) as checkpoints:
-            restored = checkpoints.restore_latest(setup)
+            restored = checkpoints.restore_latest(setup, start_over=config.start_over)
+            if restored is None and had_checkpoint:
+                _start_over(config)
+            write_folder(config, dataset.fingerprint, dataset.classes, dataset.mean)
             progress = Progress() if restored is None else Progress.from_dict(restored[1])
             if progress.step < intervals.total_steps:
                 checkpoints.check_room(setup)
@@ -271,6 +281,16 @@ def train(config: Config) -> None:
                 Trainer(setup, dataset, checkpoints, recorder, intervals, interruption).run(state, progress)
 
 
+def _start_over(config: Config) -> None:
+    """Raises UserError unless the run may begin at step 0 again."""
+    if not config.start_over:
+        raise UserError(
+            f"--workdir={config.workdir} holds a run whose checkpoints are gone: put checkpoints/ back, or begin at step 0 "
+            "with --start_over, which keeps its records in damaged/"
+        )
+    start_over(Path(config.workdir))
+
+
 def _initial_state(setup: Setup, transferred: list[str]) -> TrainState:
     state = setup.initial_state()
     return transfer(setup, state, transferred) if transferred else state
@@ -279,8 +299,6 @@ def _initial_state(setup: Setup, transferred: list[str]) -> TrainState:
 def main(options: flags.FlagValues) -> None:
     """The command line."""
     config = from_flags(options)
-    if config.init and not options["mean"].present:
-        config = replace(config, mean="own")
     runtime.start(config.host_devices, config.distributed)
     train(config)
 

@@ -1,5 +1,6 @@
 """What flags are parsed into: each value knows its text, which stands in flag files and in config.json."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -24,7 +25,7 @@ class MeshShape(NamedTuple):
         if text == "auto":
             return None
         parts = text.split("x")
-        if len(parts) != 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        if len(parts) != 2 or not all(_is_count(part) and int(part) > 0 for part in parts):
             raise UserError(f"--mesh={text} is not of the form DATAxTOWER, such as 4x2, nor 'auto'")
         return MeshShape(int(parts[0]), int(parts[1]))
 
@@ -43,7 +44,7 @@ class Fold:
     def parse(text: str) -> "Fold":
         """'0/5' as (0, 5). Raises UserError on anything else."""
         index, _, count = text.partition("/")
-        if not (index.isdecimal() and count.isdecimal() and int(index) < int(count) and int(count) >= 2):
+        if not (_is_count(index) and _is_count(count) and int(index) < int(count) and int(count) >= 2):
             raise UserError(f"--fold={text} is not I/K with 0 <= I < K, such as 0/5")
         return Fold(int(index), int(count))
 
@@ -69,17 +70,27 @@ class LayerRate(NamedTuple):
         layer, _, rest = text.partition(":")
         factor, _, epoch = rest.partition("@")
         try:
-            return LayerRate(layer, float(factor), float(epoch or 0))
+            rate = LayerRate(layer, float(factor), float(epoch or 0))
         except ValueError:
             raise UserError(f"--layer_rates={text} is not LAYER:FACTOR or LAYER:FACTOR@EPOCH") from None
+        if not all(0 <= number < math.inf for number in rate[1:]):
+            raise UserError(f"--layer_rates={text} has a number that is negative or not finite")
+        return rate
 
 
 def parse_epochs(texts: Sequence[str]) -> tuple[float, ...]:
     """Epoch numbers. Raises UserError naming a list of anything else."""
     try:
-        return tuple(float(text) for text in texts)
+        epochs = tuple(float(text) for text in texts)
     except ValueError:
         raise UserError(f"--drop_epochs={','.join(texts)} is not a list of numbers") from None
+    if not all(0 <= epoch < math.inf for epoch in epochs):
+        raise UserError(f"--drop_epochs={','.join(texts)} has an epoch that is negative or not finite")
+    return epochs
+
+
+def _is_count(text: str) -> bool:
+    return text.isdecimal() and len(text) < 10
 
 
 def number_text(number: float) -> str:

@@ -1,10 +1,6 @@
 """Eight forced CPU devices for every test, and a cache of compiled programs that is kept between runs of the suite."""
 
-import asyncio
-import gc
 import os
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -59,15 +55,3 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     write_store(tiny_source(), store_path(folder, "tiny", SIZE), SIZE)
     return folder
-
-
-@pytest.fixture
-def reads_ended(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Lets the reads that a failed restore has left behind end here, and not in the middle of another test."""
-    yield
-    caplog.get_records("call").clear()  # a logged exception holds on to the frames of its reads
-    deadline = time.monotonic() + 30
-    gc.collect()
-    while any(issubclass(type(it), asyncio.AbstractEventLoop) and it.is_closed() for it in gc.get_objects()):
-        assert time.monotonic() < deadline
-        gc.collect()

@@ -6,12 +6,10 @@ import importlib
 import io
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pytest
 
 from alexnet_jax import mesh as meshes
 from alexnet_jax.config import Config, from_dict
@@ -39,11 +37,6 @@ def small_config(**fields) -> Config:
 def make_mesh(shape: str, towers: int, batch_size: int, spmd: Spmd = "shard_map") -> meshes.TowerMesh:
     """The mesh that `--mesh` says."""
     return meshes.make_mesh(MeshShape.parse(shape), towers, batch_size, spmd)
-
-
-def damages_checkpoints(test: Callable) -> Callable:
-    """Marks a test that has a damaged checkpoint read: the reads that Orbax leaves behind end with the test."""
-    return pytest.mark.usefixtures("reads_ended")(test)
 
 
 @functools.cache

@@ -43,14 +43,14 @@ def _once(make: Callable[..., Any]) -> Callable[..., Any]:
 def shared_programs() -> Iterator[None]:
     """What trainer, evaluation and checkpoints compile is compiled once. `alexnet_jax.step` itself stays as it is."""
     from alexnet_jax import evaluate, train
-    from alexnet_jax.run import checkpoint
+    from alexnet_jax.run import reader
     from alexnet_jax.step import Setup
 
     initial_state = _once(Setup.initial_state)
     with pytest.MonkeyPatch.context() as patch:
         for module, name in (
             (train, "make_train_step"), (train, "make_nonfinite_count"), (train, "ParamStatsMeter"), (train, "Evaluator"),
-            (evaluate, "make_view_step"), (checkpoint, "make_checksum"),
+            (evaluate, "make_view_step"), (reader, "make_checksum"),
         ):  # fmt: skip
             patch.setattr(module, name, _once(getattr(module, name)))
         # A training step is given the state's memory, so every run gets a copy.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from networks import LAYOUTS, damages_checkpoints, small_setup
+from networks import LAYOUTS, small_setup
 
 from alexnet_jax.run.checkpoint import Checkpoints, chosen_step
 from alexnet_jax.step import Setup, TrainState, make_checksum
@@ -109,7 +110,7 @@ def test_no_checkpoint_was_validated_or_there_is_none(two, tmp_path):
     with Checkpoints(tmp_path, keep=2, writable=True) as checkpoints:
         assert checkpoints.best_step() is None
         assert checkpoints.restore_latest(small_setup()) is None
-        with pytest.raises(UserError, match="--workdir=W has no finished checkpoint yet"):
+        with pytest.raises(UserError, match="the run in W has no finished checkpoint yet"):
             chosen_step(checkpoints, "W", "latest")
 
 
@@ -166,7 +167,6 @@ def largest_file(folder):
     return max(files, key=lambda path: path.stat().st_size)
 
 
-@damages_checkpoints
 @pytest.mark.parametrize("item", ["params", "optimizer", "progress"])
 @pytest.mark.parametrize("damage", ["truncate", "delete"])
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(copied, caplog, item, damage):
@@ -180,7 +180,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(copied, caplog,
     with Checkpoints(copied, keep=2, writable=True) as checkpoints:
         state, progress = checkpoints.restore_latest(setup)
         assert progress == {"step": 3}
-        assert "checkpoint 7 cannot be read" in caplog.text
+        assert "checkpoint 7 is damaged" in caplog.text
         assert checkpoints.steps() == [3]
         assert (copied / "damaged" / "7").exists()  # nothing is lost
         checkpoints.save(setup, state, {"step": 7}, None)  # and its place is free again
@@ -189,28 +189,143 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(copied, caplog,
         assert checkpoints.restore_latest(setup)[1] == {"step": 7}
 
 
-@damages_checkpoints
-def test_no_readable_checkpoint_is_an_error_and_not_a_fresh_start(copied):
+def test_no_readable_checkpoint_is_an_error_at_every_start_until_the_user_gives_them_up(copied):
     """What was set aside before stays; each has a place of its own."""
     for name in ("7", "7-2"):
         (copied / "damaged" / name).mkdir(parents=True)
     for step in ("3", "7"):
         largest_file(copied / "checkpoints" / step / "params").unlink()
-    with (
-        Checkpoints(copied, keep=2, writable=True) as checkpoints,
-        pytest.raises(
-            UserError, match=r"none of the checkpoints \[3, 7\] in .* can be read; they are in damaged/ beside it"
-        ),
-    ):
-        checkpoints.restore_latest(small_setup())
+    before = sorted(copied.rglob("*"))
+    for _ in range(2):
+        with (
+            Checkpoints(copied, keep=2, writable=True) as checkpoints,
+            pytest.raises(
+                UserError, match=r"none of the checkpoints \[3, 7\] in .* can be read: .*begin .* with --start_over"
+            ),
+        ):
+            checkpoints.restore_latest(small_setup())
+        assert sorted(copied.rglob("*")) == before
+    with Checkpoints(copied, keep=2, writable=True) as checkpoints:
+        assert checkpoints.restore_latest(small_setup(), start_over=True) is None
+        assert checkpoints.steps() == []
     assert sorted(path.name for path in (copied / "damaged").iterdir()) == ["3", "7", "7-2", "7-3"]
 
 
-@damages_checkpoints
+def put_in_place_of(file: Path, content: bytes) -> None:
+    file.write_bytes(content)
+
+
+# What makes a finished checkpoint damaged, beside what the tests above do.
+DAMAGE = {
+    "zeros": lambda folder: put_in_place_of(file := largest_file(folder / "params"), bytes(file.stat().st_size)),
+    "an item is gone": lambda folder: shutil.rmtree(folder / "optimizer"),
+    "it is empty": lambda folder: [shutil.rmtree(folder), folder.mkdir()],
+    "no manifest": lambda folder: put_in_place_of(folder / "params" / "manifest.ocdbt", b"x"),
+    "progress of another kind": lambda folder: put_in_place_of(folder / "progress" / "metadata", b"[1, 2]"),
+    "progress of another step": lambda folder: put_in_place_of(folder / "progress" / "metadata", b'{"step": 5}'),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_whoever_only_reads_goes_by_damage_and_moves_nothing(copied, damage):
+    DAMAGE[damage](copied / "checkpoints" / "7")
+    before = sorted(copied.rglob("*"))
+    with reading(copied) as checkpoints:
+        assert checkpoints.restore_latest(small_setup())[1] == {"step": 3}
+    assert sorted(copied.rglob("*")) == before
+
+
+def io_error(folder: Path, monkeypatch) -> str:
+    """A file whose reading fails with EIO: the memory of this process from address 0 on."""
+    file = largest_file(folder / "params")
+    file.unlink()
+    file.symlink_to("/proc/self/mem")
+    return "Input/output error"
+
+
+def forbidden(folder: Path, monkeypatch) -> str:
+    """Root may read everything, so this process is somebody else until the test ends."""
+    largest_file(folder / "optimizer").chmod(0)
+    for path in (folder, *folder.parents[:5], *folder.rglob("*")):
+        if path.is_dir():
+            path.chmod(path.stat().st_mode | 0o055)
+    os.seteuid(65534)
+    return "Permission denied"
+
+
+def away(folder: Path, monkeypatch) -> str:
+    """The storage is taken away in the middle of a read."""
+    restore, where = ocp.StandardCheckpointHandler.restore, folder.parent
+
+    def read_and_lose(handler, *arguments, **options):
+        if where.exists():
+            where.rename(where.with_name("elsewhere"))
+        return restore(handler, *arguments, **options)
+
+    monkeypatch.setattr(ocp.StandardCheckpointHandler, "restore", read_and_lose)
+    return "No such file or directory"
+
+
+def exhausted(folder: Path, monkeypatch) -> str:
+    """A device without memory, as JAX says it."""
+
+    def restore(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 4096 bytes.")
+
+    monkeypatch.setattr(ocp.StandardCheckpointHandler, "restore", restore)
+    return "does not fit into the memory"
+
+
+@pytest.mark.parametrize("fault", [io_error, forbidden, away, exhausted])
+def test_a_disk_or_a_memory_that_fails_is_not_taken_for_damage(copied, monkeypatch, fault):
+    """Two starts in a row stop with one line, and the healthy checkpoints stay where they are."""
+    before = sorted(path.name for path in copied.rglob("*"))
+    with Checkpoints(copied, keep=2, writable=True) as checkpoints:
+        try:
+            said = fault(copied / "checkpoints" / "7", monkeypatch)
+            for _ in range(2):
+                with pytest.raises(UserError, match=rf"^checkpoint .*/7 .*{said}[^\n]*$"):
+                    checkpoints.restore_latest(small_setup())
+        finally:
+            os.seteuid(0) if os.getuid() == 0 else None
+            monkeypatch.undo()
+        if (copied / "elsewhere").exists():
+            (copied / "elsewhere").rename(copied / "checkpoints")
+    assert sorted(path.name for path in copied.rglob("*")) == before
+
+
+def test_a_mistake_of_ours_is_not_taken_for_damage(copied, monkeypatch):
+    def restore(*_, **__):
+        raise TypeError("restore() got an unexpected keyword argument")
+
+    monkeypatch.setattr(ocp.StandardCheckpointHandler, "restore", restore)
+    with Checkpoints(copied, keep=2, writable=True) as checkpoints:
+        with pytest.raises(TypeError, match="unexpected keyword"):
+            checkpoints.restore_latest(small_setup())
+        assert checkpoints.steps() == [3, 7]
+
+
+def test_a_folder_of_the_users_own_among_the_checkpoints_stays(copied):
+    (copied / "checkpoints" / "kept by hand").mkdir()
+    save(copied, *begun(), [9])
+    assert (copied / "checkpoints" / "kept by hand").exists()
+    with reading(copied) as checkpoints:
+        assert checkpoints.steps() == [7, 9]
+
+
+def test_a_checkpoint_that_was_about_to_be_saved_again_is_put_back(copied):
+    """Killed after the old one was moved, and before the new one was finished."""
+    (copied / "replaced").mkdir()
+    (copied / "checkpoints" / "7").rename(copied / "replaced" / "7")
+    with Checkpoints(copied, keep=2, writable=True) as checkpoints:
+        assert checkpoints.restore_latest(small_setup())[1] == {"step": 7}
+    assert not (copied / "replaced").exists()
+
+
 def test_parameters_that_cannot_be_read_are_an_error(copied):
     largest_file(copied / "checkpoints" / "7" / "params").unlink()
     with reading(copied) as checkpoints:
-        with pytest.raises(UserError, match=r"checkpoint .*/7 cannot be read: \S"):
+        with pytest.raises(UserError, match=r"checkpoint .*/7 is damaged: \S"):
             checkpoints.restore_params(small_setup(), 7)
         assert checkpoints.steps() == [3, 7]  # a reader leaves it where it is
 
@@ -228,12 +343,12 @@ def test_a_value_that_changed_on_the_disk_is_not_trained_on(copied, caplog, item
         checkpointer.wait_until_finished()
     with reading(copied) as checkpoints:
         if item == "params":
-            with pytest.raises(UserError, match=r"checkpoint .*/7 cannot be read: params has the checksum"):
+            with pytest.raises(UserError, match=r"checkpoint .*/7 is damaged: params has the checksum"):
                 checkpoints.restore_params(setup, 7)
         checkpoints.restore_params(setup, 3)
     with Checkpoints(copied, keep=2, writable=True) as checkpoints:
         assert checkpoints.restore_latest(setup)[1] == {"step": 3}
-    assert f"checkpoint 7 cannot be read: {item} has the checksum" in caplog.text
+    assert f"checkpoint 7 is damaged: {item} has the checksum" in caplog.text
 
 
 @pytest.mark.parametrize(("spmd", "mesh"), [("shard_map", "1x1"), ("shard_map", "4x2"), ("pmap", "2x2")])

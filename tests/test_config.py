@@ -51,7 +51,7 @@ def test_a_config_survives_json():
         ({"batch_size": 0}, "--batch_size=0 is less than 1"),
         ({"batch_size": 9, "accumulate": 2}, r"--batch_size=9 does not divide into 2 parts \(--accumulate\)"),
         ({"epochs": 0.0}, "leave nothing to do"),
-        ({"learning_rate": float("nan")}, "--learning_rate=nan is less than 0"),
+        ({"learning_rate": float("nan")}, "--learning_rate=nan is not a finite number"),
         ({"layer_rates": ("conv9:1",)}, "--layer_rates=conv9: no such layer"),
         ({"layer_rates": ("conv1",)}, "--layer_rates=conv1 is not LAYER:FACTOR"),
         ({"freeze": ("fc9",)}, "--freeze=fc9: no such layer"),

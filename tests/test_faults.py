@@ -18,12 +18,11 @@ from pathlib import Path
 import numpy as np
 import orbax.checkpoint._src.futures.future as orbax_future
 import pytest
-from networks import DEVICES, ROOT, damages_checkpoints, run, start, tiny_config, tiny_flags
+from networks import DEVICES, ROOT, run, start, tiny_config, tiny_flags
 from test_train import assert_same, leaves_of, rows_of, saved_in
 
 from alexnet_jax.evaluate import Evaluator
 from alexnet_jax.run.metrics import Recorder, read_rows
-from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.signals import IN_USE_STATUS, RESUME_STATUS, Interrupted, Interruption
 from alexnet_jax.train import train
 
@@ -152,7 +151,6 @@ def test_a_second_trainer_is_refused_and_a_killed_one_leaves_no_lock(data_dir, t
 
 
 @pytest.mark.slow
-@damages_checkpoints
 def test_a_disk_that_is_full_ends_the_run_with_one_line_and_what_was_saved(data_dir, tmp_path, whole):
     """No file may grow over 64 KB, which a checkpoint does. What is compiled is in the cache since `whole`."""
     flags = tiny_flags(data_dir, tmp_path / "run", **OPTIONS)
@@ -256,24 +254,12 @@ def jumping(monkeypatch, hours: float) -> list[float]:
 
 
 @pytest.mark.slow
-def test_a_clock_that_is_put_back_in_the_middle_of_a_save_changes_nothing(data_dir, tmp_path, whole, monkeypatch):
-    jumps = jumping(monkeypatch, -3)
+@pytest.mark.parametrize("hours", [-3, 3])
+def test_a_clock_that_jumps_in_the_middle_of_a_save_changes_nothing(data_dir, tmp_path, whole, monkeypatch, hours):
+    """Orbax would take a save for one that hangs if the clock is put forward by more than its time limit."""
+    jumps = jumping(monkeypatch, hours)
     train(tiny_config(data_dir, tmp_path / "run", **OPTIONS))
-    assert jumps == [-3 * 3600]
-    assert_same(tmp_path / "run", whole, 12)
-    assert all(row["images_per_second"] > 0 for row in read_rows(tmp_path / "run"))
-
-
-@pytest.mark.slow
-def test_a_clock_that_is_put_forward_in_the_middle_of_a_save_ends_the_run_and_changes_no_number(
-    data_dir, tmp_path, whole, monkeypatch
-):
-    """Orbax takes the save for one that hangs: the run ends with one line at the next, and the same command goes on."""
-    jumps = jumping(monkeypatch, 3)
-    with pytest.raises(UserError, match=r"checkpoints cannot be written: .* timed out after .*; there is no checkpoint yet"):
-        train(tiny_config(data_dir, tmp_path / "run", **OPTIONS))
-    assert jumps == [3 * 3600]
-    train(tiny_config(data_dir, tmp_path / "run", **OPTIONS))
+    assert jumps == [hours * 3600]
     assert_same(tmp_path / "run", whole, 12)
     assert all(row["images_per_second"] > 0 for row in read_rows(tmp_path / "run"))
 

@@ -11,7 +11,7 @@ PACKAGE = ROOT / "alexnet_jax"
 # From the bottom to the top. A module imports from its own row and from those above it in this list.
 LAYERS = (
     ("system",),
-    ("values", "layers"),
+    ("values", "fields", "layers"),
     ("architectures", "ops", "gradients", "mesh", "pmap"),
     ("network", "augment"),
     ("config", "optimizer"),

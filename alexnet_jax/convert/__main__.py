@@ -14,6 +14,7 @@ from alexnet_jax.convert.exporter import EXPORTS, export
 from alexnet_jax.convert.importer import SOURCES, import_weights, write_run
 from alexnet_jax.inference.predictor import load_trained
 from alexnet_jax.run.flags import define_step
+from alexnet_jax.run.workdir import IMPORTED
 from alexnet_jax.system import cli, runtime
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.files import check_output
@@ -51,7 +52,7 @@ def main(options: flags.FlagValues, words: list[str]) -> None:
         print(f"{path}: {trained.title}, {path.stat().st_size:,} bytes")
         return
     imported = import_weights(options, source, path)
-    write_run(imported, options.workdir, f"imported from {path.name}")
+    write_run(imported, options.workdir, IMPORTED + path.name)
     config = imported.config
     print(
         f"{options.workdir}: {config.architecture}, {len(imported.classes)} classes, images of {config.image_size} px "

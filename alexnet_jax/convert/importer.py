@@ -18,7 +18,7 @@ from alexnet_jax.data.store import open_store, store_path
 from alexnet_jax.mesh import make_mesh
 from alexnet_jax.run.checkpoint import Checkpoints
 from alexnet_jax.run.intervals import Progress
-from alexnet_jax.run.workdir import locked, open_for_training
+from alexnet_jax.run.workdir import check_resumable, locked, write_folder
 from alexnet_jax.step import TrainState, make_setup
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.values import MeshShape
@@ -138,6 +138,7 @@ def write_run(imported: Imported, workdir: str, fingerprint: str) -> None:
     params = setup.mesh.put(imported.params, setup.specs)
     state = TrainState(np.int32(0), params, setup.transformation({}).init(params))  # pyright: ignore[reportArgumentType]
     with locked(workdir):
-        folder = open_for_training(config, fingerprint, imported.classes, imported.mean)
-        with Checkpoints(folder, keep=config.keep, writable=True) as checkpoints:
+        check_resumable(config, fingerprint, imported.classes, imported.mean)
+        write_folder(config, fingerprint, imported.classes, imported.mean)
+        with Checkpoints(Path(workdir), keep=config.keep, writable=True) as checkpoints:
             checkpoints.save(setup, state, Progress().as_dict(), None)

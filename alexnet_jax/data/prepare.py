@@ -22,11 +22,9 @@ def _one_at_a_time(path: Path) -> Iterator[None]:
     """Waits, and says so, while another process prepares the same store."""
     lock = path.with_name(f".{path.name}.lock")
     with contextlib.ExitStack() as stack:
-        # Some network file systems have no locks and raise OSError: they do without.
-        with contextlib.suppress(OSError):
-            if not stack.enter_context(exclusively(lock, wait=False)):
-                print(f"waiting for the process that prepares {path}", file=sys.stderr)
-                stack.enter_context(exclusively(lock, wait=True))
+        if not stack.enter_context(exclusively(lock, wait=False)):
+            print(f"waiting for the process that prepares {path}", file=sys.stderr)
+            stack.enter_context(exclusively(lock, wait=True))
         yield
 
 

@@ -1,41 +1,40 @@
 """Checkpoints through Orbax: parameters, optimiser state and the host's progress, one format for every mesh.
 
-W/checkpoints/<step>/ has the items `params`, `optimizer` and `progress` (JSON). Arrays are stored whole, with their tower
-axis, and are restored onto any mesh. Their checksums are made on the devices before saving and stored in `progress`: they
-detect corruption on disk.
+W/checkpoints/<step>/ has the items `params`, `optimizer`, `progress` (JSON) and, after a validation, `validation`. Arrays
+are stored whole, with their tower axis, and are restored onto any mesh. Their checksums are made on the devices before
+saving and stored in `progress`: they detect corruption on disk. Only a checkpoint that is proven to be damaged gives way to
+the one before.
 """
 
 import contextlib
+import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
 from jax.experimental import multihost_utils
-from jax.sharding import PartitionSpec as P
-from orbax.checkpoint import checkpoint_managers
 
 from alexnet_jax.network import Params
-from alexnet_jax.step import Setup, TrainState, make_checksum
+from alexnet_jax.run.damage import error_number, reason
+from alexnet_jax.run.reader import METRIC, CheckpointReader, Damaged, Restored, optimizer_shapes
+from alexnet_jax.run.workdir import check_name, mark_saved, set_aside
+from alexnet_jax.step import Setup, TrainState
 from alexnet_jax.system.errors import UserError
 
-METRIC = "validation_top1_error"
+NEVER = 10**9  # seconds: how long a save takes is not known, and a clock that is put forward is no reason to give it up
+
+logger = logging.getLogger(__name__)
+
+READ, DAMAGED, FAILED = range(3)  # what became of a read, the worst last
 
 
-def _abstract(setup: Setup, tree: Any, specs: Any) -> Any:
-    """Shapes with the shardings to restore to."""
-    return jax.tree.map(
-        lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=setup.mesh.sharding(spec)), tree, specs
-    )
-
-
-def _everywhere(yes: bool) -> bool:
-    """Whether every process says yes. All have to ask."""
-    return bool(multihost_utils.process_allgather(np.array(yes)).all()) if jax.process_count() > 1 else yes
+def _worst(outcome: int) -> int:
+    """The worst outcome of all processes. All have to ask."""
+    return int(multihost_utils.process_allgather(np.array(outcome)).max()) if jax.process_count() > 1 else outcome
 
 
 class Checkpoints:
@@ -49,22 +48,36 @@ class Checkpoints:
             writable: whether to save; only then are left-overs of an interrupted save cleared away.
         """
         self.folder = workdir.absolute() / "checkpoints"
-        policies = checkpoint_managers
-        best = policies.BestN(
-            get_metric_fn=lambda metrics: metrics[METRIC], reverse=True, n=1, keep_checkpoints_without_metrics=False
-        )
+        self._replaced = workdir.absolute() / "replaced"  # what is about to be saved again
+        check_name(str(workdir), writing=writable)
         options = ocp.CheckpointManagerOptions(
-            best_fn=lambda metrics: metrics[METRIC],
-            best_mode="min",
-            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
+            preservation_policy=_LatestAndBest(keep, self._best_of),
             create=writable,
+            async_options=ocp.options.AsyncOptions(timeout_secs=NEVER, post_finalization_callback=self._finished),
         )
-        if writable and jax.process_index() == 0:  # not by Orbax, whose thread for it outlives a run that ends at once
-            for left_over in self.folder.glob("*[!0-9]*"):  # a finished one is named by its step
-                shutil.rmtree(left_over)
-        self._handlers = _handlers()
-        self._manager = ocp.CheckpointManager(self.folder, options=options, handler_registry=self._handlers)
-        self._checksums: dict[tuple[int, str], tuple[Setup, Any]] = {}  # compiled once for each network and item
+        self._writable, self._writes_here = writable, writable and jax.process_index() == 0
+        if self._writes_here:
+            self._clear_up()
+        handlers = _handlers()
+        with self._on_disk():
+            self._manager = ocp.CheckpointManager(self.folder, options=options, handler_registry=handlers)
+        self._reader = CheckpointReader(self.folder, handlers)
+        self._errors = {step: self._reader.validation_error(step) for step in self.steps()}
+
+    def _clear_up(self) -> None:
+        """After an interrupted save. Not by Orbax, whose thread for it outlives a run that ends at once."""
+        for left_over in self.folder.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(left_over)
+        for old in self._replaced.glob("*"):
+            if not (self.folder / old.name).exists():
+                old.rename(self.folder / old.name)
+        shutil.rmtree(self._replaced, ignore_errors=True)
+
+    def _finished(self) -> None:
+        """Once a save has reached the disk."""
+        if self._writes_here:
+            mark_saved(self.folder.parent)
+            shutil.rmtree(self._replaced, ignore_errors=True)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -79,9 +92,12 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def best_step(self) -> int | None:
-        """The step with the lowest validation error; None if no checkpoint was validated."""
-        step = self._manager.best_step()
-        return None if step is None or self._manager.metrics(step) is None else step
+        """The first step with the lowest validation error; None if no checkpoint was validated."""
+        return self._best_of(self.steps())
+
+    def _best_of(self, steps: Sequence[int]) -> int | None:
+        validated = [(error, step) for step in steps if (error := self._errors.get(step)) is not None]
+        return min(validated)[1] if validated else None
 
     def save(self, setup: Setup, state: TrainState, progress: dict[str, Any], error: float | None) -> None:
         """Starts writing a checkpoint and returns once the state has left the devices.
@@ -99,19 +115,31 @@ class Checkpoints:
             self._manager.wait_until_finished()  # Orbax would too; old checkpoints are deleted by then
             self.check_room(setup)
         specs, step = setup.state_specs, progress["step"]
-        sums = {name: self._checksum(setup, name, getattr(state, name)) for name in ("params", "optimizer")}
+        sums = {name: self._reader.checksum(setup, name, getattr(state, name)) for name in ("params", "optimizer")}
+        items: dict[str, Any] = {
+            "params": ocp.args.StandardSave(setup.mesh.from_compiled(state.params, specs.params)),
+            "optimizer": ocp.args.StandardSave(setup.mesh.from_compiled(state.optimizer, specs.optimizer)),
+            "progress": ocp.args.JsonSave({**progress, "checksums": sums}),
+        }
+        if error is not None:
+            items["validation"] = ocp.args.JsonSave({METRIC: error})
         with self._on_disk():
             if step in self.steps():  # saved before its validation, which an interruption had put off
-                self._manager.delete(step)
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    params=ocp.args.StandardSave(setup.mesh.from_compiled(state.params, specs.params)),
-                    optimizer=ocp.args.StandardSave(setup.mesh.from_compiled(state.optimizer, specs.optimizer)),
-                    progress=ocp.args.JsonSave({**progress, "checksums": sums}),
-                ),
-                metrics=None if error is None else {METRIC: error},
-            )
+                self._make_way(step)
+            self._errors[step] = error
+            self._manager.save(step, args=ocp.args.Composite(**items))
+
+    def _make_way(self, step: int) -> None:
+        """Moves a checkpoint aside until it is saved again, so that no kill can lose it."""
+        if self._writes_here:
+            self._replaced.mkdir(exist_ok=True)
+            (self.folder / str(step)).rename(self._replaced / str(step))
+        self._reload()
+
+    def _reload(self) -> None:
+        """After the first process has moved checkpoints."""
+        _worst(READ)  # waits for it
+        self._manager.reload()
 
     def check_room(self, setup: Setup) -> None:
         """Before Orbax begins, whose threads tell of a full disk in hundreds of lines.
@@ -119,7 +147,7 @@ class Checkpoints:
         Raises:
             UserError: the disk has no room for one more checkpoint; old ones are deleted after the new one is written.
         """
-        shapes = jax.tree.leaves((setup.shapes, _optimizer_shapes(setup)))
+        shapes = jax.tree.leaves((setup.shapes, optimizer_shapes(setup)))
         wanted, disk = sum(x.size * x.dtype.itemsize for x in shapes), shutil.disk_usage(self.folder)
         if disk.total and disk.free < wanted:  # a disk without a size does not say what is free
             needs = f"a checkpoint takes {wanted / 1e6:,.1f} MB and the disk has {disk.free / 1e6:,.1f} MB left"
@@ -130,128 +158,92 @@ class Checkpoints:
         """Turns what a full or read-only disk raises, in whichever thread, into one line."""
         try:
             yield
-        except UserError:
-            raise
         except Exception as error:
-            raise UserError(f"{self.folder} cannot be written: {_first_line(error)}; {self._kept()}") from error
+            if error_number(error) is None:
+                raise
+            raise UserError(f"{self.folder} cannot be written: {reason(error)}; {self._kept()}") from error
 
     def _kept(self) -> str:
         return f"checkpoint {self.steps()[-1]} is kept" if self.steps() else "there is no checkpoint yet"
 
-    def _checksum(self, setup: Setup, name: str, tree: Any) -> int:
-        """Of the item `name` of a state on the network's mesh."""
-        key = (id(setup), name)
-        if key not in self._checksums:
-            self._checksums[key] = setup, make_checksum(setup.mesh, getattr(setup.state_specs, name))
-        return int(setup.mesh.fetch(self._checksums[key][1](tree), P()))
-
-    def _changed(self, setup: Setup, progress: dict[str, Any], **items: Any) -> str:
-        """Which item of a state on the network's mesh is not what was saved; '' if all are."""
-        wanted = progress.get("checksums", {})
-        for name, tree in items.items():
-            if name in wanted and (found := self._checksum(setup, name, tree)) != wanted[name]:
-                return f"{name} has the checksum {found:08x} and was saved with {wanted[name]:08x}"
-        return ""
-
-    def restore_latest(self, setup: Setup) -> tuple[TrainState, dict[str, Any]] | None:
+    def restore_latest(self, setup: Setup, *, start_over: bool = False) -> Restored | None:
         """The newest checkpoint that can be read whole, on the network's mesh, with the host's progress; None without one.
 
-        A damaged newer one is reported and moved to W/damaged/; the one before is restored.
+        Newer ones that are damaged are reported. A run that writes moves them to W/damaged/.
+
+        Args:
+            setup: of the network.
+            start_over: give up all checkpoints if none can be read.
 
         Raises:
-            UserError: a checkpoint of another network, or checkpoints of which none can be read.
+            UserError: a checkpoint of another network, one that cannot be read for another reason than damage, or, without
+                `start_over`, checkpoints of which none can be read. Nothing is moved.
         """
-        steps = self.steps()
+        steps, damaged, restored = self.steps(), dict[int, str](), None
         for step in reversed(steps):
-            self._check_shapes(setup, step)
-            restored, why = None, ""
-            try:
-                restored = self._read(setup, step)
-            except Exception as error:
-                why = _first_line(error)
-            all_read = _everywhere(restored is not None)  # checksums need every process, so none starts on them alone
-            if restored is None or not all_read:
-                why = why or "another process cannot read its share"
-            else:
-                state, progress = restored
-                why = self._changed(setup, progress, params=state.params, optimizer=state.optimizer)
-                progress.pop("checksums", None)
-            if restored is not None and not why:
-                return restored
-            logging.warning("checkpoint %d cannot be read: %s", step, why)
-            self._set_aside(step)
-        if steps:
-            raise UserError(f"none of the checkpoints {steps} in {self.folder} can be read; they are in damaged/ beside it")
-        return None
+            self._reader.check_network(setup, step)
+            restored, why = self._try(setup, step)
+            if restored is not None:
+                break
+            logger.warning("checkpoint %d is damaged: %s", step, why)
+            damaged[step] = why
+        if damaged and restored is None and not start_over:
+            raise UserError(
+                f"none of the checkpoints {steps} in {self.folder} can be read: {damaged[steps[-1]]}. They stay where they "
+                "are: mend them, or begin at step 0 with --start_over, which keeps them in damaged/"
+            )
+        if damaged and self._writable:
+            self._set_aside(list(damaged))
+        return restored
+
+    def _try(self, setup: Setup, step: int) -> tuple[Restored | None, str]:
+        """A checkpoint, or None and why it is damaged; all processes agree.
+
+        Raises:
+            UserError: it cannot be read for now.
+        """
+        restored, outcome, why = None, READ, ""
+        try:
+            restored = self._reader.state(setup, step)
+        except Damaged as error:
+            outcome, why = DAMAGED, str(error)
+        except UserError as error:
+            outcome, why = FAILED, str(error)
+        worst = _worst(outcome)  # checksums need every process, so none starts on them alone
+        if worst == FAILED:
+            raise UserError(why or f"checkpoint {self.folder / str(step)} cannot be read by another process for now")
+        if worst == DAMAGED or restored is None:
+            return None, why or "another process cannot read its share"
+        state, progress = restored
+        try:
+            self._reader.check_sums(setup, progress, params=state.params, optimizer=state.optimizer)
+        except Damaged as error:
+            return None, str(error)
+        progress.pop("checksums", None)
+        return restored, ""
 
     def restore_params(self, setup: Setup, step: int) -> Params:
         """The parameters of one checkpoint on the network's mesh.
 
         Raises:
-            UserError: it belongs to another network or is damaged.
+            UserError: it belongs to another network, is damaged, or cannot be read.
         """
-        self._check_shapes(setup, step)
-        try:
-            params = self._arrays(setup, step, "params", setup.shapes)
-            why = self._changed(setup, self._item(step, "progress", ocp.args.JsonRestore()), params=params)
-        except Exception as error:
-            raise UserError(f"checkpoint {self.folder / str(step)} cannot be read: {_first_line(error)}") from error
-        if why:
-            raise UserError(f"checkpoint {self.folder / str(step)} cannot be read: {why}")
-        return params
+        self._reader.check_network(setup, step)
+        return self._reader.params(setup, step)
 
-    def _read(self, setup: Setup, step: int) -> tuple[TrainState, dict[str, Any]]:
-        """The state with the host's progress, its checksums included. Raises whatever Orbax does."""
-        specs, optimizer = setup.state_specs, _optimizer_shapes(setup)
-        progress = self._item(step, "progress", ocp.args.JsonRestore())
-        counter = setup.mesh.put(np.int32(progress["step"]), specs.step)
-        params = self._arrays(setup, step, "params", setup.shapes)
-        return TrainState(counter, params, self._arrays(setup, step, "optimizer", optimizer)), progress
-
-    def _item(self, step: int, name: str, args: Any) -> Any:
-        """Straight from the item's handler: the manager would have all processes wait for one whose read has failed."""
-        handler: Any = self._handlers.get(name, args)
-        return handler.restore(self.folder / str(step) / name, args=args)
-
-    def _arrays(self, setup: Setup, step: int, name: str, shapes: Any) -> Any:
-        specs = getattr(setup.state_specs, name)
-        restored = self._item(step, name, ocp.args.StandardRestore(_abstract(setup, shapes, specs)))
-        return setup.mesh.to_compiled(restored, specs)
-
-    def _check_shapes(self, setup: Setup, step: int) -> None:
-        """Raises UserError if the stored parameters have other names or shapes. What cannot be read is left to `_read`."""
-        try:
-            stored = self._manager.item_metadata(step)["params"].tree
-            found = {_path(path): tuple(leaf.shape) for path, leaf in jax.tree.leaves_with_path(stored)}
-        except Exception:
-            return
-        wanted = {_path(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(setup.shapes)}
-        for name in sorted(found.keys() | wanted.keys()):
-            if found.get(name) != wanted.get(name):
-                raise UserError(
-                    f"checkpoint {self.folder / str(step)} holds another network: {name} is {found.get(name, 'missing')} "
-                    f"there and {wanted.get(name, 'missing')} for --architecture={setup.config.architecture}"
-                )
-
-    def _set_aside(self, step: int) -> None:
-        if jax.process_index() == 0:
-            damaged = self.folder.parent / "damaged"
-            damaged.mkdir(exist_ok=True)
-            target, number = damaged / str(step), 1
-            while target.exists():
-                number += 1
-                target = damaged / f"{step}-{number}"
-            (self.folder / str(step)).rename(target)
-            logging.warning("moved it to %s; the one before is used", target)
-        _everywhere(True)  # waits for the move
-        self._manager.reload()
+    def _set_aside(self, steps: list[int]) -> None:
+        if self._writes_here:
+            for step in steps:
+                target = set_aside(self.folder / str(step), self.folder.parent)
+                logger.warning("checkpoint %d was moved to %s", step, target)
+        self._reload()
 
 
 def chosen_step(checkpoints: Checkpoints, workdir: str, step: str) -> int:
     """The step that --step means. Raises UserError if there is no such checkpoint."""
     steps = checkpoints.steps()
     if not steps:
-        raise UserError(f"--workdir={workdir} has no finished checkpoint yet")
+        raise UserError(f"the run in {workdir} has no finished checkpoint yet")
     if step == "latest":
         return steps[-1]
     if step == "best":
@@ -264,6 +256,18 @@ def chosen_step(checkpoints: Checkpoints, workdir: str, step: str) -> int:
     return int(step)
 
 
+class _LatestAndBest:
+    """Orbax's question which checkpoints to keep: the latest `keep`, and the best one."""
+
+    def __init__(self, keep: int, best_of: Callable[[Sequence[int]], int | None]):
+        self._keep, self._best_of = keep, best_of
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        kept = {*steps[-self._keep :], self._best_of(steps)}
+        return [step in kept for step in steps]
+
+
 def _handlers() -> ocp.handlers.DefaultCheckpointHandlerRegistry:
     """What reads and writes each item of a checkpoint."""
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
@@ -271,20 +275,8 @@ def _handlers() -> ocp.handlers.DefaultCheckpointHandlerRegistry:
         arrays = ocp.StandardCheckpointHandler()
         for args in (ocp.args.StandardSave, ocp.args.StandardRestore):
             registry.add(item, args, arrays)
-    progress = ocp.JsonCheckpointHandler()
-    for args in (ocp.args.JsonSave, ocp.args.JsonRestore):
-        registry.add("progress", args, progress)
+    for item, file in (("progress", None), ("validation", None), ("metrics", "metrics")):
+        host = ocp.JsonCheckpointHandler(filename=file)
+        for args in (ocp.args.JsonSave, ocp.args.JsonRestore):
+            registry.add(item, args, host)
     return registry
-
-
-def _optimizer_shapes(setup: Setup) -> Any:
-    return jax.eval_shape(setup.transformation({}).init, setup.shapes)
-
-
-def _path(path: tuple[Any, ...]) -> str:
-    return ".".join(str(getattr(key, "key", key)) for key in path)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__

@@ -43,4 +43,4 @@ def transfer(setup: Setup, state: TrainState, layers: list[str]) -> TrainState:
 
 
 def _source(setup: Setup) -> Run:
-    return open_run(setup.config.init, on=setup.mesh, spmd=setup.config.spmd)
+    return open_run(setup.config.init, on=setup.mesh, flag="init", spmd=setup.config.spmd)

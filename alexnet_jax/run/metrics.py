@@ -15,7 +15,12 @@ from jaxtyping import Int64
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.files import replacing
+
+METRICS, EXAMPLES = "metrics.jsonl", "examples.jsonl"
+SPLITS = ("train", "validation", "test")
+NUMBERS = ("epoch", "loss", "top1_error", "top5_error")  # that every row of metrics.jsonl has
 
 
 @dataclass(frozen=True)
@@ -103,30 +108,60 @@ class SpeedMeter:
         return self.last
 
 
-def read_rows(workdir: Path, until_step: int | None = None, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
-    """The rows of a record up to and including a step; a last line cut off by a crash is left out."""
-    path = workdir / name
-    if not path.exists():
+def read_rows(workdir: Path, name: str = METRICS) -> list[dict[str, Any]]:
+    """The rows of a record; a last line that a crash has cut off is left out.
+
+    Raises:
+        UserError: another line is no row, or the file cannot be read.
+    """
+    return [row for _, row in _lines(workdir / name)]
+
+
+def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+    """The lines of a record as they stand, each with its row."""
+    try:
+        lines = path.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
         return []
-    rows = []
-    for line in path.read_text().splitlines():
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    found = []
+    for number, line in enumerate(lines, start=1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return [row for row in rows if until_step is None or row["step"] <= until_step]
+            row = json.loads(line)
+        except ValueError:  # no JSON, or no UTF-8
+            row = None
+        if _is_row(row, path.name):
+            found.append((line.rstrip(b"\n") + b"\n", row))
+        elif number < len(lines) or line.endswith(b"\n"):
+            raise UserError(f"{path}: line {number} is no row of a record: mend or delete it, or move the file away")
+    return found
+
+
+def _is_row(row: Any, name: str) -> bool:
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        return False
+    if name == EXAMPLES:
+        return isinstance(row.get("examples"), list)
+    return row.get("split") in SPLITS and all(isinstance(row.get(field), int | float) for field in NUMBERS)
+
+
+def check_records(workdir: Path) -> None:
+    """Raises UserError if a record of the run cannot be continued. Nothing is changed."""
+    for name in (METRICS, EXAMPLES):
+        _lines(workdir / name)
 
 
 def _reopened(workdir: Path, name: str, resume_step: int, silent: bool, validation_due: bool = False) -> TextIO:
-    """A record to append to, without the rows that will be written again."""
+    """A record to append to, without the rows that will be written again. The others stay as they are, byte for byte."""
     if silent:
-        return open(os.devnull, "a")
-    rows = read_rows(workdir, resume_step, name)
-    if validation_due:
-        rows = [row for row in rows if (row["step"], row["split"]) != (resume_step, "validation")]
-    with replacing(workdir / name) as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-    return (workdir / name).open("a")
+        return open(os.devnull, "a", encoding="utf-8")
+    path = workdir / name
+    due = (resume_step, "validation") if validation_due else None
+    kept = [line for line, row in _lines(path) if row["step"] <= resume_step and (row["step"], row.get("split")) != due]
+    with replacing(path, "wb") as file:
+        file.writelines(kept)
+    return path.open("a", encoding="utf-8")
 
 
 class Recorder:
@@ -146,12 +181,13 @@ class Recorder:
 
         `silent`: write and show nothing, for all processes but the first. `log_examples`: keep examples.jsonl too.
         """
-        self._file = _reopened(workdir, "metrics.jsonl", resume_step, silent, validation_due)
-        self._examples = _reopened(workdir, "examples.jsonl", resume_step, silent) if log_examples else None
+        self._file = _reopened(workdir, METRICS, resume_step, silent, validation_due)
+        self._examples = _reopened(workdir, EXAMPLES, resume_step, silent) if log_examples else None
         from tensorboardX import SummaryWriter  # takes two seconds where PyTorch is installed, which it imports
 
         events = str(workdir / "tensorboard")
-        self._events = SummaryWriter(events, purge_step=resume_step + 1, write_to_disk=not silent)
+        start = f".{time.time_ns()}"  # two starts within a second would write one file
+        self._events = SummaryWriter(events, purge_step=resume_step + 1, write_to_disk=not silent, filename_suffix=start)
         self.console = Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty(), quiet=silent)
         self._progress = Progress(
             TextColumn("step"),

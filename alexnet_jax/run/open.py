@@ -1,5 +1,6 @@
 """The one door into a run: what was typed (`Config`) becomes what it means (`Run`). Nothing is compiled here."""
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict, Unpack
@@ -14,7 +15,7 @@ from alexnet_jax.data.dataset import Dataset, open_dataset
 from alexnet_jax.mesh import TowerMesh, make_mesh
 from alexnet_jax.network import Params
 from alexnet_jax.run.checkpoint import Checkpoints, chosen_step
-from alexnet_jax.run.workdir import read_classes, read_config, read_mean
+from alexnet_jax.run.workdir import Stored, read_mean, read_stored
 from alexnet_jax.step import Setup, make_setup
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.values import MeshShape, Spmd
@@ -22,11 +23,16 @@ from alexnet_jax.values import MeshShape, Spmd
 
 @dataclass(frozen=True)
 class Run:
-    """A run: its table traced to shapes on a mesh, its classes, and the mean image that it subtracts."""
+    """A run: its table traced to shapes on a mesh, what its folder says of it, and the mean image that it subtracts."""
 
     setup: Setup
-    classes: tuple[str, ...]
+    stored: Stored
     mean: Float32[np.ndarray, "size size 3"]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Their names, in the order of the network's outputs."""
+        return self.stored.classes
 
     @property
     def config(self) -> Config:
@@ -39,18 +45,12 @@ class Run:
         return f"{self.config.architecture} on {self.config.dataset}, seed {self.config.seed}"
 
     def data(self, data_dir: str | None = None) -> Dataset:
-        """The run's data set, under `data_dir` if that is given.
+        """The run's data set, under `data_dir` if that is given, with the run's own mean image.
 
         Raises:
-            UserError: it is not there, or its classes are not those that the run was trained on.
+            UserError: it is not there, or it is not the one that the run was trained on.
         """
-        config = replace(self.config, data_dir=data_dir or self.config.data_dir)
-        dataset = open_data(config)
-        if dataset.classes != self.classes:
-            raise UserError(
-                f"--data_dir={config.data_dir}: {config.dataset} has other classes there than the run was trained on"
-            )
-        return dataset
+        return _own_data(replace(self.stored, config=replace(self.config, data_dir=data_dir or self.config.data_dir)))
 
     def restore(self, step: str = "latest") -> "Trained":
         """The network of a checkpoint: a step, 'latest', or 'best', the one with the lowest validation error.
@@ -61,7 +61,7 @@ class Run:
         with Checkpoints(Path(self.config.workdir), keep=self.config.keep, writable=False) as checkpoints:
             chosen = chosen_step(checkpoints, self.config.workdir, step)
             params = checkpoints.restore_params(self.setup, chosen)
-        return Trained(self.setup, self.classes, self.mean, params, chosen)
+        return Trained(self.setup, self.stored, self.mean, params, chosen)
 
 
 @dataclass(frozen=True)
@@ -87,24 +87,26 @@ class Machine(TypedDict, total=False):
     data_dir: str
 
 
-def open_run(workdir: str, *, on: TowerMesh | None = None, **machine: Unpack[Machine]) -> Run:
+def open_run(workdir: str, *, on: TowerMesh | None = None, flag: str = "workdir", **machine: Unpack[Machine]) -> Run:
     """The run in a folder, to look at; no data set is needed.
 
     Args:
         workdir: folder of the run.
         on: the mesh to use, such as that of another run; None makes one as the config says.
+        flag: that names the folder.
         machine: in place of what the config says.
 
     Raises:
         UserError: there is no run, or it does not fit the machine.
     """
-    config = replace(read_config(workdir), accumulate=1, **machine)
+    stored = read_stored(workdir, flag)
+    config = replace(stored.config, accumulate=1, **machine)
     check(config)
     mesh = on or make_mesh(config.mesh, config.table().towers, config.batch_size, config.spmd)
-    classes, mean = read_classes(workdir), read_mean(config)
+    stored, mean = replace(stored, config=config), read_mean(config)
     if mean is None:  # an earlier version trained it
-        mean = open_data(config).mean
-    return Run(make_setup(config, len(classes), mesh), classes, mean)
+        mean = _own_data(stored).mean
+    return Run(make_setup(config, len(stored.classes), mesh), stored, mean)
 
 
 def start_run(config: Config) -> tuple[Run, Dataset]:
@@ -129,7 +131,33 @@ def start_run(config: Config) -> tuple[Run, Dataset]:
             f"--schedule=plateau needs a validation split and {config.dataset} has none: "
             "hold out a tenth of train with --fold=0/10, or choose --schedule=steps"
         )
-    return Run(make_setup(config, len(dataset.classes), mesh), dataset.classes, dataset.mean), dataset
+    setup = make_setup(config, len(dataset.classes), mesh)
+    check_memory(setup)
+    return Run(setup, Stored(config, dataset.classes, dataset.fingerprint), dataset.mean), dataset
+
+
+def check_memory(setup: Setup) -> None:
+    """Before anything is allocated, by the images of a batch alone: the network needs more.
+
+    Raises:
+        UserError: they do not fit into the memory of this machine.
+    """
+    config, share = setup.config, setup.config.batch_size // jax.process_count()
+    needed = share * (3 * config.image_size**2 + 3 * 4 * config.crop**2 // config.accumulate)  # uint8, and float32 crops
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        raise UserError(
+            f"--batch_size={config.batch_size}: its images alone take {needed / 1e9:,.1f} GB, and this machine has "
+            f"{memory / 1e9:,.1f} GB: choose a smaller batch, or --accumulate"
+        )
+
+
+def _own_data(stored: Stored) -> Dataset:
+    """The data set of a run. Raises UserError if it is not the one that the run was trained on."""
+    dataset = open_data(stored.config)
+    stored.check_data(dataset.fingerprint, dataset.classes)
+    mean = read_mean(stored.config)
+    return dataset if mean is None else replace(dataset, mean=mean)
 
 
 def open_data(config: Config) -> Dataset:

@@ -7,7 +7,7 @@ import platform
 import socket
 import subprocess
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,14 @@ import numpy as np
 from jaxtyping import Float32
 
 from alexnet_jax.config import Config, as_dict, changed_flags, from_dict
+from alexnet_jax.run.metrics import EXAMPLES, METRICS, check_records
 from alexnet_jax.system.errors import InUse, UserError
 from alexnet_jax.system.files import exclusively, read_json, replacing, write_json
 
+MeanImage = Float32[np.ndarray, "size size 3"]
+
+IMPORTED = "imported from "  # begins the fingerprint of imported weights
+UNSAVED = "unsaved"  # a file that is in the folder until the first checkpoint has reached the disk
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -62,46 +67,144 @@ def locked(workdir: str) -> Iterator[None]:
     if jax.process_index():
         yield
         return
+    check_name(workdir, writing=True)
     path = Path(workdir) / "lock"
-    known = path.exists() or (path.parent / "config.json").exists()
-    if not known and path.parent.is_dir() and any(path.parent.iterdir()):
-        raise UserError(f"--workdir={workdir} holds something that is not a run: choose an empty or a new folder")
     with contextlib.ExitStack() as stack:
         try:
+            known = path.exists() or (path.parent / "config.json").exists()
+            if not known and path.parent.is_dir() and any(path.parent.iterdir()):
+                raise UserError(f"--workdir={workdir} holds something that is not a run: choose an empty or a new folder")
             lock = stack.enter_context(exclusively(path, wait=False))
+            if lock is None:
+                raise InUse(f"--workdir={workdir} is in use by {_holder(path)}")
+            lock.truncate(0)
+            os.write(
+                lock.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode()
+            )  # unbuffered: it fails here
         except OSError as error:
             raise UserError(f"--workdir={workdir} cannot be written: {error.strerror or error}") from error
-        if lock is None:
-            raise InUse(f"--workdir={workdir} is in use by {path.read_text().strip() or 'another process'}")
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        lock.flush()
         yield
 
 
-def open_for_training(
-    config: Config, fingerprint: str, classes: tuple[str, ...], mean: Float32[np.ndarray, "size size 3"]
-) -> Path:
-    """Makes or re-opens the folder of a run and writes its config.json and mean.npy. Call it under `locked`.
+def _holder(lock: Path) -> str:
+    return lock.read_text(encoding="utf-8", errors="replace").strip() or "another process"
+
+
+def check_name(workdir: str, *, writing: bool) -> None:
+    r"""Raises UserError on a path that Orbax takes for a pattern when it writes, or that TensorStore splits at a `\`."""
+    path = str(Path(workdir).absolute())
+    odd = [character for character in ("*?[\\" if writing else "\\") if character in path]
+    odd += [character for character in path if "\ud800" <= character <= "\udfff"]  # no text in UTF-8
+    if odd:
+        raise UserError(
+            f"--workdir={workdir!r}: {odd[0]!r} in its path would make checkpoints unreadable: rename the folder"
+        )
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What config.json says of a run.
+
+    fingerprint: content hash of its data set, or, for imported weights, where they come from.
+    """
+
+    config: Config
+    classes: tuple[str, ...]
+    fingerprint: str
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether the weights were trained by another program, on data that are not known here."""
+        return self.fingerprint.startswith(IMPORTED)
+
+    def check_data(self, fingerprint: str, classes: tuple[str, ...]) -> None:
+        """Raises UserError if a prepared set is not the one that the run was trained on. Imported weights take any."""
+        data = f"--dataset={self.config.dataset} under --data_dir={self.config.data_dir}"
+        if classes != self.classes:
+            raise UserError(f"{data} has other classes than the run in {self.config.workdir}, or in another order")
+        if fingerprint != self.fingerprint and not self.is_imported:
+            raise UserError(
+                f"{data} is not what the run in {self.config.workdir} was trained on: it has been prepared again with other "
+                "content or other splits; name the --data_dir of the old set"
+            )
+
+
+def read_stored(workdir: str, flag: str = "workdir") -> Stored:
+    """What is known of the run in a folder, which `flag` names.
+
+    Raises:
+        UserError: there is no run, or its config.json is damaged.
+    """
+    if not workdir:
+        raise UserError(f"--{flag} is missing: name the folder of a run")
+    path = Path(workdir) / "config.json"
+    if not path.exists():
+        raise UserError(f"--{flag}={workdir} holds no run: there is no config.json")
+    content = read_json(path)
+    try:
+        config, dataset = content["config"], content["dataset"]
+        classes, fingerprint = dataset["classes"], dataset["fingerprint"]
+        if not isinstance(config, dict) or not isinstance(classes, list) or not isinstance(fingerprint, str):
+            raise TypeError("config, classes or fingerprint")
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is not the config of a run: {error} is missing or of the wrong type") from error
+    try:
+        return Stored(replace(from_dict(config), workdir=workdir), tuple(map(str, classes)), fingerprint)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def read_config(workdir: str) -> Config:
+    """The config of the run in a folder. Raises UserError if there is none."""
+    return read_stored(workdir).config
+
+
+def check_resumable(config: Config, fingerprint: str, classes: tuple[str, ...], mean: MeanImage) -> bool:
+    """Whether the folder holds a run that had a checkpoint. Changes nothing.
+
+    Raises:
+        UserError: it holds a run that this config, data set or mean image would alter, or records that are damaged.
+    """
+    workdir = Path(config.workdir)
+    check_records(workdir)
+    if not (workdir / "config.json").exists():
+        if (workdir / METRICS).exists() or any((workdir / "checkpoints").glob("[0-9]*")):
+            raise UserError(f"--workdir={workdir} has lost its config.json: put it back, or choose a new --workdir")
+        return False
+    stored = read_stored(config.workdir)
+    if changes := changed_flags(stored.config, config):
+        raise UserError(
+            f"--workdir={workdir} holds another run: {'; '.join(changes)}. Use a new --workdir or the old values"
+        )
+    replace(stored, config=config).check_data(fingerprint, classes)
+    own = read_mean(replace(config, init=""))
+    if own is not None and not np.array_equal(own, mean):
+        raise UserError(f"--workdir={workdir}: mean.npy is not the mean image of --dataset={config.dataset}: put it back")
+    return not (workdir / UNSAVED).exists()
+
+
+def write_folder(config: Config, fingerprint: str, classes: tuple[str, ...], mean: MeanImage) -> None:
+    """Writes config.json and mean.npy of a run. Call it under `locked`, after `check_resumable`.
 
     Args:
+        config: of the run.
         fingerprint: content hash of the data set.
         classes: their names. They and `mean` are kept so that figures and predictions need no data.
         mean: subtracted from every image.
 
     Raises:
-        UserError: the folder holds a run that this config would alter, or cannot be written.
+        UserError: the folder cannot be written.
     """
-    workdir, path = Path(config.workdir), Path(config.workdir) / "config.json"
+    if jax.process_index():  # the first process writes
+        return
+    workdir = Path(config.workdir)
     try:
-        if path.exists():
-            _check_resumable(path, config, fingerprint)
-        if jax.process_index():  # the first process writes
-            return workdir
+        if not (workdir / "config.json").exists():
+            (workdir / UNSAVED).touch()
         with replacing(workdir / "mean.npy", "wb") as file:
             np.save(file, mean)
         write_json(
-            path,
+            workdir / "config.json",
             {
                 # Without the place itself, so that a folder can be moved.
                 "config": as_dict(replace(config, workdir="")),
@@ -111,38 +214,33 @@ def open_for_training(
         )
     except OSError as error:
         raise UserError(f"--workdir={workdir} cannot be written: {error.strerror or error}") from error
-    return workdir
 
 
-def _check_resumable(path: Path, config: Config, fingerprint: str) -> None:
-    stored = read_json(path)
-    if changes := changed_flags(from_dict(stored["config"]), config):
-        raise UserError(
-            f"--workdir={path.parent} holds another run: {'; '.join(changes)}. Use a new --workdir or the old values"
-        )
-    if stored["dataset"]["fingerprint"] != fingerprint:
-        raise UserError(
-            f"--workdir={path.parent} holds a run on other data: --dataset={config.dataset} under "
-            f"--data_dir={config.data_dir} has been prepared again with other content"
-        )
+def mark_saved(workdir: Path) -> None:
+    """From now on a run without a readable checkpoint has lost it."""
+    (workdir / UNSAVED).unlink(missing_ok=True)
 
 
-def read_config(workdir: str) -> Config:
-    """The config of the run in a folder. Raises UserError if there is none."""
-    if not workdir:
-        raise UserError("--workdir is missing: name the folder of a run")
-    path = Path(workdir) / "config.json"
-    if not path.exists():
-        raise UserError(f"--workdir={workdir} holds no run: there is no config.json")
-    return replace(from_dict(read_json(path)["config"]), workdir=workdir)
+def set_aside(path: Path, workdir: Path) -> Path:
+    """Moves a file or folder to W/damaged/, where it replaces nothing. Returns its place."""
+    target, number = workdir / "damaged" / path.name, 1
+    target.parent.mkdir(exist_ok=True)
+    while target.exists():
+        number += 1
+        target = target.with_name(f"{path.name}-{number}")
+    return path.rename(target)
 
 
-def read_classes(workdir: str) -> tuple[str, ...]:
-    """The class names of the run in a folder."""
-    return tuple(read_json(Path(workdir) / "config.json")["dataset"]["classes"])
+def start_over(workdir: Path) -> None:
+    """Sets the records of a run aside that has lost its checkpoints, so that it can begin at step 0."""
+    if jax.process_index() == 0:
+        for name in (METRICS, EXAMPLES, "tensorboard"):
+            if (workdir / name).exists():
+                set_aside(workdir / name, workdir)
+        (workdir / UNSAVED).touch()
 
 
-def read_mean(config: Config) -> Float32[np.ndarray, "size size 3"] | None:
+def read_mean(config: Config) -> MeanImage | None:
     """The mean image that the run in `config.workdir` subtracts, RGB from 0 to 255; None where none is kept.
 
     A run that has not begun takes that of the run which --init names, or its channel means if it is of another size.

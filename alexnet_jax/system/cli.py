@@ -8,18 +8,26 @@ An entry point is a `Command`. Each call makes its own `FlagValues`, so a proces
 """
 
 import errno
+import logging
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from absl import flags, logging
+from absl import flags
+from absl import logging as absl_logging
 
 from alexnet_jax.system.errors import InUse, UserError
 from alexnet_jax.system.signals import IN_USE_STATUS, RESUME_STATUS, Interrupted
 
+# What a disk or a path may raise anywhere. The others would be mistakes of ours.
+OF_A_DISK = (
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENAMETOOLONG,
+    errno.ELOOP, errno.EMFILE, errno.ENFILE,
+)  # fmt: skip
 EXTRA = "ALEXNET_FLAGS"
 ABOUT_EXTRA = (
     f"The environment variable {EXTRA} holds flags, such as {EXTRA}='--architecture=paper_eighth --epochs=1'. Every command "
@@ -43,43 +51,61 @@ class Command:
 
     def run(self) -> NoReturn:
         """Runs the command line of this process and ends the process."""
-        logging.use_absl_handler()
-        logging.set_verbosity(logging.WARNING)  # at INFO libraries print too much
+        ours = logging.StreamHandler()
+        ours.setFormatter(logging.Formatter("warning: %(message)s"))
+        logging.getLogger("alexnet_jax").addHandler(ours)
+        absl_logging.set_verbosity(absl_logging.FATAL)  # what Orbax says of an error, we say in one line
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # Orbax's reads beside the one that failed
         flags.FLAGS.mark_as_parsed()  # the flags of libraries keep their defaults
+        sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
         sys.exit(self(sys.argv[1:]))
 
     def __call__(self, argv: Sequence[str]) -> int:
         """Runs one command line.
 
         Returns:
-            The exit status: 0; 1 after a line on stderr about bad input or a full or read-only disk; `IN_USE_STATUS` if
-            another process works in the folder; `RESUME_STATUS` if the run was interrupted and saved.
+            The exit status: 0; 1 after a line on stderr about bad input, the disk or the memory; `IN_USE_STATUS` if another
+            process works in the folder; `RESUME_STATUS` if the run was interrupted and saved; 130 after Ctrl-C.
         """
         try:
-            options = flags.FlagValues()
-            self.define(options)
-            if {"--help", "-h", "-help"} & set(argv):
-                shown = options.get_help(include_special_flags=False).strip("\n")
-                print((self.about or "").strip(), shown, ABOUT_EXTRA, sep="\n\n")
-                return 0
-            argv = [*argv, *_extra(options)]
-            if self.takes_words:
-                self.main(options, parse(options, argv))
-            else:
-                parse_flags(options, argv)
-                self.main(options)
+            self._run(argv)
         except UserError as error:
             _say(f"error: {error}")
             return IN_USE_STATUS if isinstance(error, InUse) else 1
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-                raise
-            _say(f"error: {error.filename or 'the disk'} cannot be written: {error.strerror}")
-            return 1
         except Interrupted as stop:
             _say(str(stop))
             return RESUME_STATUS
+        except KeyboardInterrupt:
+            _say("stopped by Ctrl-C")
+            return 128 + signal.SIGINT
+        except BrokenPipeError:  # whoever read our stdout has ended, such as `head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            return 128 + signal.SIGPIPE
+        except OSError as error:
+            if error.errno not in OF_A_DISK:
+                raise
+            _say(f"error: {error.filename or 'the disk'}: {error.strerror}")
+            return 1
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            _say("error: the memory is exhausted: choose a smaller --batch_size, or --accumulate in training")
+            return 1
         return 0
+
+    def _run(self, argv: Sequence[str]) -> None:
+        options = flags.FlagValues()
+        self.define(options)
+        if {"--help", "-h", "-help"} & set(argv):
+            shown = options.get_help(include_special_flags=False).strip("\n")
+            print((self.about or "").strip(), shown, ABOUT_EXTRA, sep="\n\n")
+            return
+        argv = [*argv, *_extra(options)]
+        if self.takes_words:
+            self.main(options, parse(options, argv))
+        else:
+            parse_flags(options, argv)
+            self.main(options)
 
 
 def parse(options: flags.FlagValues, argv: Sequence[str]) -> list[str]:
@@ -93,6 +119,9 @@ def parse(options: flags.FlagValues, argv: Sequence[str]) -> list[str]:
         words = options(["command", *argv])[1:]
     except flags.Error as error:
         raise UserError(" ".join(str(error).split())) from error
+    except (UnicodeDecodeError, IsADirectoryError) as error:
+        named = " ".join(word for word in argv if word.lstrip("-").startswith("flagfile"))
+        raise UserError(f"{named} is not a file of flags: {error}") from error
     for name in options:
         flag = options[name]
         if flag.present and flag.default != "" and "" in (flag.value if isinstance(flag.value, list) else [flag.value]):

@@ -3,15 +3,19 @@
 import contextlib
 import errno
 import fcntl
+import functools
 import json
 import os
 import secrets
 import stat
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from alexnet_jax.system.errors import UserError
+
+WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 @contextlib.contextmanager
@@ -84,17 +88,26 @@ def output_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 def exclusively(path: Path, *, wait: bool) -> Iterator[IO[str] | None]:
     """Locks a file, which is made if missing. Yields it open, or None if another block in any process has the lock.
 
-    With `wait` the block starts when the lock is free. The kernel frees the lock of a dead process. The package `filelock`
-    would be no shorter, and one more dependency.
+    With `wait` the block starts when the lock is free. The kernel frees the lock of a dead process. A file system without
+    locks, such as some network ones, does without; a line on stderr says so. The package `filelock` would be no shorter.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
+    with path.open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             yield None
             return
+        except OSError as error:
+            if error.errno not in WITHOUT_LOCKS:
+                raise
+            _say_without_locks(path.parent, os.strerror(error.errno))
         yield file
+
+
+@functools.cache  # once for each folder
+def _say_without_locks(folder: Path, why: str) -> None:
+    print(f"note: {folder} is on a file system without locks ({why}): let no second process write there", file=sys.stderr)
 
 
 def write_json(path: Path, content: Any, indent: int | None = 2) -> None:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from alexnet_jax.inference.predictor import load_trained
 from alexnet_jax.run.metrics import read_rows
-from alexnet_jax.run.workdir import read_classes
+from alexnet_jax.run.workdir import read_stored
 from experiments.claims.claim import Claim
 
 DEALS = 1000  # random assignments of the kernels to the towers
@@ -31,7 +31,7 @@ def epochs_to_loss(claim: Claim, arm: str, workdir: Path, score: dict[str, Any])
 
     The whole run if it never is.
     """
-    return _epochs_until(workdir, "loss", claim.threshold * math.log(len(read_classes(str(workdir)))))
+    return _epochs_until(workdir, "loss", claim.threshold * math.log(len(read_stored(str(workdir)).classes)))
 
 
 def _epochs_until(workdir: Path, column: str, threshold: float) -> float:
