@@ -4,6 +4,7 @@ python -m alexnet_jax.evaluate --workdir=W [--workdir=W2 ...] [--views=10] [--sp
 """
 
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -26,13 +27,13 @@ from alexnet_jax.data.loader import Loader
 from alexnet_jax.data.splits import Subset, evaluation_order
 from alexnet_jax.mesh import TowerMesh, make_mesh
 from alexnet_jax.network import Params
-from alexnet_jax.run.flags import define_step
-from alexnet_jax.run.open import open_run
+from alexnet_jax.run.flags import check_workdirs, define_step
+from alexnet_jax.run.open import Trained, open_run
 from alexnet_jax.run.workdir import Stored, read_stored
 from alexnet_jax.step import Setup, make_view_step, rank
 from alexnet_jax.system import cli, runtime
 from alexnet_jax.system.errors import UserError
-from alexnet_jax.system.files import replacing
+from alexnet_jax.system.files import check_output, output_file
 from alexnet_jax.system.signals import Interrupted
 
 
@@ -54,6 +55,7 @@ class EvalFn:
     mean: jax.Array
     image_size: int
     crop_size: int
+    classes: int
 
 
 EnsembleMember = tuple[EvalFn, Params]  # parameters in the form that the compiled functions take
@@ -61,7 +63,22 @@ EnsembleMember = tuple[EvalFn, Params]  # parameters in the form that the compil
 
 def make_eval_fn(setup: Setup, mean: Float32[np.ndarray, "size size 3"]) -> EvalFn:
     """Make it once per network: every call compiles anew."""
-    return EvalFn(make_view_step(setup), setup.mesh.put(mean, P()), setup.config.image_size, setup.config.crop)
+    mean_there = setup.mesh.put(mean, P())
+    return EvalFn(make_view_step(setup), mean_there, setup.config.image_size, setup.config.crop, setup.classes)
+
+
+def check_images(images: np.ndarray | jax.Array, size: int, axes: tuple[int, ...] = (3, 4)) -> None:
+    """Checks one image or several: (size, size, 3) or (count, size, size, 3), or as many `axes` as there may be.
+
+    Raises:
+        TypeError: the pixels are not uint8.
+        ValueError: the images have another shape.
+    """
+    if images.dtype != np.uint8:
+        raise TypeError(f"expected uint8 pixels, from 0 to 255; found {images.dtype}")
+    if images.ndim not in axes or images.shape[-3:] != (size, size, 3):
+        wanted = f"RGB images of {size} x {size} pixels, shape (..., {size}, {size}, 3)"
+        raise ValueError(f"expected {wanted}; found {images.shape}")
 
 
 class Evaluator:
@@ -93,8 +110,8 @@ class Evaluator:
         """The score of the averaged softmax of all members and views, and with `keep` its logarithm for every example.
 
         Args:
-            members: networks on this evaluator's mesh.
-            loader: the examples.
+            members: networks on this evaluator's mesh, at least one.
+            loader: the examples, at least one.
             view_count: 1 (centre) or 10.
             keep: return the averaged log probabilities.
             quiet: show no progress.
@@ -102,9 +119,12 @@ class Evaluator:
 
         Raises:
             Interrupted: `stop` said so.
+            TypeError: the pixels are not uint8.
+            ValueError: there is no network or no example, or the images or labels are not the networks'.
             RuntimeError: the examples judged are not all examples of the split.
         """
         losses, ranks, kept, split = [], [], [], loader.split
+        _check(members, split)
         order = list(evaluation_order(len(split), self._batch_size))
         batches = loader.batches(numbers for numbers, _ in order)
         steps = zip(order, batches, strict=True)
@@ -128,15 +148,33 @@ class Evaluator:
         return self._mesh.fetch(self._judge(total, labels), P("data")), total
 
     def log_probabilities(self, members: Sequence[EnsembleMember], images: Any, view_count: int) -> Any:
-        """log of the mean softmax over members and views, of one batch on the devices; left there."""
+        """log of the mean softmax over members and views, of one batch on the devices; left there.
+
+        Raises TypeError or ValueError as `check_images`.
+        """
         total = None
         weight = -np.log(len(members) * view_count).astype(np.float32)
         for eval_fn, params in members:
+            check_images(images, eval_fn.image_size, axes=(4, 5))  # 5 in pmap's form
             for view in views(view_count, eval_fn.image_size, eval_fn.crop_size):
                 place = (np.int32(view.top), np.int32(view.left), np.bool_(view.flipped), weight)
                 one = eval_fn.view_step(params, images, eval_fn.mean, *self._mesh.put(place, P()))
                 total = one if total is None else self._average(total, one)
         return total
+
+
+def _check(members: Sequence[EnsembleMember], split: Subset) -> None:
+    if not members or not len(split):
+        raise ValueError(f"expected networks and examples; found {len(members)} and {len(split)}")
+    labels, classes = split.labels, min(eval_fn.classes for eval_fn, _ in members)
+    if labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(f"expected labels from 0 to {classes - 1}; found {labels.min()} to {labels.max()}")
+
+
+def not_finite(*networks: Trained) -> UserError:
+    """The error about a network that answers NaN: its parameters are finite, but what it computes is not."""
+    which = " or ".join(f"--workdir={network.config.workdir} at step {network.step}" for network in networks)
+    return UserError(f"{which} answers with numbers that are not finite: choose an earlier checkpoint with --step")
 
 
 def _score(losses: Float32[np.ndarray, "examples"], ranks: Int[np.ndarray, "examples"]) -> Score:
@@ -149,8 +187,15 @@ def _score(losses: Float32[np.ndarray, "examples"], ranks: Int[np.ndarray, "exam
 
 
 def write_predictions(path: Path, log_probabilities: np.ndarray, split: Subset, classes: Sequence[str]) -> None:
-    """An .npz in order of the split: probabilities (examples, classes) float32, labels (examples,) int32, class names."""
-    with replacing(path, "wb") as file:
+    """An .npz in order of the split: probabilities (examples, classes) float32, labels (examples,) int32, class names.
+
+    Raises:
+        ValueError: `log_probabilities` are not of these examples and classes.
+        UserError: the file cannot be written.
+    """
+    if log_probabilities.shape != (len(split), len(classes)):
+        raise ValueError(f"expected log probabilities ({len(split)}, {len(classes)}); found {log_probabilities.shape}")
+    with output_file(path, "wb") as file:
         np.savez(file, probabilities=np.exp(log_probabilities), labels=split.labels, classes=np.array(classes))
 
 
@@ -175,13 +220,12 @@ def _check_same_images(runs: Sequence[Stored], split: str) -> None:
 
 def main(options: flags.FlagValues) -> None:
     """The command line."""
-    if not options.workdir:
-        raise UserError("--workdir is missing: name the folder of a run; repeat it to average several")
+    check_workdirs(options.workdir, "average several")
     stored = [read_stored(workdir) for workdir in options.workdir]
     configs = [run.config for run in stored]
     _check_same_images(stored, options.split)
-    if options.predictions and not Path(options.predictions).absolute().parent.is_dir():
-        raise UserError(f"--predictions={options.predictions}: there is no such folder")
+    if options.predictions:
+        check_output(f"--predictions={options.predictions}", Path(options.predictions), (".npz",))
     runtime.start(options.host_devices)
     given = [name for name in ("batch_size", "data_dir", "precision") if options[name].present]
     machine = parsed(options, ("spmd", "mesh", *given))
@@ -193,6 +237,8 @@ def main(options: flags.FlagValues) -> None:
     members = [(make_eval_fn(network.setup, network.mean), network.params) for network in networks]
     loader, quiet = Loader(mesh, splits[0]), not sys.stderr.isatty()
     score, kept = Evaluator(mesh, batch_size)(members, loader, options.views, keep=bool(options.predictions), quiet=quiet)
+    if not math.isfinite(score.loss):
+        raise not_finite(*networks)
     if kept is not None:
         write_predictions(Path(options.predictions), kept, splits[0], runs[0].classes)
     steps = [network.step for network in networks]

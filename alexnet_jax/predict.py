@@ -6,6 +6,7 @@ python -m alexnet_jax.predict --workdir=W IMAGE... [--format=table or jsonl] [--
 import contextlib
 import itertools
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +16,8 @@ from typing import IO, Any
 import matplotlib
 import numpy as np
 from absl import flags
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32
+from numpy.typing import ArrayLike
 from rich.console import Console
 from rich.progress import track
 
@@ -23,13 +25,13 @@ from alexnet_jax.config import define_flags as define_config_flags
 from alexnet_jax.config import parsed
 from alexnet_jax.data.decode import square_rgb
 from alexnet_jax.data.parallel import ordered_map
-from alexnet_jax.figures import draw_predictions, write_figure
+from alexnet_jax.figures import FIGURE_SUFFIXES, draw_predictions, write_figure
 from alexnet_jax.inference.analysis import Guessed, Square
 from alexnet_jax.inference.predictor import Classification, Features, Trained, load_trained, top_classes
 from alexnet_jax.run.flags import define_batch_size, define_step
 from alexnet_jax.system import cli, runtime
 from alexnet_jax.system.errors import UserError
-from alexnet_jax.system.files import replacing
+from alexnet_jax.system.files import check_output, output_file
 
 DRAWN = 12  # images in a figure
 
@@ -82,8 +84,10 @@ class FeatureFile:
         self._features, self._rows = features, rows
         self._names, self._shape = list[str](), tuple[int, ...]()
 
-    def add(self, names: Sequence[str], images: UInt8[np.ndarray, "count size size 3"]) -> None:
-        """Appends the activations of up to `batch_size` images."""
+    def add(self, names: Sequence[str], images: ArrayLike) -> None:
+        """Appends the activations of any number of images. Raises as `Features`, and ValueError if not each has a name."""
+        if len(shape := np.shape(images)) != 4 or len(names) != shape[0]:
+            raise ValueError(f"expected several images, each with a name; found the shape {shape} and {len(names)} names")
         rows = self._features(images)
         self._names += names
         self._shape = rows.shape[1:]
@@ -94,7 +98,7 @@ class FeatureFile:
         self._rows.flush()
         shape = (len(self._names), *self._shape)
         rows = np.memmap(self._rows, np.float32, "r", shape=shape) if self._names else np.empty(shape, np.float32)
-        with replacing(path, "wb") as file:
+        with output_file(path, "wb") as file:
             np.savez(file, features=rows, images=np.array(self._names))
 
 
@@ -124,14 +128,16 @@ def _print(path: Path, top5: list[dict[str, Any]], form: str) -> None:
 
 def _outputs(options: flags.FlagValues) -> tuple[str, Path | None, Path | None]:
     """The layer of --features, its file, and the figure's. Raises UserError if one cannot be written."""
-    layer, _, file = (options.features or "").partition(":")
-    features = Path(file or f"{layer}.npz") if layer else None
-    figure = Path(options.figure) if options.figure else None
-    for name, path in (("features", features), ("figure", figure)):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise UserError(f"--{name}={options[name].value}: there is no folder {path.parent}")
-    if figure is not None and figure.suffix not in (".png", ".svg"):
-        raise UserError(f"--figure={figure} ends in neither .png nor .svg")
+    layer, colon, file = (options.features or "").partition(":")
+    if options.features and not (layer and (file or not colon)):
+        raise UserError(f"--features={options.features} is not LAYER:FILE.npz, such as fc7:features.npz")
+    features, figure = Path(file or f"{layer}.npz") if layer else None, Path(options.figure) if options.figure else None
+    if features:
+        check_output(f"--features={options.features}", features, (".npz",))
+    if figure:
+        check_output(f"--figure={figure}", figure, FIGURE_SUFFIXES)
+    if features and figure and os.path.realpath(features) == os.path.realpath(figure):
+        raise UserError(f"--features={options.features} and --figure={figure} are one file: name two")
     return layer, features, figure
 
 
@@ -139,6 +145,8 @@ def main(options: flags.FlagValues, words: list[str]) -> None:
     """The command line."""
     layer, features_path, figure = _outputs(options)
     paths = image_paths(words, options.list)
+    if figure and os.path.realpath(figure) in map(os.path.realpath, paths):
+        raise UserError(f"--figure={figure} is one of the images, and would replace it: name another file")
     runtime.start(options.host_devices)
     trained = load_trained(options.workdir or "", options.step, batch_size=options.batch_size, **parsed(options, ("mesh",)))
     quiet = not sys.stderr.isatty() or sys.stdout.isatty()  # printed rows show the progress

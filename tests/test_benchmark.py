@@ -129,7 +129,7 @@ def test_bars_are_the_rows(tmp_path, monkeypatch, fastest):
         (["--input", "--against=pytorch"], "--input and --against"),
         (["--against=keras"], "--against"),
         (["--mesh=8x2"], "--mesh=8x2 needs 16 devices"),
-        (["--input", "--figure=a.txt"], "--figure=a.txt is not a .png"),
+        (["--input", "--figure=a.txt"], "--figure=a.txt does not end in .png or .svg"),
         (["--input", "--batch_size=0"], "--batch_size=0"),
     ],
 )

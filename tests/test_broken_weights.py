@@ -231,7 +231,7 @@ def test_pytorch_files_that_are_broken_or_call_something(tmp_path):
         (["caffe", "FOLDER/net.caffemodel"], "conv1 weight holds NaN"),
         (["onnx", "F"], "name a format to import"),
         (["caffe"], "name a format to import"),
-        (["F", "--export=caffe"], "holds no run"),
+        (["F.caffemodel", "--export=caffe"], "holds no run"),
     ],
 )
 def test_the_command_line_makes_no_folder_of_a_broken_file(tmp_path, words, match):

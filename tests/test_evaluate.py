@@ -144,7 +144,7 @@ def test_the_command_line(runs, tmp_path):
         ([], "--workdir is missing"),
         (["--workdir=RUNS/0", "--step=3"], "--step=3: .* has the checkpoints 2, 4, 'latest' and 'best'"),
         (["--workdir=RUNS/0", "--views=5"], "--views is 1 or 10"),
-        (["--workdir=RUNS/0", "--predictions=/nowhere/p.npz"], "--predictions=/nowhere/p.npz: there is no such folder"),
+        (["--workdir=RUNS/0", "--predictions=/nowhere/p.npz"], "--predictions=/nowhere/p.npz: there is no folder /nowhere"),
         (["--workdir=RUNS/0", "--data_dir=/nowhere"], "--dataset=tiny is not prepared at 66 px under --data_dir=/nowhere"),
         (["--workdir=RUNS/0", "--mesh=9x1", "--batch_size=9"], "--mesh=9x1 needs 9 devices and 8 are present"),
         (["--workdir=RUNS/0", "latest"], "'latest' is not a flag"),

@@ -31,9 +31,10 @@ def noting(self, examples, batch):
 type(split).read_into = noting
 order = Order(seed=1, examples=64, batch_size=16)
 for mesh in {meshes}:
-    held = []
-    for batch in Loader(make_mesh(mesh, 2, 16), split).batches(map(order.step, range(4))):
+    kept, held = list(Loader(make_mesh(mesh, 2, 16), split).batches(map(order.step, range(4)))), []
+    for batch in kept:  # after all have been read
         held.append([shard.data.tolist() for shard in batch.labels.addressable_shards])
+        assert [shard.data[:, 0, 0, 1].tolist() for shard in batch.images.addressable_shards] == held[-1]
     found[mesh] = {{"read": read[:], "held": held}}
     read.clear()
 print(json.dumps(found))

@@ -62,6 +62,17 @@ def test_a_resume_drops_what_will_be_written_again_and_a_cut_line(tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
 
 
+def test_a_record_on_another_disk_stays_there(tmp_path):
+    """The link in the folder of the run is not replaced by a file."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "metrics.jsonl").touch()
+    (tmp_path / "run" / "metrics.jsonl").symlink_to("../metrics.jsonl")
+    with Recorder(tmp_path / "run", resume_step=0, total_steps=10) as recorder:
+        recorder.write(row(2))
+    assert (tmp_path / "run" / "metrics.jsonl").is_symlink()
+    assert [line["step"] for line in read_rows(tmp_path)] == [2]
+
+
 def test_a_resume_drops_the_validation_that_is_due_and_no_other_row(tmp_path):
     rows = [row(2), row(2, "validation"), row(4), row(4, "validation")]
     with Recorder(tmp_path, resume_step=0, total_steps=10) as recorder:

@@ -148,7 +148,7 @@ def test_a_bomb_takes_no_memory(trained, tmp_path):
         (["a.png"], "--workdir is missing"),
         (["--workdir=/nowhere", "a.png"], "--workdir=/nowhere holds no run"),
         (["--workdir=/nowhere"], "there are no images"),
-        (["--workdir=/nowhere", "a.png", "--figure=a.txt"], "--figure=a.txt ends in neither .png nor .svg"),
+        (["--workdir=/nowhere", "a.png", "--figure=a.txt"], "--figure=a.txt does not end in .png or .svg"),
         (["--workdir=/nowhere", "a.png", "--features=fc7:/nowhere/f.npz"], "there is no folder /nowhere"),
         (["--workdir=/nowhere", "a.png", "--batch_size=0"], "--batch_size=0"),
     ],

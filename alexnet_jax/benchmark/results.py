@@ -13,8 +13,8 @@ from absl import flags
 from rich.console import Console
 from rich.table import Column, Table
 
-from alexnet_jax.figures import write_figure
-from alexnet_jax.system.errors import UserError
+from alexnet_jax.figures import FIGURE_SUFFIXES, write_figure
+from alexnet_jax.system.files import check_output
 
 Throughputs = dict[str, list[float]]  # images per second by name, one value per round
 
@@ -26,16 +26,15 @@ def define_flags(options: flags.FlagValues) -> None:
     """The flags of every measurement, besides those of a run."""
     flags.DEFINE_integer("rounds", 5, "rounds; each measures everything once, in turn", lower_bound=1, flag_values=options)
     help = "how long each stream of images is measured in a round"
-    flags.DEFINE_float("seconds", 1.0, help, lower_bound=0.0, flag_values=options)
+    flags.DEFINE_float("seconds", 1.0, help, flag_values=options)
+    why = "a stream is measured for more than 0 seconds, up to a day"  # the comparison refuses NaN too
+    flags.register_validator("seconds", lambda seconds: 0 < seconds <= 86400, why, flag_values=options)
     flags.DEFINE_string("figure", None, "draw the bars into this .png or .svg", flag_values=options)
 
 
 def figure_path(figure: str | None) -> Path | None:
-    """The file to draw. Raises UserError if it is no .png or .svg, or its folder does not exist."""
-    path = Path(figure) if figure else None
-    if path and (path.suffix not in (".png", ".svg") or not path.parent.is_dir()):
-        raise UserError(f"--figure={figure} is not a .png or .svg in a folder that exists")
-    return path
+    """The file to draw. Raises UserError if it is no .png or .svg, or cannot be written."""
+    return check_output(f"--figure={figure}", Path(figure), FIGURE_SUFFIXES) if figure else None
 
 
 def new_table(title: str, *columns: str) -> Table:

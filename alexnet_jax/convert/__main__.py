@@ -17,16 +17,26 @@ from alexnet_jax.run.flags import define_step
 from alexnet_jax.run.workdir import IMPORTED
 from alexnet_jax.system import cli, runtime
 from alexnet_jax.system.errors import UserError
+from alexnet_jax.system.files import check_output
 
 
 def _check_words(words: Sequence[str], form: str | None) -> tuple[str, Path]:
     if form:
         if len(words) != 1:
             raise UserError(f"--export={form} needs one file to write: python -m alexnet_jax.convert FILE --workdir=W ...")
-        return "", Path(words[0])
+        return "", check_output(words[0], Path(words[0]), EXPORTS[form])
     if len(words) != 2 or words[0] not in SOURCES:
         raise UserError(f"name a format to import ({', '.join(SOURCES)}) and its file, or a file to write and --export")
     return words[0], Path(words[1])
+
+
+def _check_unused(options: flags.FlagValues, source: str) -> None:
+    """Raises UserError on a flag that would be ignored: a network of our own has its mean and classes, an import no step."""
+    own = source in ("", "safetensors")
+    for name in (*(("mean", "classes") if own else ()), *(("step",) if source else ())):
+        if options[name].present:
+            what = f"convert {source}" if source else f"--export={options.export}"
+            raise UserError(f"--{name}={options[name].value} has no use with {what}: leave it out")
 
 
 def main(options: flags.FlagValues, words: list[str]) -> None:
@@ -34,11 +44,10 @@ def main(options: flags.FlagValues, words: list[str]) -> None:
     source, path = _check_words(words, options.export)
     if not options.workdir:
         raise UserError("--workdir is missing: name the folder of a run")
+    _check_unused(options, source)
     runtime.start()
     if options.export:
         trained = load_trained(options.workdir, options.step)
-        if not path.absolute().parent.is_dir():
-            raise UserError(f"{path}: there is no folder {path.parent}")
         export(trained, options.export, path)
         print(f"{path}: {trained.title}, {path.stat().st_size:,} bytes")
         return

@@ -6,10 +6,15 @@ from alexnet_jax.convert import caffe, pytorch, stablehlo
 from alexnet_jax.convert.layouts import flip_colours, to_blobs
 from alexnet_jax.convert.native import write_native
 from alexnet_jax.inference.predictor import Trained
-from alexnet_jax.system.errors import UserError
-from alexnet_jax.system.files import replacing
+from alexnet_jax.system.files import output_file
 
-EXPORTS = ("safetensors", "torchvision", "caffe", "stablehlo")
+# Each with the suffixes that its file may have; `import_weights` goes by them.
+EXPORTS = {
+    "safetensors": (".safetensors",),
+    "torchvision": (".pth", ".pt", ".safetensors"),
+    "caffe": (".caffemodel",),
+    "stablehlo": (".stablehlo", ".bin"),
+}
 
 
 def export(trained: Trained, form: str, path: Path) -> None:
@@ -17,23 +22,20 @@ def export(trained: Trained, form: str, path: Path) -> None:
 
     Raises UserError if the format lacks a layer of the network, a package is missing, or the file cannot be written.
     """
-    try:
-        match form:
-            case "safetensors":
-                write_native(trained, path)
-            case "stablehlo":
-                _write(path, stablehlo.serialize(trained))
-            case _:
-                table = trained.config.table()
-                blobs = to_blobs(trained.params, table, trained.config.crop)
-                if form == "caffe":
-                    _write(path, caffe.write_caffemodel(flip_colours(blobs), table))
-                else:
-                    pytorch.write_state_dict(path, pytorch.state_dict_of(blobs, table))
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+    match form:
+        case "safetensors":
+            write_native(trained, path)
+        case "stablehlo":
+            _write(path, stablehlo.serialize(trained))
+        case _:
+            table = trained.config.table()
+            blobs = to_blobs(trained.params, table, trained.config.crop)
+            if form == "caffe":
+                _write(path, caffe.write_caffemodel(flip_colours(blobs), table))
+            else:
+                pytorch.write_state_dict(path, pytorch.state_dict_of(blobs, table))
 
 
 def _write(path: Path, content: bytes) -> None:
-    with replacing(path, "wb") as file:
+    with output_file(path, "wb") as file:
         file.write(content)

@@ -10,7 +10,7 @@ import numpy as np
 from alexnet_jax.convert.layouts import Blobs
 from alexnet_jax.layers import Architecture
 from alexnet_jax.system.errors import UserError
-from alexnet_jax.system.files import replacing
+from alexnet_jax.system.files import output_file
 
 # torchvision.models.alexnet
 TORCHVISION_NAMES = {
@@ -105,12 +105,12 @@ def write_state_dict(path: Path, state: Mapping[str, np.ndarray]) -> None:
         write_safetensors(path, state, {"format": "pt"})
         return
     torch = _module("torch", path)
-    with replacing(path, "wb") as file:
+    with output_file(path, "wb") as file:
         torch.save({name: torch.from_numpy(np.array(array)) for name, array in state.items()}, file)
 
 
 def write_safetensors(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
     """Writes arrays by name and metadata. Raises UserError if safetensors is not installed."""
     save = _module("safetensors.numpy", path).save
-    with replacing(path, "wb") as file:
+    with output_file(path, "wb") as file:
         file.write(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, dict(metadata)))

@@ -1,7 +1,6 @@
 """Batches on the devices: read and transferred ahead of the step, or gathered from a set kept on the devices."""
 
 import itertools
-import sys
 from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64
 
 from alexnet_jax.data.parallel import run_ahead
 from alexnet_jax.data.splits import Batch, Subset
@@ -54,44 +53,17 @@ class Loader:
                 yield self._gather(self._resident, self._mesh.put(numbers.astype(np.int32), P("data")))
             return
         with ThreadPoolExecutor(_READERS, thread_name_prefix="reader") as pool:
-            buffers = _Buffers()
-            yield from run_ahead((self._load(numbers, pool, buffers) for numbers in order), _AHEAD)
+            yield from run_ahead((self._load(numbers, pool) for numbers in order), _AHEAD)
 
-    def _load(self, numbers: Int64[np.ndarray, "batch"], pool: ThreadPoolExecutor, buffers: "_Buffers") -> Batch:
+    def _load(self, numbers: Int64[np.ndarray, "batch"], pool: ThreadPoolExecutor) -> Batch:
         first, end = self._mesh.rows_here(len(numbers))
         mine = numbers[first:end]
-        images = buffers.take((len(mine), *self.split.parts[0].images.shape[1:]))
-        batch = Batch(images, np.empty(len(mine), np.int32))
+        # Fresh memory for every batch. JAX owns it from `put_rows` on: it may read it later, or use it without a copy.
+        batch = Batch(np.empty((len(mine), *self.split.parts[0].images.shape[1:]), np.uint8), np.empty(len(mine), np.int32))
         cuts = np.linspace(0, len(mine), min(_READERS, len(mine)) + 1).astype(int).tolist()
         pieces = [slice(start, stop) for start, stop in itertools.pairwise(cuts)]
         list(pool.map(lambda p: self.split.read_into(mine[p], Batch(batch.images[p], batch.labels[p])), pieces))
         return self._mesh.put_rows(batch, first, len(numbers))
-
-
-class _Buffers:
-    """Memory for batches, reused when nobody holds the batch: getting fresh pages costs as much as filling them.
-
-    An array begins at a multiple of 64 bytes: a CPU device then uses it without a copy. It must not change while JAX uses
-    it. So a buffer is free only if this list holds the last reference: each view, JAX's own included, is a reference.
-    """
-
-    def __init__(self) -> None:
-        self._buffers: list[np.ndarray] = []
-        lone = [object()]
-        self._references_of_free = sys.getrefcount(lone[0])
-
-    def take(self, shape: tuple[int, ...]) -> UInt8[np.ndarray, "..."]:
-        """An array that nobody else uses, with undefined content. Not thread-safe."""
-        size = int(np.prod(shape))
-        for index in range(len(self._buffers)):
-            if sys.getrefcount(self._buffers[index]) == self._references_of_free and self._buffers[index].size >= size + 64:
-                memory = self._buffers[index]
-                break
-        else:
-            memory = np.empty(size + 64, np.uint8)
-            self._buffers.append(memory)
-        start = -memory.ctypes.data % 64
-        return memory[start : start + size].reshape(shape)
 
 
 def _stays(mesh: TowerMesh, split: Subset, data_on_device: str) -> bool:

@@ -3,6 +3,7 @@
 python -m alexnet_jax.figures --workdir=W [--workdir=W2 ...] [--only=curves,kernels ...] [--layer=conv1] [--split=test]
 """
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,11 +19,12 @@ from alexnet_jax.data.dataset import Dataset
 from alexnet_jax.figures.curves import Rows
 from alexnet_jax.inference import analysis
 from alexnet_jax.inference.predictor import Features, Trained, load_trained
-from alexnet_jax.run.flags import define_shown_runs
+from alexnet_jax.run.flags import check_workdirs, define_shown_runs
 from alexnet_jax.run.metrics import read_rows
 from alexnet_jax.run.workdir import read_config
 from alexnet_jax.system import cli, runtime
 from alexnet_jax.system.errors import UserError
+from alexnet_jax.system.files import check_output
 
 OF_METRICS = ("curves", "training_error", "magnitudes")
 OF_IMAGES = ("predictions", "nearest", "confusion", "activations")
@@ -52,6 +54,17 @@ def read_metrics(config: Config, options: flags.FlagValues) -> Rows:
             raise UserError(f"{why}; leave them out of --only")
         print(f"{why}; that figure is left out", file=sys.stderr)
     return rows
+
+
+def check_folder(config: Config) -> Path:
+    """The folder of a run's figures. Raises UserError if it cannot be made, or a figure in it cannot be replaced."""
+    folder = Path(config.workdir) / "figures"
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise UserError(f"--workdir={config.workdir}: {folder} is not a folder: move it away")
+    old = [path for path in folder.glob("*") if path.suffix in figures.FIGURE_SUFFIXES]
+    for path in (folder / "curves.png" if folder.is_dir() else folder, *old):
+        check_output(f"--workdir={config.workdir}: {path}", path)
+    return folder
 
 
 def of_images(options: flags.FlagValues, trained: Trained, dataset: Dataset, layer: Features | None) -> Iterator[Named]:
@@ -100,27 +113,23 @@ def draw(options: flags.FlagValues, config: Config, rows: Rows) -> Iterator[Name
 
 def main(options: flags.FlagValues) -> None:
     """The command line."""
-    if not options.workdir:
-        raise UserError("--workdir is missing: name the folder of a run; repeat it to compare several")
+    check_workdirs(options.workdir, "compare several")
+    if not options.only or len(set(options.only)) < len(options.only):
+        raise UserError(f"--only={','.join(options.only)} names no figure, or one of them twice")
     if unknown := sorted(set(options.only) - set(ALL)):
         raise UserError(f"--only={','.join(unknown)}: no such figure; there are {', '.join(ALL)}")
     configs = [read_config(workdir) for workdir in options.workdir]
+    folders = [check_folder(config) for config in configs]
     needs_rows = set(options.only) & set(OF_METRICS)
     rows = [read_metrics(config, options) if needs_rows else [] for config in configs]
     runtime.start(options.host_devices)
     matplotlib.use("agg")
-    folder = first = Path(options.workdir[0]) / "figures"
-    try:
-        for config, mine in zip(configs, rows, strict=True):
-            folder = Path(config.workdir) / "figures"
-            for name, figure in draw(options, config, mine):
-                print(figures.save_figure(figure, folder, name), flush=True)
-        if "training_error" in options.only:
-            folder = first
-            runs = dict(zip(figures.run_labels(configs), rows, strict=True))
-            print(figures.save_figure(figures.draw_training_error(runs), folder, "training_error"))
-    except OSError as error:
-        raise UserError(f"--workdir={folder.parent}: {folder} cannot be written: {error.strerror or error}") from error
+    for config, folder, mine in zip(configs, folders, rows, strict=True):
+        for name, figure in draw(options, config, mine):
+            print(figures.save_figure(figure, folder, name), flush=True)
+    if "training_error" in options.only:
+        runs = dict(zip(figures.run_labels(configs), rows, strict=True))
+        print(figures.save_figure(figures.draw_training_error(runs), folders[0], "training_error"))
 
 
 def define_flags(options: flags.FlagValues) -> None:

@@ -6,11 +6,12 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from alexnet_jax.system.files import replacing
+from alexnet_jax.system.files import output_file
 
 # Okabe and Ito's colours.
 COLOURS = {"train": "#0072B2", "validation": "#D55E00", "test": "#009E73"}
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
+FIGURE_SUFFIXES = (".png", ".svg")
 DASHES = ("-", "--", "-.", ":")
 
 
@@ -26,15 +27,15 @@ def bare(axis: Axes) -> None:
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> Path:
-    """Writes `name` as PNG and SVG, closes the figure, and returns the PNG's path."""
+    """Writes `name` as PNG and SVG, closes the figure, and returns the PNG's path. Raises UserError as `output_file`."""
     folder.mkdir(parents=True, exist_ok=True)
-    for extension in ("png", "svg"):
-        write_figure(figure, folder / f"{name}.{extension}")
+    for suffix in FIGURE_SUFFIXES:
+        write_figure(figure, folder / f"{name}{suffix}")
     plt.close(figure)
     return folder / f"{name}.png"
 
 
 def write_figure(figure: Figure, path: Path) -> None:
-    """Writes one file in the format of its suffix. It appears once it is complete."""
-    with replacing(path, "wb") as file:
+    """Writes one file in the format of its suffix. It appears once it is complete. Raises UserError as `output_file`."""
+    with output_file(path, "wb") as file:
         figure.savefig(file, format=path.suffix[1:], dpi=150)

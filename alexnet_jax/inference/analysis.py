@@ -1,17 +1,19 @@
 """A trained network on a split: its guesses, its confusions, and the nearest training images."""
 
+import math
 import sys
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float32, Int, Int64, UInt8
+from numpy.typing import ArrayLike
 from rich.console import Console
 from rich.progress import track
 
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.data.splits import Subset, evaluation_order
-from alexnet_jax.evaluate import Evaluator, Score, make_eval_fn
+from alexnet_jax.evaluate import Evaluator, Score, make_eval_fn, not_finite
 from alexnet_jax.inference.predictor import Features, Trained, hidden_layers, top_classes
 
 Square = UInt8[np.ndarray, "size size 3"]
@@ -46,10 +48,12 @@ Query = tuple[Square, str, list[Neighbour]]  # image, class, nearest first
 
 
 def judge(trained: Trained, split: Subset) -> Judged:
-    """Evaluates the network on a whole split."""
+    """Evaluates the network on a whole split. Raises as `Evaluator`, and UserError if the answers are not finite."""
     mesh, member = trained.setup.mesh, (make_eval_fn(trained.setup, trained.mean), trained.params)
     evaluate, quiet = Evaluator(mesh, trained.config.batch_size), not sys.stderr.isatty()
     score, logs = evaluate([member], Loader(mesh, split), keep=True, quiet=quiet)
+    if not math.isfinite(score.loss):
+        raise not_finite(trained)
     return Judged(split, score, np.exp(np.asarray(logs)))
 
 
@@ -71,7 +75,13 @@ def guessed(trained: Trained, judged: Judged, examples: Int64[np.ndarray, "shown
 def confusion(
     labels: Int[np.ndarray, "examples"], guesses: Int[np.ndarray, "examples"], classes: int
 ) -> Int64[np.ndarray, "classes classes"]:
-    """Numbers of examples. Rows are the right classes, columns the predicted ones."""
+    """Numbers of examples. Rows are the right classes, columns the predicted ones.
+
+    Raises ValueError if there is not one guess for each label, or one of them is not from 0 to `classes` - 1.
+    """
+    both = np.stack([labels, guesses])
+    if both.size and (both.min() < 0 or both.max() >= classes):
+        raise ValueError(f"expected labels and guesses from 0 to {classes - 1}; found {both.min()} to {both.max()}")
     return np.bincount(labels.astype(np.int64) * classes + guesses, minlength=classes**2).reshape(classes, classes)
 
 
@@ -90,22 +100,41 @@ def last_hidden(trained: Trained) -> str:
 
 
 def nearest(
-    features: Features, queries: UInt8[np.ndarray, "queries size size 3"], among: Subset, batch_size: int, count: int = 6
-) -> tuple[Int64[np.ndarray, "queries count"], Float[np.ndarray, "queries count"]]:
+    features: Features, queries: ArrayLike, among: Subset, batch_size: int, count: int = 6
+) -> tuple[Int64[np.ndarray, "*queries count"], Float[np.ndarray, "*queries count"]]:
     """Section 6.1: the images of a split with the nearest features, by Euclidean distance.
 
-    Takes up to `batch_size` queries. Reads the split once and keeps the distances, not the features. Returns places in the
-    split, nearest first (ties: the lower place first), and their distances.
+    Reads the split once and keeps the distances, not the features.
+
+    Args:
+        features: what they are compared by.
+        queries: images, one or any number of them, as `Features` takes them.
+        among: images of the same size.
+        batch_size: how many of them are read at a time.
+        count: how many are wanted of each query; the result has fewer if there are fewer.
+
+    Returns:
+        Places in the split, nearest first (ties: the lower place first), and their distances. For one query both have one
+        axis.
+
+    Raises:
+        TypeError: the pixels are not uint8.
+        ValueError: images of another shape, or a `batch_size` or `count` below 1.
     """
-    wanted = features(queries).reshape(len(queries), -1).astype(np.float64)
-    apart, order = [], list(evaluation_order(len(among), batch_size))
-    quiet = not sys.stderr.isatty()
+    if min(batch_size, count) < 1:
+        raise ValueError(f"expected a batch_size and a count of at least 1; found {batch_size} and {count}")
+    found = features(queries)
+    asked = np.shape(queries)[:-3]
+    wanted = found.reshape(math.prod(asked), math.prod(found.shape[len(asked) :])).astype(np.float64)
+    distances = np.empty((len(wanted), len(among)))
+    order, quiet = list(evaluation_order(len(among), batch_size)), not sys.stderr.isatty()
     for numbers, real in track(order, "comparing", console=Console(stderr=True), disable=quiet):
         batch = features(among.read(numbers[:real]).images).reshape(real, -1).astype(np.float64)
-        apart.append([np.linalg.norm(batch - query, axis=1) for query in wanted])
-    distances = np.concatenate(apart, axis=1)
+        for query, row in zip(wanted, distances, strict=True):
+            row[numbers[:real]] = np.linalg.norm(batch - query, axis=1)
     places = np.argsort(distances, axis=1, kind="stable")[:, :count]
-    return places, np.take_along_axis(distances, places, 1)
+    near = np.take_along_axis(distances, places, 1)
+    return places.reshape(*asked, places.shape[1]), near.reshape(*asked, near.shape[1])
 
 
 def neighbours(

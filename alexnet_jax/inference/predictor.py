@@ -1,14 +1,15 @@
 """A trained network with all that it needs to look at images, read from the folder of its run; no data set is opened."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32
+from numpy.typing import ArrayLike
 
 from alexnet_jax.augment import views
-from alexnet_jax.evaluate import EnsembleMember, Evaluator, make_eval_fn
+from alexnet_jax.evaluate import EnsembleMember, Evaluator, check_images, make_eval_fn, not_finite
 from alexnet_jax.layers import Classifier
 from alexnet_jax.run.open import Trained, open_run
 from alexnet_jax.step import make_feature_step
@@ -27,21 +28,38 @@ def load_trained(
 
 
 class Classification:
-    """Class probabilities of the centre crops of batches of images. Compiles once; keep it."""
+    """Class probabilities of the centre crops of images. Compiles once; keep it."""
 
     def __init__(self, trained: Trained):
         self._trained = trained
         self._evaluator = Evaluator(trained.setup.mesh, trained.config.batch_size)
         self._member: EnsembleMember = (make_eval_fn(trained.setup, trained.mean), trained.params)
 
-    def __call__(self, images: UInt8[np.ndarray, "count size size 3"]) -> Float32[np.ndarray, "count classes"]:
-        """Of up to `batch_size` images."""
-        total = self._evaluator.log_probabilities([self._member], _full_batch(self._trained, images), 1)
-        return np.exp(self._trained.setup.mesh.fetch(total, P("data"))[: len(images)])
+    def __call__(self, images: ArrayLike) -> Float32[np.ndarray, "*count classes"]:
+        """Of one image or any number of them.
+
+        Args:
+            images: uint8 RGB, (size, size, 3) or (count, size, size, 3), where size is the run's --image_size.
+
+        Returns:
+            (classes,) for one image, (count, classes) for several, which may be none.
+
+        Raises:
+            TypeError: the pixels are not uint8.
+            ValueError: the images have another shape.
+            UserError: the answers are not finite, because the run has diverged.
+        """
+        found = _in_batches(self._trained, images, self._log_probabilities)
+        if not np.isfinite(found).all():
+            raise not_finite(self._trained)
+        return np.exp(found)
+
+    def _log_probabilities(self, batch: Any) -> Any:
+        return self._evaluator.log_probabilities([self._member], batch, 1)
 
 
 class Features:
-    """Activations of a hidden layer on the centre crops of batches of images. Compiles once; keep it."""
+    """Activations of a hidden layer on the centre crops of images. Compiles once; keep it."""
 
     def __init__(self, trained: Trained, layer: str, flag: str = "features"):
         """Raises UserError naming `flag` if there is no such hidden layer."""
@@ -54,16 +72,33 @@ class Features:
         (centre,) = views(1, trained.config.image_size, trained.config.crop)
         self._constants = trained.setup.mesh.put((trained.mean, np.int32(centre.top), np.int32(centre.left)), P())
 
-    def __call__(self, images: UInt8[np.ndarray, "count size size 3"]) -> Float32[np.ndarray, "count ..."]:
-        """Of up to `batch_size` images: (count, units) of a dense layer, (count, height, width, maps) of a convolution."""
-        found = self._step(self._trained.params, _full_batch(self._trained, images), *self._constants)
-        return np.asarray(self._trained.setup.mesh.fetch(found, P("data"))[: len(images)], np.float32)
+    def __call__(self, images: ArrayLike) -> Float32[np.ndarray, "..."]:
+        """Of one image or any number of them; `images` and errors as for `Classification`.
+
+        Returns:
+            (count, units) of a dense layer, (count, height, width, maps) of a convolution; without `count` for one image.
+        """
+        return _in_batches(self._trained, images, self._activations)
+
+    def _activations(self, batch: Any) -> Any:
+        return self._step(self._trained.params, batch, *self._constants)
 
 
-def _full_batch(trained: Trained, images: UInt8[np.ndarray, "count size size 3"]) -> Any:
-    """A batch on the devices, filled up with the first image: all batches have one shape, so one program serves all."""
-    numbers = np.arange(trained.config.batch_size)
-    return trained.setup.mesh.put(images[np.where(numbers < len(images), numbers, 0)], P("data"))
+def _in_batches(trained: Trained, images: ArrayLike, look: Callable[[Any], Any]) -> Float32[np.ndarray, "..."]:
+    """What `look` says of each image, for a batch on the devices. Black images fill up the last one: one program serves all.
+
+    No images are a batch of black ones, of which nothing is kept: so the result has its shape.
+    """
+    given, mesh = np.asarray(images), trained.setup.mesh
+    check_images(given, trained.config.image_size)
+    many = given[None] if given.ndim == 3 else given
+    found = []
+    for first in range(0, max(len(many), 1), trained.config.batch_size):
+        mine = many[first : first + trained.config.batch_size]
+        batch = np.zeros((trained.config.batch_size, *many.shape[1:]), np.uint8)
+        batch[: len(mine)] = mine
+        found.append(np.asarray(mesh.fetch(look(mesh.put(batch, P("data"))), P("data"))[: len(mine)], np.float32))
+    return np.concatenate(found) if given.ndim == 4 else found[0][0]
 
 
 def hidden_layers(trained: Trained) -> list[str]:
@@ -71,7 +106,23 @@ def hidden_layers(trained: Trained) -> list[str]:
     return [layer.name for layer in trained.config.table().layers if not isinstance(layer, Classifier)]
 
 
-def top_classes(probabilities: Float32[np.ndarray, "classes"], classes: Sequence[str], count: int = 5) -> list[dict]:
-    """The likeliest classes, best first: {'class', 'index', 'probability'}; ties go to the lower class number."""
-    best = np.argsort(-probabilities, kind="stable")[:count].tolist()
-    return [{"class": classes[index], "index": index, "probability": float(probabilities[index])} for index in best]
+def top_classes(probabilities: ArrayLike, classes: Sequence[str], count: int = 5) -> list[dict]:
+    """The likeliest classes, best first: {'class', 'index', 'probability'}; ties go to the lower class number.
+
+    Args:
+        probabilities: (classes,), of one image.
+        classes: their names.
+        count: how many to give; fewer if there are fewer.
+
+    Raises:
+        ValueError: there is not one probability for each class, one is not finite, or `count` is negative.
+    """
+    given = np.asarray(probabilities, np.float64)
+    if given.shape != (len(classes),):
+        raise ValueError(f"expected {len(classes)} probabilities, shape ({len(classes)},); found {given.shape}")
+    if not np.isfinite(given).all():
+        raise ValueError("expected finite probabilities; found NaN or infinity")
+    if count < 0:
+        raise ValueError(f"expected a count of at least 0; found {count}")
+    best = np.argsort(-given, kind="stable")[:count].tolist()
+    return [{"class": classes[index], "index": index, "probability": float(given[index])} for index in best]

@@ -10,39 +10,35 @@ from absl import flags
 
 from alexnet_jax.report.gather import gather
 from alexnet_jax.report.page import render
-from alexnet_jax.run.flags import define_shown_runs
+from alexnet_jax.run.flags import check_workdirs, define_shown_runs
+from alexnet_jax.run.workdir import read_config
 from alexnet_jax.system import cli, runtime
-from alexnet_jax.system.errors import UserError
-from alexnet_jax.system.files import replacing
+from alexnet_jax.system.files import check_output, output_file
 
 
 def main(options: flags.FlagValues) -> None:
     """The command line."""
-    if not options.workdir:
-        raise UserError("--workdir is missing: name the folder of a run; repeat it to see several side by side")
+    check_workdirs(options.workdir, "see several side by side")
     out = Path(options.out) if options.out else Path(options.workdir[0]) / "report.html"
-    if options.out and not out.absolute().parent.is_dir():
-        raise UserError(f"--out={options.out}: there is no folder {out.parent}")
-    if out.is_dir():
-        raise UserError(f"--out={options.out} is a folder: name a file in it")
+    if not options.out:
+        read_config(options.workdir[0])  # it says so if the folder is no run
+    check_output(f"--out={out}", out, (".html", ".htm"))
     runtime.start(options.host_devices)
     matplotlib.use("agg")
     runs = gather(
         options.workdir, step=options.step, split=options.split, data_dir=options.data_dir, batch_size=options.batch_size,
         sample_seed=options.sample_seed,
     )  # fmt: skip
-    try:
-        with replacing(out) as file:
-            file.write(render(runs))
-    except OSError as error:
-        raise UserError(f"--out={out} cannot be written: {error.strerror or error}") from error
+    page = render(runs)
+    with output_file(out) as file:
+        file.write(page)
     print(out)
 
 
 def define_flags(options: flags.FlagValues) -> None:
     """The flags of this command."""
     define_shown_runs(options)
-    flags.DEFINE_string("out", "", "file of the page, in place of report.html in the first --workdir", flag_values=options)
+    flags.DEFINE_string("out", None, "file of the page, in place of report.html in the first --workdir", flag_values=options)
 
 
 COMMAND = cli.Command(__doc__, define_flags, main)

@@ -1,12 +1,14 @@
 """Flags that several commands share, and the flags of a run as text."""
 
-from collections.abc import Collection
+import os
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from absl import flags
 
 from alexnet_jax.config import Config, as_dict
 from alexnet_jax.config import define_flags as define_config_flags
+from alexnet_jax.system.errors import UserError
 
 
 def changed(config: Config, without: Collection[str] = ()) -> dict[str, Any]:
@@ -18,6 +20,18 @@ def changed(config: Config, without: Collection[str] = ()) -> dict[str, Any]:
 def value_text(value: Any) -> str:
     """A flag's value for a reader; a list has commas."""
     return ",".join(map(str, value)) or "none" if isinstance(value, tuple | list) else str(value)
+
+
+def check_workdirs(workdirs: Sequence[str], purpose: str) -> None:
+    """Raises UserError if --workdir names no run, or one of them twice. `purpose`: what it is repeated for."""
+    if not workdirs:
+        raise UserError(f"--workdir is missing: name the folder of a run; repeat it to {purpose}")
+    places = dict[str, str]()
+    for workdir in workdirs:
+        place = os.path.realpath(workdir)
+        if place in places:
+            raise UserError(f"--workdir={places[place]} and --workdir={workdir} are one run: name it once")
+        places[place] = workdir
 
 
 def define_step(options: flags.FlagValues) -> None:

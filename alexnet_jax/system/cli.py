@@ -113,16 +113,21 @@ def parse(options: flags.FlagValues, argv: Sequence[str]) -> list[str]:
     """Parses a command line into `options`. Returns the words that are not flags; they may stand anywhere.
 
     Raises:
-        UserError: an unknown flag, or a value that its flag cannot have.
+        UserError: an unknown flag, or a value that its flag cannot have, such as none from an unset variable.
     """
     options.set_gnu_getopt(True)
     try:
-        return options(["command", *argv])[1:]
+        words = options(["command", *argv])[1:]
     except flags.Error as error:
         raise UserError(" ".join(str(error).split())) from error
     except (UnicodeDecodeError, IsADirectoryError) as error:
         named = " ".join(word for word in argv if word.lstrip("-").startswith("flagfile"))
         raise UserError(f"{named} is not a file of flags: {error}") from error
+    for name in options:
+        flag = options[name]
+        if flag.present and flag.default != "" and "" in (flag.value if isinstance(flag.value, list) else [flag.value]):
+            raise UserError(f"--{name} is empty: give it a value, or leave it out")
+    return words
 
 
 def parse_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:

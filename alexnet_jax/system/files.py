@@ -1,4 +1,4 @@
-"""Atomic writes, JSON files, and locks between processes."""
+"""Atomic writes, the files that output flags name, JSON files, and locks between processes."""
 
 import contextlib
 import errno
@@ -6,8 +6,10 @@ import fcntl
 import functools
 import json
 import os
+import secrets
+import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,13 +20,68 @@ WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 @contextlib.contextmanager
 def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """A file to write, 'w' or 'wb'. It replaces `path` if the block ends without an error."""
-    beside = path.with_name(path.name + ".tmp")
-    with beside.open(mode, encoding=None if "b" in mode else "utf-8") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    """A file to write, 'w' or 'wb'. It replaces `path` if the block ends without an error, and is gone if not.
+
+    A symbolic link stays, and its target is replaced; a file that is replaced hands its permissions on. A process that is
+    killed leaves `<path>.<random>.tmp`, which no other writer uses. Raises OSError if `path` is no regular file.
+    """
+    target = _target(path)
+    beside = target.with_name(f"{target.name[:50]}.{secrets.token_hex(4)}.tmp")
+    try:
+        with beside.open(mode.replace("w", "x"), encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            with contextlib.suppress(FileNotFoundError):
+                os.fchmod(file.fileno(), stat.S_IMODE(target.stat().st_mode))
+        os.replace(beside, target)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def _target(path: Path) -> Path:
+    """What is replaced: the end of all symbolic links. Raises OSError if it is there and no regular file."""
+    target = Path(os.path.realpath(path))
+    if os.path.lexists(target) and not target.is_file():
+        what = "it is a folder" if target.is_dir() else "it is not a regular file"
+        raise OSError(errno.EEXIST, what, str(path))
+    return target
+
+
+def check_output(flag: str, path: Path, suffixes: Sequence[str] = ()) -> Path:
+    """Call it before the work that ends in `path`. Nothing is made or changed.
+
+    Args:
+        flag: what names the file, as it was typed.
+        path: the file to write.
+        suffixes: of which the file has to have one; any if there are none.
+
+    Raises:
+        UserError: the file cannot be made or replaced there, or ends otherwise.
+    """
+    if suffixes and path.suffix not in suffixes:
+        raise UserError(f"{flag} does not end in {' or '.join(suffixes)}")
+    try:
+        target = _target(path)
+        if not target.parent.is_dir():
+            raise UserError(f"{flag}: there is no folder {path.parent}")
+        # The new file is made beside the old one, which it replaces.
+        if not all(os.access(place, os.W_OK) for place in (target.parent, target) if place.exists()):
+            raise PermissionError(errno.EACCES, "it is write-protected")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{flag} cannot be written: {getattr(error, 'strerror', None) or error}") from error
+    return path
+
+
+@contextlib.contextmanager
+def output_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """`replacing` for what a command writes for a person. Raises UserError naming the file if it cannot be written."""
+    try:
+        with replacing(path, mode) as file:
+            yield file
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager
