@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from alexnet_jax.data.decode import RESIZES, square_rgb
+from alexnet_jax.data.decode import RESIZES, quiet_pillow, square_rgb
 from alexnet_jax.data.example import Example, Examples, Source
 from alexnet_jax.data.npy import NpyWriter
 from alexnet_jax.data.parallel import ordered_map
@@ -190,6 +190,7 @@ def _write_split(
     size, total, done = recipe.image_size, recipe.published[split], journal.done.get(split, Done())
     decode = partial(_decode, recipe, split, on_error)
     with (
+        quiet_pillow(),
         NpyWriter(folder / f"{split}_images.npy", np.uint8, (size, size, 3), total, rows=done.rows) as images,
         NpyWriter(folder / f"{split}_labels.npy", np.int32, (), total, rows=done.rows) as labels,
         contextlib.closing(ordered_map(decode, _blocks(examples, done.read, size))) as blocks,
