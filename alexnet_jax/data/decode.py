@@ -79,10 +79,8 @@ def _one_line_errors() -> Iterator[None]:
 
 def _from_file(encoded: bytes | Path) -> Image.Image:
     """The first frame, upright, in 8 bits per channel."""
-    with _one_line_errors():
-        special = isinstance(encoded, Path) and not stat.S_ISREG(encoded.stat().st_mode)
-    if special:
-        raise ValueError("it is no regular file")
+    if isinstance(encoded, Path):
+        _check_regular(encoded)
     with _one_line_errors():
         file = Image.open(encoded if isinstance(encoded, Path) else io.BytesIO(encoded), formats=FORMATS)
     with file:
@@ -94,6 +92,16 @@ def _from_file(encoded: bytes | Path) -> Image.Image:
         # Pillow would clip at 255.
         return Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8))
     return image
+
+
+def _check_regular(path: Path) -> None:
+    """Raises ValueError for what cannot be found, and for a FIFO or a device, which may take for ever to open or to read."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise ValueError(str(error.strerror)) from error
+    if not stat.S_ISREG(mode):
+        raise ValueError("it is no regular file")
 
 
 def _from_pixels(pixels: np.ndarray) -> Image.Image:

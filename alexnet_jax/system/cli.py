@@ -8,6 +8,7 @@ An entry point is a `Command`. Each call makes its own `FlagValues`, so a proces
 """
 
 import errno
+import io
 import os
 import shlex
 import sys
@@ -46,6 +47,8 @@ class Command:
         logging.use_absl_handler()
         logging.set_verbosity(logging.WARNING)  # at INFO libraries print too much
         flags.FLAGS.mark_as_parsed()  # the flags of libraries keep their defaults
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: for names that the locale cannot print
         sys.exit(self(sys.argv[1:]))
 
     def __call__(self, argv: Sequence[str]) -> int:
