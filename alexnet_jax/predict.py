@@ -3,13 +3,14 @@
 python -m alexnet_jax.predict --workdir=W IMAGE... [--format=table or jsonl] [--features=fc7:F.npz] [--figure=F.png]
 """
 
+import codecs
 import contextlib
 import itertools
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,11 +20,11 @@ from absl import flags
 from jaxtyping import Float32
 from numpy.typing import ArrayLike
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 
 from alexnet_jax.config import define_flags as define_config_flags
 from alexnet_jax.config import parsed
-from alexnet_jax.data.decode import square_rgb
+from alexnet_jax.data.decode import quiet_pillow, square_rgb
 from alexnet_jax.data.parallel import ordered_map
 from alexnet_jax.figures import FIGURE_SUFFIXES, draw_predictions, write_figure
 from alexnet_jax.inference.analysis import Guessed, Square
@@ -39,19 +40,12 @@ DRAWN = 12  # images in a figure
 def image_paths(words: Sequence[str], listed: str) -> list[Path]:
     """The images that a command line names: files, all files below folders by name, then the paths of a list.
 
-    Hidden files in folders are left out. `listed`: a file with one path a line, '-' for stdin, or ''. Raises UserError if
-    it cannot be read, or there are no images.
+    Hidden files and folders in folders are left out. `listed`: a file with one path a line, '-' for stdin, or ''. Raises
+    UserError if it cannot be read or is no such list, or if there are no images.
     """
-    if listed:
-        try:
-            text = sys.stdin.read() if listed == "-" else Path(listed).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--list={listed} cannot be read: {error}") from error
-        words = [*words, *(line for line in text.splitlines() if line.strip())]
     paths: list[Path] = []
-    for path in map(Path, words):
-        below = (file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
-        paths += sorted(below) if path.is_dir() else [path]
+    for path in map(Path, [*words, *(_lines(listed) if listed else ())]):
+        paths += _below(path) if os.path.isdir(path) else [path]
     if not paths:
         raise UserError(
             "there are no images: add files or folders to the command line, or name a list of them with --list=FILE"
@@ -59,22 +53,43 @@ def image_paths(words: Sequence[str], listed: str) -> list[Path]:
     return paths
 
 
-def read_images(paths: Iterable[Path], size: int, resize: str) -> Iterator[tuple[Path, Square]]:
-    """Every image that can be decoded, in order, a few ahead; `resize` as for `square_rgb`. Prints the others on stderr."""
+def _below(folder: Path) -> list[Path]:
+    """All but folders below a folder, sorted. A link to a folder is among them: it is not followed, and gets an error."""
+    visible = (path for path in folder.rglob("*") if not any(part[0] == "." for part in path.relative_to(folder).parts))
+    return sorted(path for path in visible if path.is_symlink() or not path.is_dir())
+
+
+def _lines(listed: str) -> list[str]:
+    """The paths of a list. They are bytes, as the names of files are, and may be in any encoding without a zero byte."""
+    try:
+        if listed != "-" and os.path.exists(listed) and not os.path.isfile(listed):
+            raise UserError(f"--list={listed} is no regular file: pipe a list into --list=-")
+        content = sys.stdin.buffer.read() if listed == "-" else Path(listed).read_bytes()
+    except OSError as error:
+        raise UserError(f"--list={listed} cannot be read: {error}") from error
+    if b"\0" in content:
+        raise UserError(f"--list={listed} is no list of paths: write one path a line, as text in UTF-8")
+    return [os.fsdecode(line) for line in content.removeprefix(codecs.BOM_UTF8).splitlines() if line.strip()]
+
+
+def read_images(paths: Iterable[Path], size: int, resize: str) -> Generator[tuple[Path, Square], None, None]:
+    """Every image that can be decoded, in order, a few ahead; `resize` as for `square_rgb`. Prints the others on stderr.
+
+    Close the generator to stop early.
+    """
 
     def decode(path: Path) -> tuple[Path, Square | str]:
         try:
-            if not path.is_file():
-                raise ValueError("no such file")
             return path, square_rgb(path, size, resize)
-        except (ValueError, OSError) as error:
+        except ValueError as error:
             return path, str(error)
 
-    for path, image in ordered_map(decode, paths):
-        if isinstance(image, str):
-            print(f"error: {path}: {image}", file=sys.stderr)
-        else:
-            yield path, image
+    with quiet_pillow(), contextlib.closing(ordered_map(decode, paths)) as decoded:
+        for path, image in decoded:
+            if isinstance(image, str):
+                print(f"error: {path}: {image}", file=sys.stderr)
+            else:
+                yield path, image
 
 
 class FeatureFile:
@@ -152,16 +167,20 @@ def main(options: flags.FlagValues, words: list[str]) -> None:
     quiet = not sys.stderr.isatty() or sys.stdout.isatty()  # printed rows show the progress
     shown: list[Guessed] = []
     failures = len(paths)
-    with tempfile.TemporaryFile(dir=features_path.parent) if features_path else contextlib.nullcontext() as rows:
+    size, resize = trained.config.image_size, trained.config.resize
+    with (
+        tempfile.TemporaryFile(dir=features_path.parent) if features_path else contextlib.nullcontext() as rows,
+        # Rich would print rows for a redirected stdout on the terminal.
+        Progress(console=Console(stderr=True), disable=quiet, redirect_stdout=False) as bar,
+        contextlib.closing(read_images(bar.track(paths, description="looking"), size, resize)) as images,
+    ):
         features = FeatureFile(Features(trained, layer), rows) if rows else None
-        ahead = track(paths, "looking", console=Console(stderr=True), disable=quiet)
-        images = read_images(ahead, trained.config.image_size, trained.config.resize)
         for path, image, probabilities in predict(trained, images, features):
             failures -= 1
             top5 = top_classes(probabilities, trained.classes)
             _print(path, top5, options.format)
             if figure is not None and len(shown) < DRAWN:
-                shown.append((path.name, image, top5, ""))
+                shown.append((os.fsencode(path.name).decode("utf-8", "replace"), image, top5, ""))
         if features and features_path:
             features.write(features_path)
     if figure is not None and shown:

@@ -51,15 +51,16 @@ def broken(kind):
     }[kind]
 
 
+def _chunk(kind, body):
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
 def bomb(side=50_000):
     """A PNG of side x side pixels that says so in a few bytes of header and holds one black row."""
 
-    def chunk(kind, body):
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
     header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     row = zlib.compress(bytes(1 + 3 * side))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", row) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", row) + _chunk(b"IEND", b"")
 
 
 def recorded(monkeypatch, module):
@@ -75,3 +76,41 @@ def assert_bars(figure, rows):
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert dict(zip(names, widths, strict=True)) == {name: row["images_per_second"] for name, row in rows.items()}
     assert names == list(rows)[::-1]
+
+
+def png(samples, depth, colour_type, **chunks):
+    """A PNG written by hand. samples: (height, width, channels), of `depth` bits; chunks: more of them, such as tRNS=..."""
+    samples = np.asarray(samples)
+    height, width, _ = samples.shape
+    bits = (samples.reshape(height, -1, 1) >> np.arange(depth)[::-1]) & 1
+    rows = np.packbits(bits.reshape(height, -1).astype(np.uint8), axis=1)
+    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
+    parts = {"IHDR": header, **chunks, "IDAT": zlib.compress(np.pad(rows, ((0, 0), (1, 0))).tobytes()), "IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind.encode(), body) for kind, body in parts.items())
+
+
+def tiff(samples, photometric, *, sample_format=1, bits=None, extra=None, palette=None):
+    """An uncompressed TIFF written by hand. samples: (height, width, channels), in their own type and byte order.
+
+    bits: if it is not that of the type, the samples are the packed bytes of grey pixels.
+    """
+    height, width, channels = samples.shape
+    order = ">" if samples.dtype.str[0] == ">" else "<"
+    if bits:
+        width = width * 8 // bits
+    data = samples.tobytes()
+    depth = [bits or 8 * samples.itemsize] * channels
+    tags = {256: [width], 257: [height], 258: depth, 259: [1], 262: [photometric], 273: [0], 277: [channels], 278: [height]}
+    tags |= {279: [len(data)], 339: [sample_format] * channels}
+    tags |= {320: palette} if palette else {}
+    tags |= {338: [extra]} if extra is not None else {}
+    end, entries, far = 14 + 12 * len(tags), b"", b""
+    length = sum(2 * len(values) for values in tags.values() if len(values) > 2)
+    tags[273] = [end + length]
+    for tag, values in sorted(tags.items()):
+        content = struct.pack(f"{order}{len(values)}H", *values)
+        place = struct.pack(f"{order}I", end + len(far)) if len(content) > 4 else content.ljust(4, b"\0")
+        far += content if len(content) > 4 else b""
+        entries += struct.pack(f"{order}HHI", tag, 3, len(values)) + place
+    start = struct.pack(f"{order}2sHIH", b"II" if order == "<" else b"MM", 42, 8, len(tags))
+    return start + entries + bytes(4) + far + data

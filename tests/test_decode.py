@@ -94,15 +94,6 @@ def test_a_path_is_read_as_its_bytes(tmp_path):
         square_rgb(tmp_path / "none.jpg", SIZE)
 
 
-@pytest.mark.parametrize(
-    ("value", "expected"), [(0, 0), (255, 0), (256, 1), (65535, 255), (65536, 255), (-1, 0), (-70000, 0)]
-)
-def test_grey_of_more_than_eight_bits_is_scaled_and_not_clipped_at_255(value, expected):
-    grey = Image.fromarray(np.full((SIZE, SIZE), value, np.int32))
-    assert grey.mode == "I"
-    assert (square_rgb(encode(grey, "TIFF"), SIZE) == expected).all()
-
-
 @pytest.mark.parametrize("size", [1, 15, 17, 40])
 def test_the_square_has_the_size_asked_for(size):
     for resize in ("centre", "warp"):
@@ -119,10 +110,11 @@ def test_an_odd_rest_is_cut_off_in_halves(wide):
     assert np.abs(got.astype(int) - pixels[:16, :16]).max() > 1
 
 
+UNKNOWN = "in no image format or kind of pixels that is decoded"
 BROKEN = {
     "jpeg": "OSError: Truncated File Read", "jpeg end": "OSError: image file is truncated",
-    "png": "OSError: image file is truncated", "text": "in no image format that Pillow knows",
-    "empty": "in no image format that Pillow knows", "channels": "TypeError: ", "no pixels": "it has no pixels",
+    "png": "OSError: image file is truncated", "text": UNKNOWN, "empty": UNKNOWN,
+    "channels": "uint8 pixels of shape (9, 9, 5)", "no pixels": "it has no pixels",
 }  # fmt: skip
 
 
@@ -138,7 +130,7 @@ def test_an_undecodable_image_is_an_error_of_one_line(kind, said):
     [(SyntaxError("one\n  two"), ValueError, "SyntaxError: one two"), (MemoryError("no room"), MemoryError, "no room")],
 )
 def test_an_error_becomes_one_line_but_a_lack_of_memory_is_not_a_broken_image(monkeypatch, error, raised, said):
-    def fail(*_):
+    def fail(*_, **__):
         raise error
 
     monkeypatch.setattr(Image, "open", fail)

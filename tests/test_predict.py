@@ -1,15 +1,19 @@
 """Predictions through the command line: the same numbers as evaluation, any number of images, bad ones named."""
 
+import contextlib
 import io
 import json
 import os
 import subprocess
 import sys
+import threading
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags
 from networks import CROP, ROOT, SIZE, run, small_setup, tiny_config
 from pictures import bomb, broken, encode, recorded, smooth
 from PIL import Image
@@ -18,7 +22,7 @@ from alexnet_jax import predict
 from alexnet_jax.data.store import open_store, store_path
 from alexnet_jax.inference.predictor import load_trained, top_classes
 from alexnet_jax.network import merge
-from alexnet_jax.predict import image_paths
+from alexnet_jax.predict import image_paths, read_images
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.train import train
 
@@ -48,6 +52,89 @@ def test_folders_lists_and_files_are_joined_in_order(tmp_path):
         image_paths([], "")
     with pytest.raises(UserError, match="--list=/nowhere cannot be read"):
         image_paths([], "/nowhere")
+
+
+def test_what_is_hidden_or_a_folder_in_a_folder_is_no_image(tmp_path):
+    """A link to a folder and all that is no regular file stay, and get an error of their own."""
+    for name in ("f/a.png", "f/.hidden/b.png", "f/c/.d.png", "elsewhere/e.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    os.mkfifo(tmp_path / "f/fifo")
+    (tmp_path / "f/link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "f/lost").symlink_to("nowhere")
+    assert [path.name for path in image_paths([str(tmp_path / "f")], "")] == ["a.png", "fifo", "link", "lost"]
+
+
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+def test_a_list_holds_names_in_any_encoding(tmp_path, monkeypatch, ends):
+    names = [b"caf\xe9.png", "café \x85\u2028.png".encode(), b" [1] 'x'.png"]
+    content = b"\xef\xbb\xbf" + ends.encode().join([*names, b"", b"  "])
+    (tmp_path / "list").write_bytes(content)
+    assert [os.fsencode(path) for path in image_paths([], str(tmp_path / "list"))] == names
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content), "ascii"))
+    assert [os.fsencode(path) for path in image_paths([], "-")] == names
+
+
+def test_paths_that_lead_to_no_file_are_images_that_cannot_be_read(tmp_path):
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "self").symlink_to("self")
+    wrong = {
+        "a" * 5000: "File name too long", "file/b": "Not a directory", "none": "No such file or directory",
+        "fifo": "it is no regular file", "self": "Too many levels of symbolic links", "file": "in no image format",
+        os.fsdecode(b"\xff"): "No such file or directory",
+    }  # fmt: skip
+    paths = [tmp_path / name for name in wrong]
+    assert image_paths(list(map(str, paths)), "") == paths
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        assert list(read_images(paths, SIZE, "centre")) == []
+    for path, line, reason in zip(paths, said.getvalue().splitlines(), wrong.values(), strict=True):
+        assert line.startswith(f"error: {path}: {reason}")
+
+
+class Terminal(io.StringIO):
+    """As which a person sees stderr."""
+
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def one_class(monkeypatch):
+    """In place of a run, one that gives all images to its only class."""
+    found = SimpleNamespace(config=SimpleNamespace(image_size=SIZE, resize="centre"), classes=["a"], title="")
+    monkeypatch.setattr(predict, "load_trained", lambda *_, **__: found)
+    monkeypatch.setattr(predict, "predict", lambda _, images, __: ((*image, np.ones(1, np.float32)) for image in images))
+
+
+def test_rows_go_to_the_file_and_the_bar_to_the_terminal(tmp_path, one_class):
+    """As in `predict ... --format=jsonl > rows.jsonl` at a terminal, while the bar is shown."""
+    (tmp_path / "a.png").write_bytes(encode(smooth(9, 9), "PNG"))
+    with contextlib.redirect_stdout(io.StringIO()) as rows, contextlib.redirect_stderr(Terminal()) as bar:
+        assert predict.COMMAND([str(tmp_path / "a.png")] * 99 + ["--format=jsonl"]) == 0
+    expected = [{"class": "a", "index": 0, "probability": 1.0}]
+    assert [json.loads(line)["top5"] for line in rows.getvalue().splitlines()] == [expected] * 99
+    assert "looking" in bar.getvalue()
+    assert "top5" not in bar.getvalue()
+
+
+def test_ctrl_c_ends_the_bar_and_the_threads_before_anything_is_said(tmp_path, one_class, monkeypatch):
+    (tmp_path / "a.png").write_bytes(encode(smooth(9, 9), "PNG"))
+    before, options = set(threading.enumerate()), flags.FlagValues()
+    predict.define_flags(options)
+    options(["predict"])
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict, "_print", interrupt)
+    with contextlib.redirect_stderr(Terminal()), pytest.raises(KeyboardInterrupt) as caught:
+        predict.main(options, [str(tmp_path / "a.png")] * 99)
+    assert caught.value.__traceback__  # holds on to the frames
+    for thread in set(threading.enumerate()) - before:
+        assert not thread.name.startswith("ordered_map")
+        thread.join(timeout=5)  # Rich's own ends with its next refresh
+        assert not thread.is_alive()
 
 
 def test_top_classes_are_sorted_and_ties_go_to_the_lower_number():
@@ -119,7 +206,7 @@ def assert_drawn(drawn: list, path, rows: list[dict], title: str) -> None:
 @pytest.mark.slow
 def test_a_list_from_stdin_as_a_table(trained, monkeypatch):
     names = "".join(f"{trained}/images/{number:02d}.png\n" for number in (3, 1))
-    monkeypatch.setattr(sys, "stdin", io.StringIO(names))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(names.encode())))
     result = run("predict", f"--workdir={trained / 'run'}", "--list=-", "--batch_size=4")
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()

@@ -1,5 +1,6 @@
 """Preparing, and its command: what it writes, says, refuses and leaves alone; the sets that it was made for."""
 
+import dataclasses
 import errno
 import fcntl
 import io
@@ -20,11 +21,13 @@ from PIL import Image
 from test_sources import write_greys
 
 import alexnet_jax.data.prepare
+from alexnet_jax.data.dataset import open_dataset
 from alexnet_jax.data.prepare import prepare
 from alexnet_jax.data.sources import open_source
 from alexnet_jax.data.store import open_store
 from alexnet_jax.data.writer import write_store
 from alexnet_jax.system.errors import UserError
+from alexnet_jax.values import Fold
 
 TFDS_DIR = Path(__file__).parents[2] / "shared/data/tfds"
 needs_cifar10 = pytest.mark.skipif(not (TFDS_DIR / "cifar10").is_dir(), reason="CIFAR-10 is not beside the repository")
@@ -117,7 +120,12 @@ def test_a_data_dir_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"image_size": 0}, "--image_size=0"),
+        ({"image_size": 0}, "--image_size=0 must be at least 1"),
+        ({"image_size": -(10**30)}, "--image_size=-1"),
+        ({"image_size": 4097}, "--image_size=4097 must be at least 1 and at most 4096"),
+        ({"split_seed": -1}, "--split_seed=-1 must be at least 0"),
+        ({"split_seed": 2**64}, r"--split_seed=18446744073709551616 must be .* less than 2\*\*64"),
+        ({"tfds_dir": ""}, "--tfds_dir= is empty"),
         ({"on_error": "mend"}, "--on_error=mend"),
         ({"resize": "crop"}, "--resize=crop"),
     ],
@@ -160,6 +168,64 @@ def test_a_folder_that_has_changed_since_is_an_error_and_the_old_store_stays(tmp
     assert prepare(name, data, image_size=SIZE) == path
 
 
+def folder_of(root, sizes):
+    """A folder with images, so many in each class."""
+    for label, size in sizes.items():
+        (root / label).mkdir(parents=True)
+        for number in range(size):
+            (root / label / f"{number}.png").write_bytes(encode(smooth(9, 7, seed=number), "PNG"))
+    return f"folder:{root}"
+
+
+FOLD = ", or train with --fold=0/5, which holds out a fifth for validation"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "counts", "note"),
+    [
+        ({"a": 1}, "1 train", f"note: there is no validation and no test split: add images, or a folder of this name{FOLD}"),
+        ({"a": 5, "b": 4}, "9 train", f"no validation and no test split: add images, or a folder of this name{FOLD}"),
+        ({"train/a": 2, "test/a": 1}, "2 train, 1 test", f"no validation split: add images, or a folder of this name{FOLD}"),
+        ({"train/a": 2, "Val/a": 1}, "2 train, 1 validation", "no test split: add images, or a folder of this name"),
+        ({"a": 5, "b": 5}, "8 train, 1 validation, 1 test", None),
+    ],
+)
+def test_a_split_that_is_missing_is_noted_with_the_way_to_get_it(tmp_path, capsys, sizes, counts, note):
+    name = folder_of(tmp_path / "photos", sizes)
+    prepare(name, tmp_path / "data", image_size=SIZE)
+    first, *notes = capsys.readouterr().err.splitlines()
+    assert f": prepared: {counts}, 16 px, " in first
+    assert len(notes) == bool(note)
+    assert all(line.endswith(note) for line in notes)
+    prepare(name, tmp_path / "data", image_size=SIZE)
+    assert capsys.readouterr().err.splitlines()[1:] == notes
+
+
+def test_a_split_that_a_set_has_not_is_named_beside_those_it_has(tmp_path):
+    config = networks.small_config(
+        dataset=folder_of(tmp_path / "photos", {"a": 3, "b": 4}), data_dir=str(tmp_path), image_size=SIZE, crop_size=SIZE
+    )
+    prepare(config.dataset, tmp_path, image_size=SIZE)
+    for split in ("validation", "test"):
+        with pytest.raises(UserError, match=f"^--split={split}: .* has train: choose one of them, .*--fold=0/5"):
+            open_dataset(config).split(split)
+    held = open_dataset(dataclasses.replace(config, fold=Fold(6, 9)))
+    assert {name: len(split) for name, split in held.splits.items()} == {"train": 6, "validation": 1}
+    with pytest.raises(UserError, match="--fold=7/9 leaves the validation split empty: train and validation have 7 images"):
+        open_dataset(dataclasses.replace(config, fold=Fold(7, 9)))
+
+
+def test_a_split_of_which_nothing_could_be_decoded_does_not_exist(tmp_path, capsys):
+    folder_of(tmp_path / "photos", {"train/a": 2, "test/a": 1})
+    (tmp_path / "photos/test/a/0.png").write_bytes(b"no image")
+    name = f"folder:{tmp_path}/photos"
+    prepare(name, tmp_path, image_size=SIZE, on_error="skip")
+    assert "2 train, 0 test" in (said := capsys.readouterr().err)
+    assert "no validation and no test split" in said
+    config = networks.small_config(dataset=name, data_dir=str(tmp_path), image_size=SIZE, crop_size=SIZE)
+    assert list(open_dataset(config).splits) == ["train"]
+
+
 def test_an_unknown_set_leaves_no_folder_behind(tmp_path):
     with pytest.raises(UserError, match="--dataset=grocery"):
         prepare("grocery", tmp_path / "data", image_size=SIZE)
@@ -179,7 +245,8 @@ def test_all_of_cifar10_from_the_command_line(tmp_path):
     done = run("-m", "alexnet_jax.prepare", *flags)
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
-    (line,) = done.stderr.splitlines()
+    line, note = done.stderr.splitlines()
+    assert "no validation split" in note
     assert str(tmp_path / "cifar10-32") in line
     assert "50,000 train, 10,000 test" in line
     store = open_store(tmp_path / "cifar10-32")
@@ -199,7 +266,8 @@ def test_a_tfds_set_from_the_command_line(tmp_path):
     flags = ("--dataset=greys", f"--tfds_dir={tmp_path}/tfds", f"--data_dir={tmp_path}/data", "--image_size=4")
     done = networks.run("prepare", *flags, "--verify")
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
-    first, second = done.stderr.splitlines()
+    first, note, second = done.stderr.splitlines()
+    assert note.startswith("note: there is no validation split: prepare another set, or train with --fold=0/5")
     assert first == f"{tmp_path}/data/greys-4: prepared: 4 train, 2 test, 4 px, 2 classes"
     assert second == f"{tmp_path}/data/greys-4: every image and label is as it was prepared"
     store = open_store(tmp_path / "data/greys-4")
@@ -216,6 +284,7 @@ def test_a_tfds_set_from_the_command_line(tmp_path):
         ("--image_size=x", "flag --image_size=x"),
         ("--resize=crop", "flag --resize=crop: value should be one of <centre|warp>"),
         ("--split_seed=-1", "flag --split_seed=-1"),
+        ("--split_seed=18446744073709551616", "--split_seed=18446744073709551616 must be"),
         ("photos", "'photos' is not a flag"),
     ],
 )

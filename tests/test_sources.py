@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import io
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -188,6 +189,24 @@ def test_a_damaged_tfds_file_is_named(tmp_path):
     line = error_of("greys", str(tmp_path))
     assert "--dataset=greys" in line
     assert "split train" in line
+
+
+@pytest.mark.parametrize(
+    ("info", "features"),
+    [(b"{", b"{}"), (b"[]", b"[]"), (b'{"name": "odd", "version": "1.0.0", "splits": 5}', b"{}"), (b"\xff\xd8", b"\xff")],
+)
+def test_a_tfds_folder_of_the_wrong_shape_is_one_line(tmp_path, info, features):
+    (tmp_path / "odd/1.0.0").mkdir(parents=True)
+    (tmp_path / "odd/1.0.0/dataset_info.json").write_bytes(info)
+    (tmp_path / "odd/1.0.0/features.json").write_bytes(features)
+    assert error_of("odd", str(tmp_path)).startswith("--dataset=odd cannot be opened: ")
+
+
+@pytest.mark.parametrize("kind", ["file", "fifo"])
+def test_a_tfds_dir_that_is_no_folder_is_refused(tmp_path, kind):
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "fifo")
+    assert error_of("mnist", str(tmp_path / kind)) == f"--tfds_dir={tmp_path / kind} is no folder"
 
 
 def without_tensorflow(monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 from alexnet_jax.data import splits
 from alexnet_jax.data.splits import Batch, Order, epoch_order, evaluation_order, fold_split, whole
 from alexnet_jax.data.store import Split
+from alexnet_jax.system.errors import UserError
 
 
 def numbered(count, *cuts):
@@ -113,6 +114,24 @@ def test_folds_partition_train_and_validation_together(cuts):
             assert (np.diff(part.labels) > 0).all()
         held.extend(validation.labels.tolist())
     assert sorted(held) == list(range(103))
+
+
+@pytest.mark.parametrize(
+    ("images", "index", "count", "empty"),
+    [(1, 0, 2, "train"), (1, 1, 2, "validation"), (2, 2, 3, "validation"), (71, 71, 72, "validation"),
+     (0, 0, 2, "validation"), (5, 10**30 - 1, 10**30, "validation")],
+)  # fmt: skip
+def test_a_fold_that_leaves_a_split_empty_is_refused(images, index, count, empty):
+    with pytest.raises(
+        UserError, match=f"^--fold={index}/{count} leaves the {empty} split empty: [^\n]* have {images} images"
+    ):
+        fold_split(numbered(images), index, count)
+
+
+@pytest.mark.parametrize(("images", "index", "count"), [(2, 1, 2), (71, 70, 72), (3, 2, 10**30)])
+def test_the_smallest_fold_is_one_image(images, index, count):
+    train, validation = fold_split(numbered(images), index, count)
+    assert (len(train), len(validation)) == (images - 1, 1)
 
 
 @pytest.mark.parametrize("cuts", [(), (255,), (8, 299)])

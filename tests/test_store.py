@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 
 import numpy as np
 import pytest
@@ -106,6 +107,13 @@ def change_meta(folder, **changes):
     (folder / "meta.json").write_text(json.dumps({key: value for key, value in meta.items() if value is not None}))
 
 
+WRONG_TYPES = (
+    ("name", 3), ("name", ["hand"]), ("image_size", "6"), ("image_size", 6.5), ("image_size", float("inf")),
+    ("image_size", True), ("classes", "abcd"), ("classes", {"a": 0, "b": 1, "c": 2, "d": 3}), ("classes", 4),
+    ("mean_image", 1), ("source", {}), ("fingerprint", 0),
+)  # fmt: skip
+
+
 def cut(folder, name):
     path = folder / name
     path.write_bytes(path.read_bytes()[:-1])
@@ -140,6 +148,13 @@ def error_of(folder):
         ({"colour_std": [1, 2, float("nan")]}, "statistics"),
         ({"colour_std": [1, float("inf"), 2]}, "statistics"),
         ({"mean_image": "none.npy"}, "none.npy is missing"),
+        ({"mean_image": "../mean_image.npy/no\0"}, "is missing"),
+        *(({field: value}, f"{field} is no ") for field, value in WRONG_TYPES),
+        ({"classes": ["a", "b", "c", 4]}, "a class is no str"),
+        *(({"counts": COUNTS | {"train": value}}, "train is no int") for value in ("5", 5.0, True, float("inf"), None, [5])),
+        ({"counts": COUNTS | {"train": -5}}, "(-5, 6, 6, 3)"),
+        *(({"channel_mean": value}, "statistics") for value in (["1", "2", "3"], [1, 2, 1e300], "abc", [10**40] * 3, {})),
+        ({"channel_mean": [[1], [2, 3], 4]}, "meta.json does not have what it should"),
     ],
 )
 def test_meta_that_lies_is_refused(folder, changes, said):
@@ -174,6 +189,10 @@ def test_a_missing_file_is_refused(folder, name, said):
         (b'{"name": "\xff"}', "meta.json cannot be read"),
         (b"[]", "its format version is None"),
         (None, "meta.json cannot be read"),
+        (b"[" * 100_000, "meta.json cannot be read"),
+        (b"9" * 10_000, "meta.json cannot be read"),
+        (b"\xff\xd8\xff\xe0", "meta.json cannot be read"),
+        (b"null", "its format version is None"),
     ],
 )
 def test_meta_that_is_no_object_is_refused(folder, content, said):
@@ -195,6 +214,19 @@ def test_labels_may_be_all_of_the_classes(folder, monkeypatch):
     np.save(folder / "test_labels.npy", np.array([0, 1, 3], np.int32))
     monkeypatch.setattr(store_module, "VERIFIED_BYTES", 0)  # the labels changed the fingerprint
     assert open_store(folder).splits["test"].labels.tolist() == [0, 1, 3]
+
+
+@pytest.mark.parametrize("name", ["meta.json", "train_images.npy", "test_labels.npy", "mean_image.npy"])
+def test_a_fifo_is_not_opened(folder, name):
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    assert "it is no regular file" in error_of(folder)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1, 256])
+def test_a_mean_image_that_is_none_of_pixels_is_refused(folder, value):
+    np.save(folder / "mean_image.npy", np.full((SIZE, SIZE, 3), value, np.float32))
+    assert "mean_image.npy is no mean of pixels" in error_of(folder)
 
 
 class Trap:
@@ -250,6 +282,12 @@ def test_synthetic_noise_is_the_same_every_time_and_has_the_statistics_it_claims
     assert (store.name, store.image_size, store.source) == ("synthetic", 24, "uniform noise")
     assert store.classes == tuple(f"class {label}" for label in range(10))
     assert store.fingerprint == again.fingerprint != synthetic_store(24, classes=10, examples=404).fingerprint
+
+
+@pytest.mark.parametrize("size", [100_000, 2**40])
+def test_noise_that_does_not_fit_into_memory_is_refused(size):
+    with pytest.raises(UserError, match=f"^--image_size={size}: synthetic images of it take .* GB, and this machine has"):
+        synthetic_store(size)
 
 
 def test_synthetic_noise_does_not_change_between_versions():

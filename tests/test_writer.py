@@ -1,6 +1,7 @@
 """Writing a store: its content against NumPy; what errors, a full disk and kill -9 leave behind, and resuming."""
 
 import collections
+import contextlib
 import errno
 import hashlib
 import json
@@ -9,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -179,6 +181,50 @@ def test_a_partial_file_that_lost_its_end_is_refused(tmp_path, small_blocks):
         write_store(Source("fake", ("a", "b", "c"), "", {"train": Listed(items)}), tmp_path / "fake-16", SIZE)
 
 
+CHANGES = [
+    b"", b"[", b"[" * 100_000, b"[]", b"null", b"\xff", {"done": []}, {"done": {"train": 4}}, {"recipe": None},
+    *({"done": {"train": done}} for done in (
+        {}, {"read": "4", "rows": 4, "skipped": []}, {"read": 4, "rows": -1, "skipped": []},
+        {"read": 99, "rows": 4, "skipped": []}, {"read": 4, "rows": 5, "skipped": []},
+        {"read": 4, "rows": 4, "skipped": None},
+    )),
+    {"done": {"trial": {"read": 4, "rows": 4, "skipped": []}}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=str)
+def test_a_journal_that_was_not_written_like_this_is_not_resumed(tmp_path, small_blocks, change):
+    items, journal = listed(some_images(9)).items, tmp_path / "fake-16.partial.json"
+    source = Source("fake", ("a", "b", "c"), "", {"train": Interrupted(items, 4)})
+    with pytest.raises(UserError, match="cable"):
+        write_store(source, tmp_path / "fake-16", SIZE)
+    content = change if isinstance(change, bytes) else json.dumps(json.loads(journal.read_text()) | change).encode()
+    journal.write_bytes(content)
+    again = Interrupted(items, None)
+    write_store(Source("fake", ("a", "b", "c"), "", {"train": again}), tmp_path / "fake-16", SIZE)
+    assert again.seen == list(range(9))
+
+
+def test_ctrl_c_ends_the_threads_at_the_next_image_and_keeps_the_journal(tmp_path, monkeypatch):
+    """After the first block of 256 images each further one would take a minute."""
+
+    def decode(image, *_):
+        time.sleep(0.2 if int.from_bytes(image) >= 256 else 0)
+        return np.zeros((SIZE, SIZE, 3), np.uint8)
+
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(alexnet_jax.data.writer, "square_rgb", decode)
+    monkeypatch.setattr(alexnet_jax.data.writer, "_bar", lambda *_: contextlib.nullcontext(interrupt))
+    before, begun = set(threading.enumerate()), time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        write_store(source_of([number.to_bytes(2) for number in range(2000)]), tmp_path / "fake-16", SIZE)
+    assert time.monotonic() - begun < 10
+    assert set(threading.enumerate()) == before
+    assert json.loads((tmp_path / "fake-16.partial.json").read_text())["done"]["train"]["rows"] == 256
+
+
 @pytest.mark.slow
 def test_kill_9_at_any_moment_and_again_gives_the_same_bytes(tmp_path):
     """Prepares photographs in a real process, which is killed up to ten times."""
@@ -236,6 +282,15 @@ def test_a_disk_that_is_too_small_is_an_error_before_the_first_image(tmp_path, m
     source = Source("fake", ("a", "b", "c"), "", {"train": Interrupted(listed(some_images(30)).items, at=0)})
     with pytest.raises(UserError, match=r"has 0\.0 GB free; fake-16 needs"):
         write_store(source, tmp_path / "fake-16", SIZE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_another_run_has_left_counts_as_free(tmp_path, monkeypatch):
+    (tmp_path / "fake-16.partial").mkdir()
+    (tmp_path / "fake-16.partial/train_images.npy").write_bytes(bytes(30 * SIZE * SIZE * 3))
+    usage = shutil.disk_usage(tmp_path)._replace(free=5000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    assert len(write_store(source_of(some_images(30)), tmp_path / "fake-16", SIZE).splits["train"]) == 30
 
 
 @pytest.mark.parametrize("expected_rows", [0, 5, 1_000_000_000])

@@ -1,5 +1,6 @@
 """The data set that a config names, ready to train on or to evaluate."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ MeanImage = Float32[np.ndarray, "size size 3"]
 
 @dataclass(frozen=True)
 class Dataset:
-    """Splits by name ('train', 'validation', 'test'), class names, and statistics of the training pixels."""
+    """Splits by name ('train', 'validation', 'test'), none empty; class names; and statistics of the training pixels."""
 
     name: str
     classes: tuple[str, ...]
@@ -31,19 +32,23 @@ class Dataset:
     def split(self, name: str) -> Subset:
         """Raises UserError naming --split if the set has no such split."""
         if name not in self.splits:
-            raise UserError(f"--split={name}: {self.name} has {', '.join(self.splits)}")
+            raise UserError(
+                f"--split={name}: {self.name} has {', '.join(self.splits)}: choose one of them, prepare a set with a {name} "
+                "split, or train with --fold=0/5 to hold out a fifth for validation"
+            )
         return self.splits[name]
 
 
 def open_dataset(config: Config, own_mean: MeanImage | None = None) -> Dataset:
     """Opens the prepared set of a config; the embedded photographs are prepared on first use.
 
-    `own_mean` is what --mean=own subtracts. Raises UserError if the set is missing, not prepared or damaged.
+    `own_mean` is what --mean=own subtracts. Raises UserError if the set is missing, not prepared or damaged, or if a fold
+    leaves no images to train on or to validate with.
     """
     store = _open(config)
     if "train" not in store.splits or not len(store.splits["train"]):
         raise UserError(f"--dataset={config.dataset} has no train split: it has {', '.join(store.splits) or 'none'}")
-    splits = {name: whole(split) for name, split in store.splits.items()}
+    splits = {name: whole(split) for name, split in store.splits.items() if len(split)}
     if config.fold is not None:
         pooled = whole(*(store.splits[name] for name in ("train", "validation") if name in store.splits))
         splits["train"], splits["validation"] = fold_split(pooled, config.fold.index, config.fold.count)
@@ -71,9 +76,9 @@ def _open(config: Config) -> Store:
     if config.dataset == "synthetic":
         return synthetic_store(config.image_size)
     path = store_path(Path(config.data_dir), config.dataset, config.image_size, config.resize)
-    if not path.exists() and config.dataset == "groceries":
+    if not os.path.exists(path) and config.dataset == "groceries":  # unlike Path.exists, False for a name that is too long
         prepare(config.dataset, config.data_dir, image_size=config.image_size, resize=config.resize)
-    if not path.exists():
+    if not os.path.exists(path):
         raise UserError(
             f"--dataset={config.dataset} is not prepared at {config.image_size} px under --data_dir={config.data_dir}: run "
             f"python -m alexnet_jax.prepare --dataset={config.dataset} --data_dir={config.data_dir} "

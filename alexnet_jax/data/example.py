@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import UInt8
 
-EncodedImage = bytes | Path | UInt8[np.ndarray, "height width channels"]
+EncodedImage = bytes | Path | np.ndarray
 
 
 class Example(NamedTuple):
-    """One labelled image, not decoded: the bytes of its file, the path of its file, or pixels (grey, RGB or RGBA).
+    """One labelled image, not decoded: the bytes of its file, the path of its file, or pixels.
+
+    image: pixels are uint8 of shape (height, width, 1, 3 or 4): grey, RGB or RGBA. `square_rgb` checks it.
 
     name: what the source calls the image; '' if it has no names.
     """

@@ -15,7 +15,7 @@ class NpyWriter:
     def __init__(self, path: Path, dtype: type, row_shape: tuple[int, ...], expected_rows: int, *, rows: int = 0) -> None:
         """Begins a file, or keeps the first `rows` rows of a file begun with the same arguments.
 
-        Raises ValueError if the file has fewer rows.
+        Raises EOFError if the file has fewer rows.
         """
         self.rows = rows
         self._dtype, self._row_shape = np.dtype(dtype), row_shape
@@ -24,7 +24,7 @@ class NpyWriter:
         end = self._header_bytes + rows * self._dtype.itemsize * int(np.prod(row_shape))
         if self._file.seek(0, os.SEEK_END) < end:
             self._file.close()
-            raise ValueError(f"{path} is shorter than {rows} rows")
+            raise EOFError(f"{path} is shorter than {rows} rows")
         self._file.truncate(end)
         self._file.seek(end)
 

@@ -15,6 +15,7 @@ from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.files import exclusively
 
 ON_ERROR = ("fail", "skip")
+LARGEST = 4096  # pixels a side: a single image then takes 50 MB
 
 
 @contextlib.contextmanager
@@ -43,16 +44,22 @@ def prepare(
     Args:
         dataset: 'groceries', 'folder:PATH', or a TFDS name.
         tfds_dir: folder of the TFDS sets; None: TFDS's own.
-        image_size: side of the prepared images in pixels.
+        image_size: side of the prepared images in pixels, up to LARGEST.
         resize: 'centre' or 'warp', see `alexnet_jax.data.decode`.
         on_error: at an image that cannot be decoded: 'fail', or 'skip' it and list it in meta.json.
         split_seed: of the random split of a folder without splits.
 
     Raises:
-        UserError: the source cannot be opened or decoded; or the store cannot be written, is damaged, or holds another set.
+        UserError: an argument is out of range; the source cannot be opened or decoded; or the store cannot be written, is
+            damaged, or holds another set.
     """
-    if image_size < 1:
-        raise UserError(f"--image_size={image_size} must be at least 1")
+    if not 1 <= image_size <= LARGEST:
+        raise UserError(f"--image_size={image_size} must be at least 1 and at most {LARGEST}")
+    if not 0 <= split_seed < 2**64:
+        raise UserError(f"--split_seed={split_seed} must be at least 0 and less than 2**64")
+    for flag, value in (("dataset", dataset), ("data_dir", data_dir), ("tfds_dir", tfds_dir)):
+        if value == "":
+            raise UserError(f"--{flag}= is empty: name one")
     for flag, value, choices in (("on_error", on_error, ON_ERROR), ("resize", resize, tuple(RESIZES))):
         if value not in choices:
             raise UserError(f"--{flag}={value} must be one of {', '.join(choices)}")
@@ -92,4 +99,8 @@ def _report(path: Path, what: str, store: Store) -> Path:
     present = len(np.unique(store.splits["train"].labels))
     if present < len(store.classes):
         print(f"note: {len(store.classes) - present:,} of the classes have no training image", file=sys.stderr)
+    if missing := [name for name in ("validation", "test") if not len(store.splits.get(name, ()))]:
+        get = "add images, or a folder of this name" if store.name.startswith("folder:") else "prepare another set"
+        fold = ", or train with --fold=0/5, which holds out a fifth for validation" if "validation" in missing else ""
+        print(f"note: there is no {' and no '.join(missing)} split: {get}{fold}", file=sys.stderr)
     return path

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int32, Int64, UInt8
 
 from alexnet_jax.data.store import Split
+from alexnet_jax.system.errors import UserError
 
 
 class Batch(NamedTuple):
@@ -95,6 +96,14 @@ def evaluation_order(examples: int, batch_size: int) -> Iterator[tuple[Int64[np.
 
 
 def fold_split(pooled: Subset, index: int, count: int) -> tuple[Subset, Subset]:
-    """(train, validation): fold `index` of `count` is held out. The folds do not depend on the run's seed."""
-    held_out = epoch_order(0, 0, len(pooled)) % count == index
+    """(train, validation): fold `index` of `count` is held out. The folds do not depend on the run's seed.
+
+    Raises UserError naming --fold if one of the two would be empty.
+    """
+    if not index < len(pooled) or len(pooled) < 2:
+        empty = "train" if len(pooled) == 1 and not index else "validation"
+        raise UserError(
+            f"--fold={index}/{count} leaves the {empty} split empty: train and validation have {len(pooled):,} images in all"
+        )
+    held_out = epoch_order(0, 0, len(pooled)) % min(count, len(pooled)) == index
     return Subset(pooled.parts, pooled.rows[~held_out]), Subset(pooled.parts, pooled.rows[held_out])

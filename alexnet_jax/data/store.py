@@ -11,11 +11,12 @@ Preparing renames a complete store into place, so a store under its name is comp
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float32, Int32, UInt8
@@ -26,6 +27,9 @@ from alexnet_jax.system.errors import UserError
 FORMAT_VERSION = 2
 SPLITS = ("train", "validation", "test")
 VERIFIED_BYTES = 1 << 30  # read and hashed in about half a second
+_LARGEST = 1e6  # no statistic of pixels comes near it
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -73,20 +77,22 @@ def open_store(path: Path) -> Store:
     """
     meta = _read_meta(path)
     try:
-        size, classes = int(meta["image_size"]), tuple(str(name) for name in meta["classes"])
-        counts = {split: int(meta["counts"][split]) for split in SPLITS if split in meta["counts"]}
+        size, classes, published = _get(meta, "image_size", int), tuple(_get(meta, "classes", list)), meta["counts"]
+        if not all(type(name) is str for name in classes):
+            raise TypeError("a class is no str")
+        counts = {split: _get(published, split, int) for split in SPLITS if split in published}
         splits = {split: _open_split(path, split, count, size, len(classes)) for split, count in counts.items()}
         store = Store(
-            name=str(meta["name"]),
+            name=_get(meta, "name", str),
             image_size=size,
             classes=classes,
             splits=splits,
             channel_mean=_vector(meta["channel_mean"], (3,)),
-            mean_image=_open_array(path / str(meta["mean_image"]), np.float32, (size, size, 3)),
+            mean_image=_open_mean(path, _get(meta, "mean_image", str), size),
             colour_std=_vector(meta["colour_std"], (3,)),
             colour_vectors=_vector(meta["colour_vectors"], (3, 3)),
-            source=str(meta["source"]),
-            fingerprint=str(meta["fingerprint"]),
+            source=_get(meta, "source", str),
+            fingerprint=_get(meta, "fingerprint", str),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _damaged(path, f"meta.json does not have what it should ({error!r})") from error
@@ -113,12 +119,12 @@ def verify(path: Path, store: Store) -> None:
 def _read_meta(path: Path) -> dict[str, Any]:
     """meta.json as a dict of this format version."""
     try:
-        meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+        meta = json.loads(_regular(path / "meta.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         if not path.is_dir():
             raise UserError(f"{path}: no such folder: prepare the set with python -m alexnet_jax.prepare") from error
         raise _damaged(path, "it has no meta.json") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise _damaged(path, f"meta.json cannot be read ({error})") from error
     version = meta.get("format_version") if isinstance(meta, dict) else None
     if version != FORMAT_VERSION:
@@ -137,7 +143,7 @@ def _open_split(path: Path, split: str, examples: int, size: int, classes: int) 
 
 def _open_array(path: Path, dtype: type, shape: tuple[int, ...], mmap_mode: Any = None) -> np.ndarray:
     try:
-        array = np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
+        array = np.load(_regular(path), mmap_mode=mmap_mode, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise _damaged(path.parent, f"{path.name} is missing, truncated or no array ({error})") from error
     if array.shape != shape or array.dtype != dtype:
@@ -146,11 +152,32 @@ def _open_array(path: Path, dtype: type, shape: tuple[int, ...], mmap_mode: Any 
     return array
 
 
+def _regular(path: Path) -> Path:
+    """The path. Raises ValueError if what is there is no regular file: to open a FIFO may take for ever."""
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no regular file")
+    return path
+
+
+def _open_mean(path: Path, name: str, size: int) -> np.ndarray:
+    mean = _open_array(path / Path(name).name, np.float32, (size, size, 3))
+    if not ((mean >= 0) & (mean <= 255)).all():
+        raise _damaged(path, f"{name} is no mean of pixels from 0 to 255")
+    return mean
+
+
+def _get(meta: Any, field: str, kind: type[Value]) -> Value:
+    """A field of exactly this type. Raises TypeError if it has another, and KeyError if it is missing."""
+    if type(value := meta[field]) is not kind:
+        raise TypeError(f"{field} is no {kind.__name__}")
+    return value
+
+
 def _vector(numbers: Any, shape: tuple[int, ...]) -> np.ndarray:
-    array = np.asarray(numbers, np.float32)
-    if array.shape != shape or not np.isfinite(array).all():
+    array = np.asarray(numbers)
+    if array.shape != shape or array.dtype.kind not in "if" or not (np.abs(array) < _LARGEST).all():
         raise ValueError(f"statistics of shape {array.shape} where {shape} is expected, or not finite")
-    return array
+    return array.astype(np.float32)
 
 
 def _damaged(path: Path, what: str) -> UserError:
@@ -162,8 +189,16 @@ def synthetic_store(image_size: int, classes: int = 1000, examples: int = 1024) 
     """Uniform uint8 noise in memory, the same on every machine: `examples` for training, a quarter as many in other splits.
 
     The statistics are those of the distribution, not of the sample. At 256 px the default takes 300 MB.
+
+    Raises UserError if the machine has not so much memory.
     """
     counts = {"train": examples, "validation": examples // 4, "test": examples // 4}
+    needed, memory = 3 * image_size**2 * sum(counts.values()), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > memory:
+        raise UserError(
+            f"--image_size={image_size}: synthetic images of it take {needed / 1e9:,.1f} GB, and this machine has "
+            f"{memory / 1e9:,.1f} GB of memory"
+        )
     splits = {}
     for key, (split, count) in enumerate(counts.items()):
         # Raw Philox words: NumPy guarantees their stream from version to version.

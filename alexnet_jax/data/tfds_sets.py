@@ -91,6 +91,8 @@ def open_tfds(dataset: str, tfds_dir: str | None, others: Sequence[str] = ()) ->
         UserError: the set is unknown, has no `image` and `label`, or cannot be read or prepared; or TensorFlow is needed
             and not installed.
     """
+    if tfds_dir and os.path.exists(tfds_dir) and not os.path.isdir(tfds_dir):
+        raise UserError(f"--tfds_dir={tfds_dir} is no folder")
     builder = _builder(dataset, tfds_dir, others)
     _check_features(dataset, builder.info.features)
     if not builder.info.splits:
@@ -137,8 +139,8 @@ def _builder(dataset: str, tfds_dir: str | None, others: Sequence[str] = (), **o
         near = difflib.get_close_matches(dataset, [*others, *tfds.list_builders(with_community_datasets=False)], n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(others)} and the names of TFDS"
         raise UserError(f"--dataset={dataset} is no data set: {hint}") from error
-    except (ValueError, AssertionError, ImportError) as error:
-        # TFDS cannot parse or load this name, configuration or version.
+    except Exception as error:
+        # TFDS cannot parse this name or load its files, and raises errors of many kinds.
         reason = str(error).partition("\n")[0]
         raise UserError(f"--dataset={dataset} cannot be opened: {reason}") from error
 

@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -22,7 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from alexnet_jax.data.decode import RESIZES, square_rgb
+from alexnet_jax.data.decode import RESIZES, quiet_pillow, square_rgb
 from alexnet_jax.data.example import Example, Examples, Source
 from alexnet_jax.data.npy import NpyWriter
 from alexnet_jax.data.parallel import ordered_map
@@ -90,22 +91,27 @@ class Journal:
         return sum(done.read for done in self.done.values())
 
 
-def _resume(partial: Path, path: Path, recipe: Recipe, on_error: str) -> Journal:
-    """The journal of the interrupted run to resume, or a new one and an empty folder."""
+def _read_journal(partial: Path, path: Path, recipe: Recipe, on_error: str) -> Journal:
+    """The journal of the interrupted run to resume, or a new one."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["recipe"] == asdict(recipe) and partial.is_dir():
             entries = content["done"].items()
             done = {split: Done(entry["read"], entry["rows"], tuple(entry["skipped"])) for split, entry in entries}
-            if on_error == "skip" or not any(split.skipped for split in done.values()):
+            possible = all(0 <= of.rows <= of.read <= recipe.published[split] for split, of in done.items())
+            if possible and (on_error == "skip" or not any(split.skipped for split in done.values())):
                 return Journal(recipe, done)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass  # no journal, or not a usable one
+    return Journal(recipe)
+
+
+def _begin(partial: Path, path: Path) -> None:
+    """An empty folder in place of what another run has left."""
     path.unlink(missing_ok=True)
     if partial.exists():
         shutil.rmtree(partial)
-    partial.mkdir(parents=True)
-    return Journal(recipe)
+    partial.mkdir()
 
 
 @dataclass(frozen=True)
@@ -117,12 +123,17 @@ class Block:
     skipped: list[dict[str, str | int]]
 
 
-def _decode(recipe: Recipe, split: str, on_error: str, numbered: tuple[int, list[Example]]) -> Block:
-    """Prepares a block of a split. Raises UserError naming an image that cannot be decoded, unless it may be skipped."""
+def _decode(recipe: Recipe, split: str, on_error: str, ended: threading.Event, numbered: tuple[int, list[Example]]) -> Block:
+    """Prepares a block of a split. Raises UserError naming an image that cannot be decoded, unless it may be skipped.
+
+    Once `ended` is set nobody takes the block, and it stops at the next image.
+    """
     first, examples = numbered
     size = recipe.image_size
     images, labels, skipped = np.empty((len(examples), size, size, 3), np.uint8), [], []
     for index, example in enumerate(examples, start=first):
+        if ended.is_set():
+            break
         if not 0 <= example.label < len(recipe.classes):
             raise UserError(f"image {index} of split {split} has label {example.label}: there is no such class")
         try:
@@ -156,8 +167,11 @@ def write_store(source: Source, path: Path, image_size: int, *, resize: str = "c
     recipe = Recipe(source.description, list(source.classes), published, image_size, resize)
     partial, journal_path = path.with_name(f"{path.name}.partial"), path.with_name(f"{path.name}.partial.json")
     try:
-        journal = _resume(partial, journal_path, recipe, on_error)
-        _check_space(path, journal)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        journal = _read_journal(partial, journal_path, recipe, on_error)
+        _check_space(path, partial, journal)
+        if not journal.done:
+            _begin(partial, journal_path)
         with _bar(f"preparing {source.name}", sum(published.values()), journal.read) as advance:
             for split in published:
                 _write_split(source.splits[split], split, partial, journal, journal_path, on_error, advance)
@@ -167,15 +181,17 @@ def write_store(source: Source, path: Path, image_size: int, *, resize: str = "c
     except OSError as error:
         kept = f"; finished images are kept in {partial.name}: rerun to resume" if partial.exists() else ""
         raise UserError(f"--data_dir={path.parent}: {path.name} cannot be written: {error}{kept}") from error
-    except ValueError as error:
+    except EOFError as error:
         raise UserError(f"--data_dir={path.parent}: {partial.name} is damaged ({error}): delete it and run again") from error
     return open_store(path)
 
 
-def _check_space(path: Path, journal: Journal) -> None:
+def _check_space(path: Path, partial: Path, journal: Journal) -> None:
     recipe = journal.recipe
     left = sum(recipe.published.values()) - journal.read
     needed, free = left * recipe.image_size**2 * 3, shutil.disk_usage(path.parent).free
+    if not journal.done:
+        free += sum(file.stat().st_size for file in partial.rglob("*"))  # what `_begin` removes
     if needed > free:
         raise UserError(
             f"--data_dir={path.parent} has {free / 1e9:,.1f} GB free; {path.name} needs {needed / 1e9:,.1f} GB more"
@@ -188,8 +204,9 @@ def _write_split(
     """Writes the arrays of one split, from where the journal says, and keeps the journal up to date."""
     recipe = journal.recipe
     size, total, done = recipe.image_size, recipe.published[split], journal.done.get(split, Done())
-    decode = partial(_decode, recipe, split, on_error)
+    decode = partial(_decode, recipe, split, on_error, ended := threading.Event())
     with (
+        quiet_pillow(),
         NpyWriter(folder / f"{split}_images.npy", np.uint8, (size, size, 3), total, rows=done.rows) as images,
         NpyWriter(folder / f"{split}_labels.npy", np.int32, (), total, rows=done.rows) as labels,
         contextlib.closing(ordered_map(decode, _blocks(examples, done.read, size))) as blocks,
@@ -214,6 +231,7 @@ def _write_split(
                     record()
                     written = time.monotonic()
         finally:
+            ended.set()
             record()
     if split == "train" and not done.rows:
         raise UserError("not one image of the train split can be decoded")

@@ -8,6 +8,7 @@ An entry point is a `Command`. Each call makes its own `FlagValues`, so a proces
 """
 
 import errno
+import io
 import logging
 import os
 import shlex
@@ -58,7 +59,8 @@ class Command:
         absl_logging.set_verbosity(absl_logging.FATAL)  # what Orbax says of an error, we say in one line
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # Orbax's reads beside the one that failed
         flags.FLAGS.mark_as_parsed()  # the flags of libraries keep their defaults
-        sys.stdout.reconfigure(errors="backslashreplace")  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: for names that the locale cannot print
         sys.exit(self(sys.argv[1:]))
 
     def __call__(self, argv: Sequence[str]) -> int:
