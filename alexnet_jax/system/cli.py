@@ -17,8 +17,8 @@ from typing import NoReturn
 
 from absl import flags, logging
 
-from alexnet_jax.system.errors import InUse, UserError
-from alexnet_jax.system.signals import IN_USE_STATUS, RESUME_STATUS, Interrupted
+from alexnet_jax.system.errors import UserError
+from alexnet_jax.system.signals import RESUME_STATUS, Interrupted
 
 EXTRA = "ALEXNET_FLAGS"
 ABOUT_EXTRA = (
@@ -53,7 +53,8 @@ class Command:
 
         Returns:
             The exit status: 0; 1 after a line on stderr about bad input or a full or read-only disk; `IN_USE_STATUS` if
-            another process works in the folder; `RESUME_STATUS` if the run was interrupted and saved.
+            another process works in the folder; `DIVERGED_STATUS` if the loss is not finite; `RESUME_STATUS` if the run
+            was interrupted and saved.
         """
         try:
             options = flags.FlagValues()
@@ -69,8 +70,8 @@ class Command:
                 parse_flags(options, argv)
                 self.main(options)
         except UserError as error:
-            _say(f"error: {error}")
-            return IN_USE_STATUS if isinstance(error, InUse) else 1
+            _say("error: " + " ".join(str(error).splitlines()))
+            return error.status
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
                 raise
