@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import csv
+import os
 import signal
 import subprocess
 import time
@@ -11,13 +12,19 @@ from pathlib import Path
 
 import optuna
 import pytest
+from absl import flags
 from networks import run, start, tiny_flags
 from PIL import Image
 from sqlalchemy.exc import IntegrityError
 
+from alexnet_jax.run.metrics import read_rows
 from alexnet_jax.run.workdir import read_config
+from alexnet_jax.sweep import __main__ as sweep_command
 from alexnet_jax.sweep import study as studies
+from alexnet_jax.sweep.folder import check_folder
+from alexnet_jax.system.cli import parse_flags
 from alexnet_jax.system.errors import UserError
+from alexnet_jax.system.signals import RESUME_STATUS
 
 SPACE = """
 [learning_rate]
@@ -118,7 +125,46 @@ def test_a_storage_that_cannot_be_reached_is_reported_before_any_trial(data_dir,
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: --storage=postgresql+psycopg://sweeper:***@localhost:1/sweeps cannot be used: ")
-    assert not (tmp_path / "sweep" / "trials").exists()
+    assert not (tmp_path / "sweep").exists()
+
+
+@pytest.mark.parametrize("where", ["Studies", "open_data", "sweep_id"])
+def test_ctrl_c_before_the_first_trial_ends_the_sweep_and_leaves_one_that_can_begin(data_dir, tmp_path, monkeypatch, where):
+    def pressed(*arguments):
+        raise KeyboardInterrupt
+
+    options = flags.FlagValues()
+    sweep_command.define_flags(options)
+    parse_flags(options, sweep_flags(tmp_path, data_dir, "--trials=1"))
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep_command, where, pressed)
+        with pytest.raises(KeyboardInterrupt):  # `cli.Command` says one line
+            sweep_command.main(options)
+    assert not list((tmp_path / "sweep").glob("*.csv"))
+    assert check_folder(str(tmp_path / "sweep"))
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_terminal_lets_the_trainers_save(data_dir, tmp_path):
+    """It goes to all processes of the group. The same command goes on where they stopped."""
+    flags = sweep_flags(tmp_path, data_dir, "--trials=2", "--jobs=2", steps=400, eval_every=5, checkpoint_every=400)
+    sweep = start("sweep", *flags, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    deadline = time.monotonic() + 200
+    folders = [tmp_path / "sweep" / "trials" / f"{number:04d}" for number in range(2)]
+    while not all(any(row["split"] == "train" for row in read_rows(folder)) for folder in folders):
+        assert sweep.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(sweep.pid, signal.SIGINT)
+    _, said = sweep.communicate(timeout=60)
+    assert sweep.returncode == RESUME_STATUS, said
+    assert "SIGINT: stopped, the trials in progress are saved" in said.splitlines()[-1]
+    for folder in folders:
+        log = folder.with_suffix(".log").read_text()
+        assert "ended at once" not in log
+        assert "stopped after step" in log
+        assert list((folder / "checkpoints").glob("[0-9]*"))
+    assert {trial["state"] for trial in trials_of(tmp_path / "sweep")} == {"running"}
 
 
 @pytest.mark.parametrize("failures", [9, 10])
