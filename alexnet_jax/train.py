@@ -35,7 +35,7 @@ from alexnet_jax.run.param_stats import ParamStatsMeter
 from alexnet_jax.run.workdir import check_resumable, locked, start_over, write_folder
 from alexnet_jax.step import ImageStats, Metrics, Setup, StepHparams, TrainState, make_nonfinite_count, make_train_step
 from alexnet_jax.system import cli, runtime
-from alexnet_jax.system.errors import UserError
+from alexnet_jax.system.errors import Diverged
 from alexnet_jax.system.signals import RESUME_STATUS, Interrupted, Interruption
 
 
@@ -81,7 +81,7 @@ class Trainer:
         """Trains from `progress.step` to the end.
 
         Raises:
-            UserError: the loss or a parameter is no longer finite.
+            Diverged: the loss or a parameter is no longer finite.
             Interrupted: a signal asked for it; the state of the last step is saved.
         """
         if progress.validation_due:
@@ -215,10 +215,10 @@ class Trainer:
         saved = f"{why}: stopped after step {progress.step}, which is saved"
         raise Interrupted(f"{saved}; rerun the same command to resume (exit status {RESUME_STATUS})")
 
-    def _diverged(self, step: int, what: str) -> UserError:
+    def _diverged(self, step: int, what: str) -> Diverged:
         steps = self._checkpoints.steps()
         kept = f"checkpoint {steps[-1]} is kept" if steps else "there is no checkpoint yet"
-        return UserError(
+        return Diverged(
             f"step {step}: {what}; {kept}. Lower --learning_rate, which was {self._setup.config.learning_rate:g}"
         )
 
@@ -241,7 +241,8 @@ def train(config: Config) -> None:
     """Trains or resumes the run in `config.workdir`, up to the end. Call it in the main thread.
 
     Raises:
-        UserError: bad input, before anything is compiled or overwritten; or the run diverged, or the disk is full.
+        UserError: bad input, before anything is compiled or overwritten; or the disk is full.
+        Diverged: the loss or a parameter is no longer finite.
         Interrupted: SIGTERM or SIGINT; what was done is saved.
     """
     run, dataset = start_run(config)

@@ -66,7 +66,8 @@ def test_names_in_other_encodings_are_printed_in_a_c_locale_and_a_closed_pipe_is
     process = subprocess.Popen(
         [sys.executable, "-c", PRINTS], cwd=ROOT, env=c, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
     assert process.stdout.readline() == b"photo \\xe4 \\udcff\n"
     process.stdout.close()  # as `head -1` does
     assert process.wait(30) == 128 + signal.SIGPIPE

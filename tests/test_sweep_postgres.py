@@ -59,11 +59,11 @@ import optuna
 from matplotlib import pyplot as plt
 from networks import small_config
 from alexnet_jax.sweep.space import read_space
-from alexnet_jax.sweep.study import open_study
+from alexnet_jax.sweep.study import Studies, open_search
 config = small_config(workdir=".")
 space = read_space(Path(sys.argv[1]), config)
 for url in map(str.strip, sys.stdin):
-    open_study(config, space, storage=url, name="one", sampler="tpe", grace=0)
+    open_search(Studies(url), config, space, name="one", sampler="tpe", grace=0, fingerprint="")
     print(optuna.get_all_study_names(url), flush=True)
 """
 

@@ -20,6 +20,7 @@ from alexnet_jax.run.checkpoint import Checkpoints
 from alexnet_jax.run.intervals import Intervals
 from alexnet_jax.run.metrics import read_rows
 from alexnet_jax.system.errors import UserError
+from alexnet_jax.system.signals import DIVERGED_STATUS
 from alexnet_jax.train import Trainer, train
 
 
@@ -246,7 +247,7 @@ def test_a_resumed_run_may_be_longer_and_tell_more(data_dir, tmp_path, whole):
 )  # fmt: skip
 def test_a_run_that_is_no_longer_finite_stops_and_keeps_the_last_good_checkpoint(data_dir, tmp_path, fields, message, saved):
     result = run("train", *tiny_flags(data_dir, tmp_path / "bad", steps=8, keep=9, mesh="1x1", **fields))
-    assert result.returncode == 1
+    assert result.returncode == DIVERGED_STATUS == 65
     rate = f"{fields.get('learning_rate', 0.001):g}"
     assert result.stderr.splitlines()[-1] == f"error: {message}. Lower --learning_rate, which was {rate}"
     assert "Traceback" not in result.stderr

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from alexnet_jax.figures import COLOURS
 from alexnet_jax.run.metrics import read_rows
 from alexnet_jax.sweep.space import Parameter, short
-from alexnet_jax.sweep.trials import ranked, trial_folder
+from alexnet_jax.sweep.trials import ranked, state_name, trial_folder
 
 ERROR = "validation top-1 error (%)"
 BEST = COLOURS["validation"]
@@ -35,7 +35,7 @@ def draw_curves(trials: Sequence[FrozenTrial], best: int, folder: Path) -> Figur
     figure, axis = _axes(7, 4)
     for trial in trials:
         rows = [row for row in read_rows(trial_folder(folder, trial.number)) if row["split"] == "validation"]
-        ended = trial.state is not TrialState.COMPLETE
+        ended = state_name(trial) != "complete"
         style: dict[str, Any] = {"color": "0.7", "linewidth": 1, "linestyle": ":" if ended else "-", "zorder": 1}
         if trial.number == best:
             style = {"color": BEST, "linewidth": 2, "label": f"best: trial {best}", "zorder": 2}
@@ -47,15 +47,17 @@ def draw_curves(trials: Sequence[FrozenTrial], best: int, folder: Path) -> Figur
 
 
 def draw_history(trials: Sequence[FrozenTrial]) -> Figure:
-    """The error of each complete trial by number, and the best so far."""
+    """The error of each complete trial by number, and the best so far. Those without one are marked at the top."""
     figure, axis = _axes(7, 4)
-    complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
+    complete = [trial for trial in trials if state_name(trial) == "complete"]
     numbers = [trial.number for trial in complete]
     values = np.array([trial.value for trial in complete])
     axis.scatter(numbers, values, color=COLOURS["train"], label="trial", zorder=2)
     axis.step(numbers, np.minimum.accumulate(values), where="post", color=BEST, label="best so far", zorder=1)
-    pruned = [trial.number for trial in trials if trial.state is TrialState.PRUNED]
-    axis.plot(pruned, np.full(len(pruned), values.max()), "x", color="0.6", label="pruned (no value)")
+    for state, marker in (("pruned", "x"), ("diverged", "+")):
+        ended = [trial.number for trial in trials if state_name(trial) == state]
+        if ended:
+            axis.plot(ended, np.full(len(ended), values.max()), marker, color="0.6", label=f"{state} (no value)")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set(xlabel="trial", ylabel=ERROR)
     axis.grid(axis="y", color="0.9")
@@ -72,8 +74,8 @@ def draw_importance(study: optuna.Study) -> Figure:
     names = list(shares)[::-1]
     bars = axis.barh(names, [shares[name] for name in names], color=COLOURS["train"])
     axis.bar_label(bars, fmt="%.2f", padding=3)
-    complete = len(ranked(study.trials))
-    axis.set(xlabel=f"importance of 1, by ped-ANOVA over {complete} complete trials", xlim=(0, 1.1 * max(shares.values())))
+    told = sum(trial.state is TrialState.COMPLETE for trial in study.trials)  # the diverged ones have the worst value
+    axis.set(xlabel=f"importance of 1, by ped-ANOVA over {told} complete trials", xlim=(0, 1.1 * max(shares.values())))
     return figure
 
 
@@ -82,7 +84,7 @@ def draw_parallel(trials: Sequence[FrozenTrial], parameters: Sequence[Parameter]
     figure, axis = _axes(1.8 * len(parameters) + 2, 4)
     complete = sorted(ranked(trials), key=lambda trial: -(trial.value or 0))
     shades = ScalarMappable(Normalize(complete[-1].value, complete[0].value), "viridis")
-    ended = [trial for trial in trials if trial.state is not TrialState.COMPLETE]
+    ended = [trial for trial in trials if state_name(trial) != "complete"]
     for trial in [*ended, *complete]:  # the best on top
         heights = [_height(parameter, trial.params.get(parameter.name)) for parameter in parameters]
         colour = shades.to_rgba(np.array([trial.value]))[0] if trial in complete else "0.88"

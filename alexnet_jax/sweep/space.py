@@ -12,6 +12,7 @@ A TOML file with a table for each flag:
 """
 
 import json
+import math
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -20,13 +21,14 @@ from typing import Any
 
 import optuna
 
-from alexnet_jax.config import Config, from_words
-from alexnet_jax.run.flags import changed
+from alexnet_jax.config import Config, as_dict, from_words
 from alexnet_jax.system.errors import UserError
 
 KINDS = ("log", "uniform", "int", "choice")
 # The sweep sets these, or they must be the same for all trials.
-RESERVED = ("workdir", "distributed", "host_devices", "data_dir", "fold")
+RESERVED = ("workdir", "seed", "distributed", "host_devices", "dataset", "data_dir", "fold")
+MOST_TRIALS = 10_000  # of a sweep
+LARGEST_INTEGER = 2**53  # Optuna's samplers compute with floats
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,14 @@ class Parameter:
     def values(self) -> Sequence[Any]:
         """Every value once, for a grid. Raises UserError on a continuous range."""
         if self.kind == "choice":
-            return [value for number, value in enumerate(self.ends) if value not in self.ends[:number]]
+            return self.ends
         if self.kind == "int":
             return range(self.ends[0], self.ends[1] + 1)
         raise UserError(f"--sampler=grid: {self.name} is a range; list its values under 'choice'")
+
+    def has(self, value: Any) -> bool:
+        """Whether a trial can have this very value. It cannot hit a point of a continuous range."""
+        return self.kind in ("choice", "int") and value in self.values()
 
     def active(self, chosen: dict[str, Any]) -> bool:
         """Whether the flag is tried where others have these values."""
@@ -76,25 +82,33 @@ class Space:
         return chosen
 
     def grid(self) -> list[dict[str, Any]]:
-        """Every combination once. Raises UserError on a continuous range."""
+        """Every combination once. Raises UserError on a continuous range, or on more combinations than a sweep can have."""
         combinations: list[dict[str, Any]] = [{}]
         for parameter in self.parameters:
-            tried = [{parameter.name: value} for value in parameter.values()]
+            values, active = parameter.values(), sum(map(parameter.active, combinations))
+            if len(combinations) + active * (len(values) - 1) > MOST_TRIALS:
+                raise UserError(f"--sampler=grid: with {parameter.name} it has more than {MOST_TRIALS:,} combinations")
+            tried = [{parameter.name: value} for value in values]
             combinations = [old | new for old in combinations for new in (tried if parameter.active(old) else [{}])]
         return combinations
 
 
 def as_flags(values: dict[str, Any]) -> list[str]:
-    """Values of Config's fields as words of a command line."""
-    words = []
-    for name, value in values.items():
-        if isinstance(value, bool):
-            words.append(f"--{name}" if value else f"--no{name}")
-        elif isinstance(value, tuple | list):
-            words.append(f"--{name}={','.join(value)}")
-        elif value is not None:
-            words.append(f"--{name}={value}")
-    return words
+    """Values of Config's fields as words of a command line, or as lines of a flag file.
+
+    None has no word. It is always the default of its flag.
+
+    Raises:
+        UserError: a flag file would not give the value back.
+    """
+    given = {name: value for name, value in values.items() if value is not None}
+    texts = {name: ",".join(value) if isinstance(value, tuple | list) else str(value) for name, value in given.items()}
+    for name, text in texts.items():
+        if not text.isprintable() or text != text.strip():
+            raise UserError(
+                f"--{name}={text!r} cannot stand in a flag file: it has a space at an end or an unprintable character"
+            )
+    return [f"--{name}={text}" for name, text in texts.items()]
 
 
 def short(value: Any, digits: int = 3) -> str:
@@ -104,7 +118,7 @@ def short(value: Any, digits: int = 3) -> str:
 
 def with_values(config: Config, values: dict[str, Any]) -> Config:
     """A config with some flags changed. Raises UserError on an invalid value."""
-    return from_words(as_flags(changed(config) | values))
+    return from_words(as_flags(as_dict(config) | values))
 
 
 def read_space(path: Path, config: Config) -> Space:
@@ -114,39 +128,55 @@ def read_space(path: Path, config: Config) -> Space:
         UserError: an unknown flag, an empty range, a log range through zero, or an invalid value. The message names the
             file and the entry.
     """
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"--space={path} cannot be read: {error}") from error
+    content = _read_toml(path)
     if not content:
         raise UserError(f"--space={path} is empty: it needs a table for each flag, such as [learning_rate]")
     try:
         parameters = {name: _parameter(name, entry) for name, entry in content.items()}
         ordered = _ordered(parameters)
         for parameter in ordered:
+            conditions = _conditions(parameter, parameters)
             for value in parameter.ends:
-                with_values(config, _conditions(parameter, parameters) | {parameter.name: value})
+                with_values(config, conditions | {parameter.name: value})
     except UserError as error:
         raise UserError(f"--space={path}: {error}") from error
     return Space(tuple(ordered), json.dumps(content, sort_keys=True))
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        if path.exists() and not path.is_file():
+            raise OSError("it is not a file")  # opening a FIFO would wait for a writer
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"--space={path} cannot be read: {error}") from error
 
 
 def _parameter(name: str, entry: Any) -> Parameter:
     if name not in {field.name for field in fields(Config)}:
         raise UserError(f"[{name}] is not a flag of the trainer")
     if name in RESERVED:
-        raise UserError(f"[{name}] is the same for all trials")
+        raise UserError(f"[{name}] is given by the sweep, or is the same for all trials")
     kinds = [kind for kind in KINDS if isinstance(entry, dict) and kind in entry]
     if len(kinds) != 1 or set(entry) - {*KINDS, "when"}:
         raise UserError(f"[{name}] needs exactly one of {', '.join(KINDS)}, and may have 'when'")
     kind, values = kinds[0], entry[kinds[0]]
     if not isinstance(values, list) or not values:
         raise UserError(f"[{name}] {kind} = {values} is empty or not a list")
-    return Parameter(name, kind, _ends(name, kind, values), entry.get("when", {}))
+    when = entry.get("when", {})
+    if not isinstance(when, dict):
+        raise UserError(f"[{name}] when = {when!r} is not a table such as {{schedule = 'plateau'}}")
+    return Parameter(name, kind, _ends(name, kind, values), when)
 
 
 def _ends(name: str, kind: str, values: list[Any]) -> Sequence[Any]:
+    if any(type(value) not in (bool, int, float, str) for value in values):
+        raise UserError(f"[{name}] {kind} = {values} may have texts, numbers and booleans; a list is a text such as '17,21'")
+    if not all(_representable(value) for value in values):
+        raise UserError(f"[{name}] {kind} = {values} has a number that is not finite or too large")
     if kind == "choice":
+        if len(set(values)) < len(values):
+            raise UserError(f"[{name}] choice = {values} has a value twice")
         return values
     if len(values) != 2 or not all(type(value) in (int, float) for value in values):
         raise UserError(f"[{name}] {kind} = {values} is not a range [low, high]")
@@ -162,6 +192,13 @@ def _ends(name: str, kind: str, values: list[Any]) -> Sequence[Any]:
     return values
 
 
+def _representable(value: Any) -> bool:
+    """Whether a sampler can work with a value."""
+    if isinstance(value, int):
+        return abs(value) <= LARGEST_INTEGER
+    return not isinstance(value, float) or math.isfinite(value)
+
+
 def _ordered(parameters: dict[str, Parameter]) -> list[Parameter]:
     """Conditions before their dependents. Raises UserError on a condition outside the space, or on a circle."""
     ordered: dict[str, Parameter] = {}
@@ -175,8 +212,11 @@ def _ordered(parameters: dict[str, Parameter]) -> list[Parameter]:
 
 
 def _conditions(parameter: Parameter, parameters: dict[str, Parameter]) -> dict[str, Any]:
-    """The values that a parameter needs, those of indirect conditions included."""
+    """The values that a parameter needs, those of indirect conditions included. Raises UserError if no trial has them."""
     found: dict[str, Any] = {}
     for name, value in parameter.when.items():
-        found |= _conditions(parameters[name], parameters) | {name: value}
+        needed = _conditions(parameters[name], parameters) | {name: value}
+        if not parameters[name].has(value) or any(found.get(key, text) != text for key, text in needed.items()):
+            raise UserError(f"[{parameter.name}] when = {parameter.when}: no trial has these values")
+        found |= needed
     return found

@@ -3,31 +3,39 @@
 import contextlib
 import csv
 import io
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
-from alexnet_jax.config import Config
+from alexnet_jax.config import Config, as_dict
 from alexnet_jax.figures import save_figure
-from alexnet_jax.run.flags import changed
 from alexnet_jax.sweep import plots
+from alexnet_jax.sweep.series import spread
 from alexnet_jax.sweep.space import Space, as_flags, short
-from alexnet_jax.sweep.trials import ranked
+from alexnet_jax.sweep.trials import ranked, state_name, trial_folder
 from alexnet_jax.system.files import replacing
 
 ROWS_OF_TABLE = 5
 
 
-def write_summary(study: optuna.Study, config: Config, space: Space, folder: Path) -> list[Path]:
-    """Writes the summary of the trials so far. Returns the files."""
+Confirmed = Mapping[int, Sequence[float]]
+
+
+def write_summary(study: optuna.Study, config: Config, space: Space, folder: Path, confirmed: Confirmed) -> list[Path]:
+    """Writes the summary of the trials so far. Returns the files.
+
+    `confirmed`: errors with fresh seeds, by number of the trial. The ranking is by them where there are some.
+    """
     trials = [trial for trial in study.trials if not trial.user_attrs.get("surplus")]
-    complete, names = ranked(trials), [parameter.name for parameter in space.parameters]
-    texts, drawn = {"trials.csv": _csv(trials, names)}, {}
+    complete, names = ranked(trials, confirmed), [parameter.name for parameter in space.parameters]
+    texts, drawn = {"trials.csv": _csv(trials, names, confirmed)}, {}
     if complete:
-        texts["best.cfg"] = _flagfile(complete[0], config, folder)
-        texts["table.md"] = _table(complete[:ROWS_OF_TABLE], names)
+        texts["best.cfg"] = _flagfile(complete[0], config, folder, confirmed)
+        texts["table.md"] = _table(complete[: max(ROWS_OF_TABLE, len(confirmed))], names, confirmed)
         drawn["learning_curves"] = plots.draw_curves(trials, complete[0].number, folder)
         drawn["history"] = plots.draw_history(trials)
         drawn["parallel_coordinates"] = plots.draw_parallel(trials, space.parameters)
@@ -39,30 +47,49 @@ def write_summary(study: optuna.Study, config: Config, space: Space, folder: Pat
     return [folder / name for name in texts] + [save_figure(figure, folder, name) for name, figure in drawn.items()]
 
 
-def _csv(trials: Sequence[FrozenTrial], names: Sequence[str]) -> str:
+def _csv(trials: Sequence[FrozenTrial], names: Sequence[str], confirmed: Confirmed) -> str:
     text = io.StringIO()
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(["trial", "state", "validation_top1_error", "validations", "seconds", *names, "error"])
+    again = ["confirmed_top1_error", "confirmed_lowest", "confirmed_highest", "confirmed_seeds"]
+    columns = ["trial", "state", "validation_top1_error", "best_step", *again, "validations", "seconds", *names, "error"]
+    rows = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    rows.writeheader()
     for trial in trials:
-        value = trial.value if trial.state is TrialState.COMPLETE else ""
-        seconds = f"{trial.duration.total_seconds():.0f}" if trial.duration else ""
-        result = [trial.number, trial.state.name.lower(), value, len(trial.intermediate_values), seconds]
-        rows.writerow(result + [trial.params.get(name, "") for name in names] + [trial.user_attrs.get("error", "")])
+        row = {"trial": trial.number, "state": state_name(trial), "validations": len(trial.intermediate_values)}
+        row |= trial.params | {"error": trial.user_attrs.get("error") or trial.user_attrs.get("diverged")}
+        if row["state"] == "complete":
+            row |= {"validation_top1_error": trial.value, "best_step": trial.user_attrs.get("best_step")}
+        if errors := confirmed.get(trial.number):
+            row |= dict(zip(again, (fmean(errors), min(errors), max(errors), len(errors)), strict=True))
+        if trial.duration:
+            row["seconds"] = f"{trial.duration.total_seconds():.0f}"
+        rows.writerow(row)
     return text.getvalue()
 
 
-def _flagfile(best: FrozenTrial, config: Config, folder: Path) -> str:
+def _flagfile(best: FrozenTrial, config: Config, folder: Path, confirmed: Confirmed) -> str:
     """Flags that train with the best values. The command gives seed and workdir."""
-    words = as_flags(changed(config, without=("workdir", "seed")) | best.params)
-    return (
-        f"# Trial {best.number} of the sweep in {folder}: {best.value:.2f} % top-1 error on validation.\n"
-        f"#   python -m alexnet_jax.train --flagfile={folder / 'best.cfg'} --workdir=W --seed=N\n"
-    ) + "".join(f"{word}\n" for word in words)
+    shared = {name: value for name, value in as_dict(config).items() if name not in ("workdir", "seed", *best.params)}
+    again = f" With fresh seeds: {spread(confirmed[best.number])}." if best.number in confirmed else ""
+    comments = [f"Trial {best.number} of the sweep in {folder}: {best.value:.2f} % top-1 error on validation.{again}"]
+    workdir = trial_folder(folder, best.number)
+    if workdir.is_dir():  # not in the folder of another sweep that shares the study
+        place = shlex.quote(str(workdir))
+        comments.append(f"  python -m alexnet_jax.evaluate --workdir={place} --step=best --split=validation")
+    path = shlex.quote(str(folder / "best.cfg"))
+    comments.append(f"  python -m alexnet_jax.train --flagfile={path} --workdir=W --seed=N")
+    comments.append("The flags that the sweep has tried, then those that all its trials share.")
+    lines = [*(f"# {comment}" for comment in comments), *as_flags(best.params | shared)]
+    return "".join(f"{line}\n" for line in lines)
 
 
-def _table(best: Sequence[FrozenTrial], names: Sequence[str]) -> str:
-    text = f"| trial | validation error | {' | '.join(names)} |\n|{'---|' * (len(names) + 2)}\n"
+def _table(best: Sequence[FrozenTrial], names: Sequence[str], confirmed: Confirmed) -> str:
+    """In Markdown. The errors with fresh seeds have a column where there are some."""
+    again = ["with fresh seeds"] if confirmed else []
+    rows = [["trial", "validation error", *again, *names]]
+    rows.append(["---"] * len(rows[0]))
     for trial in best:
-        tried = " | ".join(short(trial.params.get(name, "")) for name in names)
-        text += f"| {trial.number} | {trial.value:.2f} % | {tried} |\n"
-    return text
+        errors = confirmed.get(trial.number)
+        fresh = [spread(errors) if errors else ""] if confirmed else []
+        tried = [short(trial.params.get(name, "")) for name in names]
+        rows.append([str(trial.number), f"{trial.value:.2f} %", *fresh, *tried])
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)

@@ -21,8 +21,8 @@ from typing import NoReturn
 from absl import flags
 from absl import logging as absl_logging
 
-from alexnet_jax.system.errors import InUse, UserError
-from alexnet_jax.system.signals import IN_USE_STATUS, RESUME_STATUS, Interrupted
+from alexnet_jax.system.errors import UserError
+from alexnet_jax.system.signals import RESUME_STATUS, Interrupted
 
 # What a disk or a path may raise anywhere. The others would be mistakes of ours.
 OF_A_DISK = (
@@ -68,13 +68,14 @@ class Command:
 
         Returns:
             The exit status: 0; 1 after a line on stderr about bad input, the disk or the memory; `IN_USE_STATUS` if another
-            process works in the folder; `RESUME_STATUS` if the run was interrupted and saved; 130 after Ctrl-C.
+            process works in the folder; `DIVERGED_STATUS` if the loss is not finite; `RESUME_STATUS` if the run was
+            interrupted and saved; 130 after Ctrl-C.
         """
         try:
             self._run(argv)
         except UserError as error:
-            _say(f"error: {error}")
-            return IN_USE_STATUS if isinstance(error, InUse) else 1
+            _say("error: " + " ".join(str(error).splitlines()))
+            return error.status
         except Interrupted as stop:
             _say(str(stop))
             return RESUME_STATUS

@@ -1,12 +1,26 @@
 """The exceptions whose message is for a person."""
 
+from typing import ClassVar
+
+from alexnet_jax.system.signals import DIVERGED_STATUS, IN_USE_STATUS
+
 
 class UserError(Exception):
     """The user can fix it. The message is one line that names the flag, file or shape at fault, and says what to do.
 
-    Entry points print it without a traceback and exit with status 1 (`alexnet_jax.system.cli.Command`).
+    Entry points print it without a traceback and exit with `status` (`alexnet_jax.system.cli.Command`).
     """
+
+    status: ClassVar[int] = 1
 
 
 class InUse(UserError):
-    """Another process works in the folder of a run. Entry points exit with IN_USE_STATUS of `alexnet_jax.system.signals`."""
+    """Another process works in the folder of a run."""
+
+    status = IN_USE_STATUS
+
+
+class Diverged(UserError):
+    """The loss or a parameter is no longer finite. The same command would come to the same end."""
+
+    status = DIVERGED_STATUS

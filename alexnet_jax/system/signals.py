@@ -6,6 +6,7 @@ import sys
 import threading
 
 RESUME_STATUS = 75  # EX_TEMPFAIL of sysexits.h: the run is saved, the same command resumes it
+DIVERGED_STATUS = 65  # EX_DATAERR: the loss or a parameter is not finite, the last checkpoint is kept
 IN_USE_STATUS = 69  # EX_UNAVAILABLE: another process works in the folder of the run, nothing was done
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
