@@ -35,7 +35,7 @@ from alexnet_jax.run.param_stats import ParamStatsMeter
 from alexnet_jax.run.workdir import check_resumable, locked, start_over, write_folder
 from alexnet_jax.step import ImageStats, Metrics, Setup, StepHparams, TrainState, make_nonfinite_count, make_train_step
 from alexnet_jax.system import cli, runtime
-from alexnet_jax.system.errors import Diverged
+from alexnet_jax.system.errors import Diverged, UserError
 from alexnet_jax.system.signals import RESUME_STATUS, Interrupted, Interruption
 
 
