@@ -167,7 +167,6 @@ def test_a_tfds_split_without_published_labels_is_left_out(tmp_path):
         ("label", tfds.features.Scalar(np.int64)),
         ("image", None),
         ("image", tfds.features.Image(shape=(None, None, 1), dtype=np.uint16)),
-        ("image", tfds.features.Image(shape=(None, None, 1), dtype=np.float32)),
     ],
 )
 def test_a_tfds_set_without_uint8_images_and_class_labels_is_refused(tmp_path, feature, replacement):
