@@ -195,8 +195,14 @@ def from_flags(options: flags.FlagValues) -> Config:
 
 
 def parsed(options: flags.FlagValues, names: Sequence[str]) -> dict[str, Any]:
-    """The values of some fields of `Config` from their flags, for a command that has only those."""
-    return {name: from_text(FIELDS[name], options[name].value) for name in names}
+    """The values of some fields of `Config` from their flags, for a command that has only those.
+
+    Raises UserError on a value that no run can have.
+    """
+    values = {name: from_text(FIELDS[name], options[name].value) for name in names}
+    for name, value in values.items():
+        check_field(FIELDS[name], value)
+    return values
 
 
 def from_words(words: Sequence[str]) -> Config:

@@ -226,7 +226,7 @@ def main(options: flags.FlagValues) -> None:
     _check_same_images(stored, options.split)
     if options.predictions:
         check_output(f"--predictions={options.predictions}", Path(options.predictions), (".npz",))
-    runtime.start(options.host_devices)
+    runtime.start(**parsed(options, ("host_devices",)))
     given = [name for name in ("batch_size", "data_dir", "precision") if options[name].present]
     machine = parsed(options, ("spmd", "mesh", *given))
     batch_size = machine.setdefault("batch_size", configs[0].batch_size)

@@ -162,7 +162,7 @@ def main(options: flags.FlagValues, words: list[str]) -> None:
     paths = image_paths(words, options.list)
     if figure and os.path.realpath(figure) in map(os.path.realpath, paths):
         raise UserError(f"--figure={figure} is one of the images, and would replace it: name another file")
-    runtime.start(options.host_devices)
+    runtime.start(**parsed(options, ("host_devices",)))
     trained = load_trained(options.workdir or "", options.step, batch_size=options.batch_size, **parsed(options, ("mesh",)))
     quiet = not sys.stderr.isatty() or sys.stdout.isatty()  # printed rows show the progress
     shown: list[Guessed] = []

@@ -173,7 +173,7 @@ def test_caffemodels_that_do_not_fit(tmp_path, content, match):
 
 
 def test_caffes_mean_image_is_turned_to_rgb(tmp_path):
-    path, mean = tmp_path / "mean.binaryproto", np.arange(3.0 * 16 * 16).reshape(1, 3, 16, 16)
+    path, mean = tmp_path / "mean.binaryproto", np.arange(3.0 * 16 * 16).reshape(1, 3, 16, 16) / 4
     path.write_bytes(blob(mean, legacy=True))
     np.testing.assert_array_equal(parse_mean(str(path), "caffe", 16), mean[0, ::-1].transpose(1, 2, 0))
     for text, match in (

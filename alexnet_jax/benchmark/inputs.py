@@ -26,7 +26,7 @@ from alexnet_jax.data.dataset import Dataset
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.data.splits import Order, Subset
 from alexnet_jax.mesh import make_mesh
-from alexnet_jax.run.open import open_data
+from alexnet_jax.run.open import check_memory, open_data
 from alexnet_jax.run.workdir import provenance
 from alexnet_jax.step import Setup, make_setup, make_train_step
 
@@ -59,10 +59,11 @@ class InputStream:
 
 
 def open_input(config: Config) -> tuple[Setup, Dataset]:
-    """The run's network and data set. Raises UserError if the set is not prepared or the mesh does not fit."""
+    """The run's network and data set. Raises UserError if the set is not prepared, or the mesh or a batch does not fit."""
     dataset = open_data(config)
-    mesh = make_mesh(config.mesh, config.table().towers, config.batch_size)
-    return make_setup(config, len(dataset.classes), mesh), dataset
+    setup = make_setup(config, len(dataset.classes), make_mesh(config.mesh, config.table().towers, config.batch_size))
+    check_memory(setup)
+    return setup, dataset
 
 
 def copies(split: Subset, batch_size: int) -> Iterator[InputStream]:

@@ -15,6 +15,7 @@ from alexnet_jax.evaluate import Evaluator, make_eval_fn
 from alexnet_jax.layers import Architecture, trace
 from alexnet_jax.mesh import make_mesh
 from alexnet_jax.network import merge
+from alexnet_jax.run.open import check_memory
 from alexnet_jax.step import ImageStats, Setup, StepHparams, make_setup, make_train_step
 from alexnet_jax.system import runtime
 
@@ -24,8 +25,10 @@ CLASSES = 1000
 
 
 def noise_model(config: Config) -> Setup:
-    """The network for `noise_batch`. Raises UserError if the mesh does not fit."""
-    return make_setup(config, CLASSES, make_mesh(config.mesh, config.table().towers, config.batch_size, config.spmd))
+    """The network for `noise_batch`. Raises UserError if the mesh does not fit, or a batch does not fit into memory."""
+    setup = make_setup(config, CLASSES, make_mesh(config.mesh, config.table().towers, config.batch_size, config.spmd))
+    check_memory(setup)
+    return setup
 
 
 def noise_batch(config: Config) -> Batch:

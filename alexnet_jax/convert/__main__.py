@@ -11,13 +11,13 @@ from absl import flags
 
 from alexnet_jax.config import define_flags as define_config_flags
 from alexnet_jax.convert.exporter import EXPORTS, export
-from alexnet_jax.convert.importer import SOURCES, import_weights, write_run
+from alexnet_jax.convert.importer import SOURCES, check_new, import_weights, write_run
 from alexnet_jax.inference.predictor import load_trained
 from alexnet_jax.run.flags import define_step
 from alexnet_jax.run.workdir import IMPORTED
 from alexnet_jax.system import cli, runtime
 from alexnet_jax.system.errors import UserError
-from alexnet_jax.system.files import check_output
+from alexnet_jax.system.files import check_input, check_output
 
 
 def _check_words(words: Sequence[str], form: str | None) -> tuple[str, Path]:
@@ -27,6 +27,7 @@ def _check_words(words: Sequence[str], form: str | None) -> tuple[str, Path]:
         return "", check_output(words[0], Path(words[0]), EXPORTS[form])
     if len(words) != 2 or words[0] not in SOURCES:
         raise UserError(f"name a format to import ({', '.join(SOURCES)}) and its file, or a file to write and --export")
+    check_input(words[1], Path(words[1]))
     return words[0], Path(words[1])
 
 
@@ -51,6 +52,7 @@ def main(options: flags.FlagValues, words: list[str]) -> None:
         export(trained, options.export, path)
         print(f"{path}: {trained.title}, {path.stat().st_size:,} bytes")
         return
+    check_new(options.workdir)
     imported = import_weights(options, source, path)
     write_run(imported, options.workdir, IMPORTED + path.name)
     config = imported.config

@@ -11,6 +11,7 @@ from alexnet_jax.convert.layouts import Blobs, groups
 from alexnet_jax.convert.pickles import read_dictionary
 from alexnet_jax.layers import Architecture, Classifier, Convolution, Dropout, Layer, MaxPool, Relu, ResponseNorm
 from alexnet_jax.system.errors import UserError
+from alexnet_jax.system.files import check_input
 
 _V1_TYPES = {4: "Convolution", 14: "InnerProduct", 15: "LRN", 17: "Pooling"}
 
@@ -43,6 +44,7 @@ def read_mean_file(path: Path) -> np.ndarray:
     Raises UserError naming the file if it cannot be read or is not such an image.
     """
     if path.suffix == ".npy":
+        check_input(str(path), path)
         try:
             mean = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
@@ -52,8 +54,10 @@ def read_mean_file(path: Path) -> np.ndarray:
     if mean.ndim == 4 and len(mean) == 1:
         mean = mean[0]
     sides = set(mean.shape[1:])
-    if mean.ndim != 3 or len(mean) != 3 or len(sides) != 1 or mean.dtype.kind != "f" or not np.isfinite(mean).all():
-        raise UserError(f"{path} is not a finite mean image of shape (3, size, size): its shape is {mean.shape}")
+    if mean.ndim != 3 or len(mean) != 3 or len(sides) != 1 or mean.dtype.kind != "f":
+        raise UserError(f"{path} is not a mean image of floats (3, size, size): it is {mean.dtype} {mean.shape}")
+    if not ((mean >= 0) & (mean <= 255)).all():
+        raise UserError(f"{path} is not a mean image: it has values that are not from 0 to 255")
     return mean[::-1].transpose(1, 2, 0).astype(np.float32)
 
 

@@ -14,6 +14,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
 from alexnet_jax.system.errors import UserError
+from alexnet_jax.system.files import check_input
 
 _MOST_BYTES = 2**31 - 1  # of a protobuf message
 
@@ -63,8 +64,9 @@ MESSAGES = _messages()
 def read_message(path: Path, name: str) -> Any:
     """The message in a file. Raises UserError if it cannot be read or is not a whole protobuf message."""
     parsed = MESSAGES[name]()
+    check_input(str(path), path)
     try:
-        if (size := path.stat().st_size) > _MOST_BYTES or not path.is_file():
+        if (size := path.stat().st_size) > _MOST_BYTES:
             raise UserError(f"{path} is not a protobuf file: it has {size:,} bytes")
         parsed.ParseFromString(path.read_bytes())
     except OSError as error:

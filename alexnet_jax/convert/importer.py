@@ -21,6 +21,7 @@ from alexnet_jax.run.intervals import Progress
 from alexnet_jax.run.workdir import check_resumable, locked, write_folder
 from alexnet_jax.step import TrainState, make_setup
 from alexnet_jax.system.errors import UserError
+from alexnet_jax.system.files import check_input
 from alexnet_jax.values import MeshShape
 
 SOURCES = ("caffe", "torchvision", "safetensors")
@@ -39,11 +40,15 @@ def import_weights(options: flags.FlagValues, source: str, path: Path) -> Import
     given = ("dataset", "data_dir", "image_size", "crop_size", "resize")
     config = replace(config, **parsed(options, [name for name in given if options[name].present]))
     check(config)
+    mean, names = parse_mean(options.mean, source, config.image_size), read_names(options.classes, config)
     blobs, table = read_weights(source, path, config.table())
     config = replace(config, architecture=table.name)
     count = check_blobs(blobs, table, config.crop, str(path))
-    mean = parse_mean(options.mean, source, config.image_size)
-    return Imported(config, read_names(options.classes, config, count), mean, to_params(blobs, table, config.crop))
+    if names and len(names) != count:
+        where = f"--classes={options.classes}" if options.classes else f"--dataset={config.dataset}"
+        raise UserError(f"{where} has {len(names)} classes; the network has {count} outputs")
+    names = names or tuple(f"class {number}" for number in range(count))
+    return Imported(config, names, mean, to_params(blobs, table, config.crop))
 
 
 def convention(source: str, architecture: str) -> Config:
@@ -83,33 +88,27 @@ def parse_mean(text: str, source: str, size: int) -> Float32[np.ndarray, "size s
             raise UserError(f"--mean={text} is {len(mean)} px large: give --image_size={len(mean)} too, or R,G,B")
         return np.ascontiguousarray(mean)
     try:
-        channels = np.array([float(value) for value in text.split(",")] if text else MEANS[source], np.float32)
-        if channels.shape != (3,) or not np.isfinite(channels).all():
+        channels = np.array([float(value) for value in text.split(",")] if text else MEANS[source])
+        if channels.shape != (3,) or not ((channels >= 0) & (channels <= 255)).all():
             raise ValueError
     except ValueError:
         raise UserError(f"--mean={text} is neither R,G,B from 0 to 255 nor a .binaryproto or .npy file") from None
-    return np.ascontiguousarray(np.broadcast_to(channels, (size, size, 3)))
+    return np.ascontiguousarray(np.broadcast_to(channels, (size, size, 3)), np.float32)
 
 
-def read_names(file: str, config: Config, count: int) -> tuple[str, ...]:
-    """Class names: the lines of --classes, else those of the prepared data set, else numbers.
+def read_names(file: str, config: Config) -> tuple[str, ...]:
+    """Class names: the lines of --classes, else those of the prepared data set, else none.
 
-    Raises UserError if the file cannot be read, or the number of names is not the network's number of outputs.
+    Raises UserError if the file cannot be read.
     """
-    path = store_path(Path(config.data_dir), config.dataset, config.image_size, config.resize)
     if file:
+        check_input(f"--classes={file}", Path(file))
         try:
-            names = tuple(Path(file).read_text(encoding="utf-8").splitlines())
+            return tuple(Path(file).read_text(encoding="utf-8-sig").splitlines())
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--classes={file} cannot be read: {error}") from error
-        where = f"--classes={file}"
-    elif path.exists():
-        names, where = open_store(path).classes, f"--dataset={config.dataset}"
-    else:
-        return tuple(f"class {number}" for number in range(count))
-    if len(names) != count:
-        raise UserError(f"{where} has {len(names)} classes; the network has {count} outputs")
-    return names
+    path = store_path(Path(config.data_dir), config.dataset, config.image_size, config.resize)
+    return open_store(path).classes if path.exists() else ()
 
 
 def check_params(imported: Imported, path: Path) -> None:
@@ -126,13 +125,18 @@ def check_params(imported: Imported, path: Path) -> None:
             raise UserError(f"{path}: {name} holds NaN or infinite values")
 
 
+def check_new(workdir: str) -> None:
+    """Raises UserError if the folder holds a run."""
+    if workdir and (Path(workdir) / "config.json").exists():
+        raise UserError(f"--workdir={workdir} holds a run already: name a new folder")
+
+
 def write_run(imported: Imported, workdir: str, fingerprint: str) -> None:
     """Makes the folder of a run with these parameters as checkpoint 0.
 
     Raises UserError if the folder is not empty or cannot be written.
     """
-    if workdir and (Path(workdir) / "config.json").exists():
-        raise UserError(f"--workdir={workdir} holds a run already: name a new folder")
+    check_new(workdir)
     config = replace(imported.config, workdir=workdir)
     setup = make_setup(config, len(imported.classes), make_mesh(MeshShape(1, 1), 1, 1))
     params = setup.mesh.put(imported.params, setup.specs)

@@ -14,6 +14,7 @@ from typing import IO, Any, Literal, cast
 import numpy as np
 
 from alexnet_jax.system.errors import UserError
+from alexnet_jax.system.files import check_input
 
 
 class _Kind:
@@ -145,6 +146,7 @@ def _finished(node: Any, known: dict[int, Any]) -> Any:
 
 def read_dictionary(path: Path) -> dict[Any, Any]:
     """The dictionary that `numpy.save` wrote to a `.npy` file. Raises UserError naming the file."""
+    check_input(str(path), path)
     try:
         with path.open("rb") as file:
             form = np.lib.format

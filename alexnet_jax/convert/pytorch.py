@@ -10,7 +10,7 @@ import numpy as np
 from alexnet_jax.convert.layouts import Blobs
 from alexnet_jax.layers import Architecture
 from alexnet_jax.system.errors import UserError
-from alexnet_jax.system.files import output_file
+from alexnet_jax.system.files import check_input, output_file
 
 # torchvision.models.alexnet
 TORCHVISION_NAMES = {
@@ -67,8 +67,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
 
 
 def _check_file(path: Path) -> None:
-    if not path.is_file():
-        raise UserError(f"{path} cannot be read: there is no such file")
+    check_input(str(path), path)
     if not path.stat().st_size:
         raise UserError(f"{path} is empty")
 

@@ -14,7 +14,7 @@ from absl import flags
 from matplotlib.figure import Figure
 
 from alexnet_jax import figures
-from alexnet_jax.config import Config
+from alexnet_jax.config import Config, parsed
 from alexnet_jax.data.dataset import Dataset
 from alexnet_jax.figures.curves import Rows
 from alexnet_jax.inference import analysis
@@ -122,7 +122,7 @@ def main(options: flags.FlagValues) -> None:
     folders = [check_folder(config) for config in configs]
     needs_rows = set(options.only) & set(OF_METRICS)
     rows = [read_metrics(config, options) if needs_rows else [] for config in configs]
-    runtime.start(options.host_devices)
+    runtime.start(**parsed(options, ("host_devices",)))
     matplotlib.use("agg")
     for config, folder, mine in zip(configs, folders, rows, strict=True):
         for name, figure in draw(options, config, mine):

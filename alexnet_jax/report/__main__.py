@@ -8,6 +8,7 @@ from pathlib import Path
 import matplotlib
 from absl import flags
 
+from alexnet_jax.config import parsed
 from alexnet_jax.report.gather import gather
 from alexnet_jax.report.page import render
 from alexnet_jax.run.flags import check_workdirs, define_shown_runs
@@ -23,7 +24,7 @@ def main(options: flags.FlagValues) -> None:
     if not options.out:
         read_config(options.workdir[0])  # it says so if the folder is no run
     check_output(f"--out={out}", out, (".html", ".htm"))
-    runtime.start(options.host_devices)
+    runtime.start(**parsed(options, ("host_devices",)))
     matplotlib.use("agg")
     runs = gather(
         options.workdir, step=options.step, split=options.split, data_dir=options.data_dir, batch_size=options.batch_size,

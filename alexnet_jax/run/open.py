@@ -106,7 +106,9 @@ def open_run(workdir: str, *, on: TowerMesh | None = None, flag: str = "workdir"
     stored, mean = replace(stored, config=config), read_mean(config)
     if mean is None:  # an earlier version trained it
         mean = _own_data(stored).mean
-    return Run(make_setup(config, len(stored.classes), mesh), stored, mean)
+    setup = make_setup(config, len(stored.classes), mesh)
+    check_memory(setup)
+    return Run(setup, stored, mean)
 
 
 def start_run(config: Config) -> tuple[Run, Dataset]:

@@ -18,7 +18,7 @@ from jaxtyping import Float32
 from alexnet_jax.config import Config, as_dict, changed_flags, from_dict
 from alexnet_jax.run.metrics import EXAMPLES, METRICS, check_records
 from alexnet_jax.system.errors import InUse, UserError
-from alexnet_jax.system.files import exclusively, read_json, replacing, write_json
+from alexnet_jax.system.files import check_input, exclusively, read_json, replacing, write_json
 
 MeanImage = Float32[np.ndarray, "size size 3"]
 
@@ -254,6 +254,7 @@ def read_mean(config: Config) -> MeanImage | None:
             break
     else:
         return None
+    check_input(str(path), path)
     try:
         mean = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

@@ -116,8 +116,23 @@ def write_json(path: Path, content: Any, indent: int | None = 2) -> None:
         file.write(json.dumps(content, indent=indent) + "\n")
 
 
+def check_input(flag: str, path: Path) -> None:
+    """Call it before a file is opened: a pipe or a device may take for ever. `flag`: what names the file, as it was typed.
+
+    Raises:
+        UserError: it is not there, or no regular file.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:
+        raise UserError(f"{flag} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if not stat.S_ISREG(mode):
+        raise UserError(f"{flag} cannot be read: it is {'a folder' if stat.S_ISDIR(mode) else 'not a regular file'}")
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file. Raises UserError with its name if it cannot be read or is not JSON."""
+    check_input(str(path), path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
