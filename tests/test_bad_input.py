@@ -18,6 +18,11 @@ from alexnet_jax.train import train
 TRAIN: list[tuple[str, str]] = [
     ("--learning_rate=nan", "--learning_rate=nan"),
     ("--mesh=3", "--mesh=3"),
+    ("--step_timeout=-1", "--step_timeout=-1.0 is less than 0"),
+    ("--step_timeout=nan", "--step_timeout=nan is less than 0"),
+    ("--step_timeout=auto", "--step_timeout=auto"),
+    ("--step_timeout=", "--step_timeout="),
+    ("--step_timeout=5m", "--step_timeout=5m"),
 ]
 EVALUATE: list[tuple[str, str]] = [
     ("--workdir={place}/nothing", "there is no config.json"),
