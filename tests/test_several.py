@@ -165,9 +165,9 @@ def test_a_process_that_is_stuck_or_stopped_ends_both_is_named_and_the_same_comm
     assert "launch/local: process 1 is stopped: killed\n" in log.read_text()
     assert log.read_text().endswith("launch/local: process 1 was stopped\n")
 
-    train(tiny_config(data_dir, workdir, **options | {"steps": saved_in(workdir)[-1] + 1}))
-    steps = steps_of(workdir, "validation")
-    assert steps == list(range(5, steps[-1] + 1, 5))
+    last = saved_in(workdir)[-1] + 1
+    train(tiny_config(data_dir, workdir, **options | {"steps": last}))
+    assert steps_of(workdir, "validation") == [*range(5, last, 5), last]
 
 
 def test_what_cannot_be_started_is_said(data_dir, tmp_path):
