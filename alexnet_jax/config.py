@@ -109,6 +109,14 @@ class Config:
         None, "force this many CPU devices; 0: the machine's", fixed_on_resume=False, minimum=1, maximum=512, absent=0
     )
     spmd: Spmd = setting("shard_map", "how the per-device step is run", choices=("shard_map", "pmap"), fixed_on_resume=False)
+    step_timeout: float = setting(
+        300.0,
+        "seconds after which a step that does not end is given up: all stacks are written and the process ends with exit "
+        "status 75, which means 'run me again'; at least 20 times the usual step, and half an hour for what compiles or "
+        "saves; 0: never",
+        fixed_on_resume=False,
+        minimum=0,
+    )
     # Records (in steps)
     log_every: int = setting(50, "steps between rows of training metrics", fixed_on_resume=False, minimum=1)
     log_examples: bool = setting(False, "note the examples of each step in examples.jsonl", fixed_on_resume=False)

@@ -37,6 +37,7 @@ from alexnet_jax.step import ImageStats, Metrics, Setup, StepHparams, TrainState
 from alexnet_jax.system import cli, runtime
 from alexnet_jax.system.errors import Diverged, UserError
 from alexnet_jax.system.signals import RESUME_STATUS, Interrupted, Interruption
+from alexnet_jax.system.watchdog import Watchdog
 
 
 class _Pending(NamedTuple):
@@ -60,9 +61,10 @@ class Trainer:
         recorder: Recorder,
         intervals: Intervals,
         interruption: Interruption,
+        watchdog: Watchdog,
     ):
         config = setup.config
-        self._setup, self._dataset, self._intervals = setup, dataset, intervals
+        self._setup, self._dataset, self._intervals, self._watchdog = setup, dataset, intervals, watchdog
         self._checkpoints, self._recorder, self._interruption = checkpoints, recorder, interruption
         self._schedule = Schedule(config, tuple(setup.shapes), intervals.examples, intervals.total_steps)
         self._train_step = make_train_step(setup)
@@ -108,7 +110,7 @@ class Trainer:
         order = Order(config.seed, len(loader.split), config.batch_size)
         ahead, shown = itertools.tee(map(order.step, range(first, self._intervals.total_steps)))
         with contextlib.closing(loader.batches(ahead)) as batches:
-            yield from zip(batches, shown, strict=True)
+            yield from self._watchdog.steps(zip(batches, shown, strict=True), first + 1)
 
     def hparams_at(self, progress: Progress) -> StepHparams:
         """The learning rates and the colour noise of the step to come, on the host."""
@@ -176,10 +178,11 @@ class Trainer:
     def _validate(self, state: TrainState, progress: Progress) -> tuple[Progress, float]:
         """Top-1 error in percent on the validation split, recorded and shown to the schedule."""
         step, config = progress.step, self._setup.config
-        watch = Stopwatch()
+        watch, begins = Stopwatch(), self._watchdog.watch
         # Several processes finish a validation: none of them may leave it alone.
-        stop = lambda: not self._vote and self._interruption.requested  # noqa: E731
+        stop = lambda: begins("validation", step) or (not self._vote and self._interruption.requested)  # noqa: E731
         score, _ = self._evaluator([(self._eval_fn, state.params)], self._loaders["validation"], stop=stop)
+        begins("statistics", step)
         self._recorder.write(
             Row(
                 step=step,
@@ -202,6 +205,7 @@ class Trainer:
         return replace(progress, plateau=plateau, validation_due=False), score.top1_error
 
     def _save(self, state: TrainState, progress: Progress, error: float | None) -> None:
+        self._watchdog.watch("checkpoint", progress.step)
         if self._setup.mesh.fetch(self._count_nonfinite(state.params), P()):
             raise self._diverged(progress.step, "a parameter is not finite")
         self._checkpoints.save(self._setup, state, progress.as_dict(), error)
@@ -251,7 +255,8 @@ def train(config: Config) -> None:
     intervals.check()
     transferred = transferred_layers(setup) if config.init else []
     workdir = Path(config.workdir)
-    with Interruption() as interruption, locked(config.workdir):
+    watchdog = Watchdog(config.step_timeout, process=jax.process_index(), processes=jax.process_count())
+    with Interruption() as interruption, watchdog, locked(config.workdir):
         had_checkpoint = check_resumable(config, dataset.fingerprint, dataset.classes, dataset.mean)
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("the folder is checked")  # before one of them changes it
@@ -280,7 +285,7 @@ def train(config: Config) -> None:
                 if config.init and restored is None:
                     fresh = ", ".join(layer for layer in setup.shapes if layer not in transferred) or "nothing"
                     recorder.say(f"from {config.init}: {', '.join(transferred)}; re-initialised: {fresh}")
-                Trainer(setup, dataset, checkpoints, recorder, intervals, interruption).run(state, progress)
+                Trainer(setup, dataset, checkpoints, recorder, intervals, interruption, watchdog).run(state, progress)
 
 
 def _start_over(config: Config) -> None:

@@ -59,6 +59,11 @@ TRAIN: list[tuple[str, str]] = [
     ("--checkpoint_every=-2", "--checkpoint_every=-2 is less than 1"),
     ("--keep=0", "--keep=0 is less than 1"),
     ("--host_devices=1000000", "--host_devices=1000000 is more than 512"),
+    ("--step_timeout=-1", "--step_timeout=-1.0 is less than 0"),
+    ("--step_timeout=nan", "--step_timeout=nan is not a finite number"),
+    ("--step_timeout=auto", "--step_timeout=auto"),
+    ("--step_timeout=", "--step_timeout="),
+    ("--step_timeout=5m", "--step_timeout=5m"),
     # Lists and what has a form of its own.
     ("--mesh=3", "--mesh=3 is not of the form"),
     ("--mesh=0x1", "--mesh=0x1 is not of the form"),

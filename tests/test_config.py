@@ -76,6 +76,7 @@ def test_what_alters_a_run():
         "spmd": "pmap",
         "workdir": "W",
         "keep": 5,
+        "step_timeout": 60.0,
     }
     assert changed_flags(old, dataclasses.replace(old, **harmless)) == []
     assert changed_flags(old, dataclasses.replace(old, seed=3)) == ["--seed was 0 and is now 3"]

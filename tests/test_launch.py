@@ -60,12 +60,6 @@ def test_an_old_python_is_told_what_is_needed(tmp_path):
     assert not (tmp_path / "venv").exists()
 
 
-def test_the_quickstart_takes_no_flags_and_says_so_at_once(tmp_path):
-    result = shell(f"{ROOT}/launch/quickstart --help", tmp_path)
-    assert (result.returncode, result.stderr) == (2, "error: --help: usage: ./launch/quickstart [workdir]\n")
-    assert not (tmp_path / ".venv").exists()
-
-
 # Replaces python, pyenv and the linters: notes its calls, fails on a call that matches $FAILS, and can make a .venv.
 STUB = """#!/bin/bash
 case "$*" in

@@ -93,3 +93,64 @@ def test_a_start_works_without_a_cache_that_can_be_written(settings, tmp_path, m
     before = settings()
     runtime.start()
     assert settings()[0] == before[0]
+
+
+def slurm(task: str, seen: str, tasks: str = "", per_task: str = "", **other: str) -> dict[str, str]:
+    """The environment of a task of Slurm: its number on its node, the GPUs that it sees, and what was asked for."""
+    environment = {"SLURM_LOCALID": task, "CUDA_VISIBLE_DEVICES": seen}
+    return environment | {"SLURM_NTASKS_PER_NODE": tasks, "SLURM_GPUS_PER_TASK": per_task} | other
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        # Not on Slurm, without a GPU, by the user's own word, or by a bare srun: as JAX does.
+        ({"CUDA_VISIBLE_DEVICES": "0,1"}, None),
+        ({"SLURM_LOCALID": "1"}, None),
+        (slurm("1", ""), None),
+        (slurm("", "0"), None),
+        (slurm("1", "0", JAX_LOCAL_DEVICE_IDS="0"), None),
+        (slurm("1", "0,1"), None),
+        # Every task sees all GPUs of the node.
+        (slurm("3", "0,1,2,3", tasks="4"), [3]),
+        (slurm("1", "0,1,2,3", tasks="2"), [2, 3]),
+        (slurm("0", "0,1,2,3", tasks="1"), [0, 1, 2, 3]),
+        (slurm("1", "0,1", tasks="2", per_task="1"), [1]),  # --gpus-per-task=1 --gpu-bind=none
+        # Each task sees only GPUs of its own.
+        (slurm("0", "0", tasks="4"), [0]),
+        (slurm("3", "0", tasks="4"), [0]),
+        (slurm("3", "2", tasks="4", per_task="1"), [0]),
+        (slurm("1", "GPU-1f3a"), [0]),
+        (slurm("3", "0,1"), [0, 1]),
+        (slurm("1", "0,1", tasks="4"), [0, 1]),
+        (slurm("1", "0,1", tasks="2", per_task="2"), [0, 1]),
+        (slurm("1", "0,1", tasks="2", per_task="h100:2"), [0, 1]),
+    ],
+)
+def test_a_task_of_slurm_takes_gpus_that_it_sees(environment, expected):
+    assert runtime.own_gpus(environment) == expected
+
+
+TOLD = {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1", "JAX_COORDINATOR_ADDRESS": "localhost:1"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "gpus", "detection"),
+    [
+        (slurm("1", "0", tasks="2"), [0], None),
+        (slurm("1", "0", tasks="2", JAX_COORDINATOR_ADDRESS="localhost:1"), [0], None),
+        (slurm("1", "0,1", tasks="2"), [1], None),
+        # launch/local in a job of Slurm, whose task is not the one that trains: what the process sees is its share.
+        ({"CUDA_VISIBLE_DEVICES": "2,3"} | TOLD, None, "deactivate"),
+        (slurm("0", "2,3", tasks="2") | TOLD, None, "deactivate"),
+    ],
+)
+def test_jax_is_told_the_gpus_of_a_process(settings, monkeypatch, environment, gpus, detection):
+    said = {}
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **given: said.update(given))
+    for name in (*TOLD, "JAX_LOCAL_DEVICE_IDS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    runtime.start(distributed=True)
+    assert (said["local_device_ids"], said["cluster_detection_method"]) == (gpus, detection)

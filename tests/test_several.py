@@ -21,14 +21,14 @@ OPTIONS = {"log_every": 2, "eval_every": 5, "mesh": "2x2"}
 ENDLESS = 10**6  # steps
 
 
-def launch(*flags: str, devices: int, log: Path) -> subprocess.Popen[str]:
+def launch(*flags: str, devices: int, log: Path, **environment: str) -> subprocess.Popen[str]:
     """launch/local in this environment, with two processes.
 
     Each has as many threads as there are here, for how XLA rounds a sum depends on them.
     """
     threads = max(DEVICES, len(os.sched_getaffinity(0)))
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "VENV": sys.prefix, "NPROC": str(threads)}
+    environment = os.environ | {"PATH": path, "VENV": sys.prefix, "NPROC": str(threads)} | environment
     command = [f"{ROOT}/launch/local", "--processes=2", f"--devices={devices}", "--", *flags]
     with log.open("w") as file:
         return subprocess.Popen(command, env=environment, stdout=file, stderr=file, text=True, start_new_session=True)
@@ -117,10 +117,61 @@ def test_the_death_of_one_ends_the_other_and_a_share_that_one_cannot_read_is_giv
     np.testing.assert_allclose([row["loss"] for row in ours], [row["loss"] for row in theirs], rtol=1e-5)
 
 
+# Read by Python itself when a process starts: the second one stops reading while there is a file $STUCK.
+STUCK = """
+import os, time
+if os.environ.get("JAX_PROCESS_ID") == "1":
+    from alexnet_jax.data.splits import Subset
+    read = Subset.read_into
+    def read_into(*arguments):
+        while os.path.exists(os.environ["STUCK"]):
+            time.sleep(0.1)
+        read(*arguments)
+    Subset.read_into = read_into
+"""
+
+
+def test_a_process_that_is_stuck_or_stopped_ends_both_is_named_and_the_same_command_resumes(data_dir, tmp_path):
+    """One that no longer reads, and does not heed SIGTERM; then a stopped one, which heeds nothing."""
+    workdir, log, stuck = tmp_path / "run", tmp_path / "log", tmp_path / "stuck"
+    (tmp_path / "sitecustomize.py").write_text(STUCK)
+    environment = {"STUCK": str(stuck), "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    options = OPTIONS | {"mesh": "1x2", "checkpoint_every": 5, "step_timeout": 3}
+    flags = tiny_flags(data_dir, workdir, steps=ENDLESS, **options)
+    process = launch(*flags, devices=1, log=log, **environment)
+    wait_for(process, workdir / "checkpoints" / "5", log)
+    stuck.touch()
+    time.sleep(1)  # the batches that were read ahead are used up
+    began = time.monotonic()
+    os.kill(trainers(workdir)[1], signal.SIGTERM)
+    assert process.wait(timeout=120) == 75, log.read_text()
+    assert time.monotonic() - began < 60
+    said = log.read_text()
+    assert "SIGTERM: saving at the next step" in said
+    (step,) = re.findall(r"^error: process 1 of 2 is stuck at step (\d+): reading takes over \S+ s", said, re.MULTILINE)
+    assert f'File "{tmp_path}/sitecustomize.py", line 8 in read_into' in said
+    assert said.endswith("launch/local: process 1 was the first to fail\n")
+
+    stuck.unlink()
+    saved = saved_in(workdir)[-1]
+    assert saved <= int(step)
+    process = launch(*flags, devices=1, log=log, **environment)
+    wait_for(process, workdir / "checkpoints" / str(saved + 5), log)
+    assert f"step {saved} of {ENDLESS}" in log.read_text()
+    began = time.monotonic()
+    os.kill(trainers(workdir)[1], signal.SIGSTOP)
+    assert process.wait(timeout=120) == 75, log.read_text()
+    assert time.monotonic() - began < 60
+    assert "launch/local: process 1 is stopped: killed\n" in log.read_text()
+    assert log.read_text().endswith("launch/local: process 1 was stopped\n")
+
+    last = saved_in(workdir)[-1] + 1
+    train(tiny_config(data_dir, workdir, **options | {"steps": last}))
+    assert steps_of(workdir, "validation") == [*range(5, last, 5), last]
+
+
 def test_what_cannot_be_started_is_said(data_dir, tmp_path):
     alone = start("train", "--distributed", *tiny_flags(data_dir, tmp_path / "run"), stderr=subprocess.PIPE)
     _, said = alone.communicate(timeout=120)
     assert alone.returncode == 1
     assert "error: --distributed: coordinator_address should be defined." in said
-    done = subprocess.run([f"{ROOT}/launch/local", "--tasks=2"], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr.count("usage: ./launch/local")) == (2, 1)

@@ -5,6 +5,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -45,11 +46,15 @@ def start(host_devices: int | None = None, distributed: bool = False) -> None:
 
 def _join() -> None:
     # None lets JAX find the value.
-    count, number = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+    named = ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JAX_COORDINATOR_ADDRESS")
+    count, number, address = (os.environ.get(name) for name in named)
+    told = bool(count and number and address)  # then all GPUs that the process sees are its own, also in a job of Slurm
     try:
         jax.distributed.initialize(
             num_processes=int(count) if count else None,
             process_id=int(number) if number else None,
+            local_device_ids=None if told else own_gpus(os.environ),
+            cluster_detection_method="deactivate" if told else None,
             initialization_timeout=CONNECT_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
@@ -58,6 +63,26 @@ def _join() -> None:
             f"--distributed: {str(error).splitlines()[0]} Start it with launch/local, on a cluster that JAX knows, or with "
             "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
         ) from error
+
+
+def own_gpus(environment: Mapping[str, str]) -> list[int] | None:
+    """The GPUs of a task of Slurm, by their place among those that it sees; None leaves them to JAX.
+
+    JAX gives task N of a node the Nth GPU. That fails where Slurm has bound GPUs to each task (--gpus-per-task, --gpu-bind):
+    the task sees only its own, counted from 0, and uses all of them. If tasks see all GPUs of the node, each gets its share.
+    """
+    seen, place = environment.get("CUDA_VISIBLE_DEVICES", ""), environment.get("SLURM_LOCALID", "")
+    if not seen or not place.isdecimal() or environment.get("JAX_LOCAL_DEVICE_IDS"):
+        return None
+    number, gpus = int(place), len(seen.split(","))
+    tasks = environment.get("SLURM_NTASKS_PER_NODE", "")
+    enough = gpus > 1 and gpus > number and not (tasks.isdecimal() and gpus < int(tasks))
+    if not enough or environment.get("SLURM_GPUS_PER_TASK", "").rpartition(":")[2] == str(gpus):
+        return list(range(gpus))
+    if not tasks.isdecimal():
+        return None
+    share = gpus // int(tasks)
+    return list(range(number * share, (number + 1) * share))
 
 
 def cache_folder(name: str = "xla", processor: str | None = None, jaxlib: str | None = None) -> Path:
