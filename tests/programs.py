@@ -42,14 +42,14 @@ def _once(make: Callable[..., Any]) -> Callable[..., Any]:
 @pytest.fixture(scope="session", autouse=True)
 def shared_programs() -> Iterator[None]:
     """What trainer, evaluation and checkpoints compile is compiled once. `alexnet_jax.step` itself stays as it is."""
-    from alexnet_jax import evaluate, train
+    from alexnet_jax import evaluate, trainer
     from alexnet_jax.run import reader
     from alexnet_jax.step import Setup
 
     initial_state = _once(Setup.initial_state)
     with pytest.MonkeyPatch.context() as patch:
         for module, name in (
-            (train, "make_train_step"), (train, "make_nonfinite_count"), (train, "ParamStatsMeter"), (train, "Evaluator"),
+            (trainer, "make_train_step"), (trainer, "make_nonfinite_count"), (trainer, "ParamStatsMeter"), (trainer, "Evaluator"),
             (evaluate, "make_view_step"), (reader, "make_checksum"),
         ):  # fmt: skip
             patch.setattr(module, name, _once(getattr(module, name)))

@@ -21,7 +21,7 @@ LAYERS = (
     ("evaluate",),
     ("inference",),
     ("figures",),
-    ("train", "predict", "prepare", "convert", "report", "sweep", "benchmark"),
+    ("train", "trainer", "predict", "prepare", "convert", "report", "sweep", "benchmark"),
 )
 FILE_LINES, FUNCTION_LINES = 300, 50
 
