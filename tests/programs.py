@@ -49,8 +49,8 @@ def shared_programs() -> Iterator[None]:
     initial_state = _once(Setup.initial_state)
     with pytest.MonkeyPatch.context() as patch:
         for module, name in (
-            (trainer, "make_train_step"), (trainer, "make_nonfinite_count"), (trainer, "ParamStatsMeter"), (trainer, "Evaluator"),
-            (evaluate, "make_view_step"), (reader, "make_checksum"),
+            (trainer, "make_train_step"), (trainer, "make_nonfinite_count"), (trainer, "ParamStatsMeter"),
+            (trainer, "Evaluator"), (evaluate, "make_view_step"), (reader, "make_checksum"),
         ):  # fmt: skip
             patch.setattr(module, name, _once(getattr(module, name)))
         # A training step is given the state's memory, so every run gets a copy.

@@ -158,7 +158,6 @@ EVALUATE: list[tuple[str, str]] = [
     ("--workdir={place}/text.txt", "there is no config.json"),
     ("--workdir={run} --step=7", "--step=7"),
     ("--workdir={run} --step=-1", "--step=-1"),
-    ("--workdir={run} --step=", "--step="),
     ("--workdir={run} --split=all", "--split=all"),
     ("--workdir={run} --views=2", "--views is 1 or 10"),
     ("--workdir={run} --batch_size=0", "--batch_size=0 is less than 1"),
@@ -242,7 +241,7 @@ PREDICT: list[tuple[str, str]] = [
     ),
     ("--workdir={run} {place}/black.png --mesh=3", "--mesh=3"),
     ("--workdir={run} {place}/black.png --mesh=0x1", "--mesh=0x1"),
-    ("--workdir={run} {place}/black.png --figure={place}/f.txt", "ends in neither .png nor .svg"),
+    ("--workdir={run} {place}/black.png --figure={place}/f.txt", "does not end in .png or .svg"),
     ("--workdir={run} {place}/black.png --images={place}", "images"),
 ]
 PREPARE: list[tuple[str, str]] = [
@@ -264,7 +263,7 @@ PREPARE: list[tuple[str, str]] = [
     ("--dataset=folder:{place}/sets/twice", "sets/twice/valid is a second validation split"),
     ("--dataset=folder:{place}/sets/stranger", "sets/stranger/other is out of place beside the splits"),
     ("--dataset=folder:{place}/sets/untrained", "class 'b' of split test has no training images"),
-    ("--dataset=", "--dataset= is empty"),
+    ("--dataset=", "--dataset is empty"),
     ("--dataset=synthetic", "needs no preparation"),
     ("--dataset=cifar11", "did you mean cifar10"),
     ("--dataset=cifar10:9.9.9", "--dataset=cifar10:9.9.9 cannot be opened"),
@@ -272,7 +271,7 @@ PREPARE: list[tuple[str, str]] = [
       for name in ("..", "a b", "/etc", "cifar10[train]", "ü")),
     ("--dataset=mnist --tfds_dir={place}/fifo", "--tfds_dir={place}/fifo is no folder"),
     ("--dataset=mnist --tfds_dir={place}/text.txt", "--tfds_dir={place}/text.txt is no folder"),
-    ("--dataset=mnist --tfds_dir=", "--tfds_dir= is empty"),
+    ("--dataset=mnist --tfds_dir=", "--tfds_dir is empty"),
     ("--dataset=odd --tfds_dir={place}/tfds", "--dataset=odd cannot be opened: Failed to load JSON"),
     *((f"--image_size={value}", f"--image_size={value}") for value in ("0", "-1", "4097", "9" * 30, "1.5", "nan", "x")),
     *((f"--split_seed={value}", f"--split_seed={value}") for value in ("-1", str(2**64), "1e3", "x", "inf")),
@@ -281,7 +280,7 @@ PREPARE: list[tuple[str, str]] = [
     ("--verify=perhaps", "--verify=perhaps"),
     ("--nothing=1", "nothing"),
     ("photos", "'photos' is not a flag"),
-    ("--data_dir=", "--data_dir= is empty"),
+    ("--data_dir=", "--data_dir is empty"),
     *((f"--dataset=folder:{{place}}/sets/good --data_dir={{place}}/{name}", f"--data_dir={{place}}/{name} cannot be used")
       for name in ("text.txt", "fifo", "text.txt/deep")),
     *((f"--data_dir={{place}}/stores --image_size={size}", said) for size, said in (
@@ -293,7 +292,7 @@ PREPARE: list[tuple[str, str]] = [
 ]  # fmt: skip
 SWEEP: list[tuple[str, str]] = [
     # The flags
-    ("--space=", "--space=. cannot be read: it is not a file"),
+    ("--space=", "--space is empty"),
     ("--trials=0", "--trials=0"),
     ("--trials=-3", "--trials=-3"),
     ("--trials=10001", "--trials=10001"),
@@ -524,6 +523,7 @@ def place(data_dir, tmp_path_factory) -> Path:
         (folder / f"fifo.{suffix}").symlink_to("fifo")
         (folder / f"null.{suffix}").symlink_to("/dev/null")
     (folder / "one.npz").symlink_to("one.svg")
+    (folder / "dangling").symlink_to("nowhere")
     for name, text in SPACES.items():
         (folder / f"{name}.toml").write_text(text)
     make_lists_and_sets(folder, data_dir)
