@@ -9,16 +9,17 @@ from pathlib import Path
 
 import optuna
 import pytest
-from networks import ROOT, run, tiny_flags
+from networks import SIZE, run, tiny_flags, tiny_source
 from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
 from test_sweep import sweep_flags, trials_of
 
 from alexnet_jax.config import from_words
+from alexnet_jax.data.store import store_path
+from alexnet_jax.data.writer import write_store
 from alexnet_jax.sweep import jobs, summary
 from alexnet_jax.sweep import study as studies
 from alexnet_jax.sweep.space import as_flags
-from alexnet_jax.system.signals import DIVERGED_STATUS, IN_USE_STATUS, RESUME_STATUS
 
 WIDE = "[learning_rate]\nlog = [0.0001, 1.0]\n"
 CHOICES = "[learning_rate]\nchoice = [0.001, 0.002, 0.003, 0.004]\n"
@@ -183,8 +184,9 @@ def test_confirmation_ranks_the_best_by_fresh_seeds(stub, data_dir, tmp_path):
     assert best_lines[0].endswith("34.00 % top-1 error on validation. With fresh seeds: 33.00 % (32.00 to 34.00, 3 seeds).")
     assert f"--workdir={sweep}/trials/0001 --step=best --split=validation" in best_lines[1]
     said = [line for line in done.stderr.splitlines() if "confirmed" in line]
+    assert "trial 1-10000  32.00 %  learning_rate=0.002  34.00 % in the search" in done.stderr
     assert said[0] == "trial   1  confirmed 33.00 % (32.00 to 34.00, 3 seeds)  34.00 % in the search"
-    # The same command has nothing left to do. More seeds and more of the best add to what is there.
+    # The same command has nothing left to do. More seeds and more of the best add to it.
     stub.tried.clear()
     assert run("sweep", *flags, "--confirm=3", "--confirm_seeds=3").returncode == 0
     assert stub.tried == []
@@ -247,12 +249,7 @@ def test_trials_under_other_flags_do_not_join_a_study(stub, data_dir, tmp_path):
     assert len(stub.tried) == 2
 
 
-def test_data_that_was_prepared_anew_does_not_join_a_study(stub, data_dir, tmp_path, monkeypatch):
-    from networks import SIZE, tiny_source
-
-    from alexnet_jax.data.store import store_path
-    from alexnet_jax.data.writer import write_store
-
+def test_data_that_was_prepared_anew_does_not_join_a_study(stub, data_dir, tmp_path):
     assert run("sweep", *sweep_flags(tmp_path, data_dir, "--trials=1")).returncode == 0
     write_store(tiny_source(1), store_path(tmp_path / "data", "tiny", SIZE), SIZE)
     other = run("sweep", *sweep_flags(tmp_path, tmp_path / "data", "--trials=2"))
@@ -299,10 +296,3 @@ def test_a_workdir_may_have_any_name(stub, data_dir, tmp_path, monkeypatch):
     assert run("sweep", *sweep_flags(folder, data_dir, "--trials=1")).returncode == 0
     assert (folder / "sweep" / "study.db").stat().st_size > 1000
     assert [row["state"] for row in trials_of(folder / "sweep")] == ["complete"]
-
-
-def test_kubernetes_does_not_start_a_diverged_run_again():
-    """Slurm's script looks for RESUME_STATUS and deaths alone."""
-    script = (ROOT / "launch" / "kubernetes").read_text()
-    assert f"values: [1, 2, {DIVERGED_STATUS}, {IN_USE_STATUS}]" in script
-    assert RESUME_STATUS not in (1, 2, DIVERGED_STATUS, IN_USE_STATUS)
