@@ -4,8 +4,8 @@ import functools
 import json
 import math
 import shutil
+import time
 from collections.abc import Callable
-from pathlib import Path
 
 import optuna
 import pytest
@@ -98,22 +98,12 @@ def test_a_surplus_trial_is_given_back(stub, data_dir, tmp_path, monkeypatch):
     assert (trial["trial"], trial["state"]) == ("0", "running")
 
 
-def in_the_diverging_region(stub: Stub, data_dir: Path, folder: Path, trials: int) -> int:
-    """How many trials of a TPE search over a rate diverge, where all above 0.02 do and 0.01 is best."""
-
-    def error(values: dict) -> float:
-        rate = values["learning_rate"]
-        return 30 + 5 * abs(math.log10(rate / 0.01)) if rate < 0.02 else math.inf
-
-    stub.error = error
-    done = run("sweep", *sweep_flags(folder, data_dir, f"--trials={trials}", text=WIDE))
-    assert done.returncode == 0, done.stderr
-    return sum(values["learning_rate"] >= 0.02 for values in stub.tried)
-
-
 def test_the_sampler_leaves_the_region_where_trials_diverge(stub, data_dir, tmp_path):
     """With seeds 0 to 5 there are 12 to 14 of 40. If they only fail there are 32: all but the random 8."""
-    assert in_the_diverging_region(stub, data_dir, tmp_path, 40) <= 20
+    error_of = lambda rate: 30 + 5 * abs(math.log10(rate / 0.01)) if rate < 0.02 else math.inf  # noqa: E731
+    stub.error = lambda values: error_of(values["learning_rate"])
+    assert run("sweep", *sweep_flags(tmp_path, data_dir, "--trials=40", text=WIDE)).returncode == 0
+    assert sum(values["learning_rate"] >= 0.02 for values in stub.tried) <= 20
     study = optuna.load_study(study_name="sweep", storage=stub.storage(f"sqlite:///{tmp_path}/sweep/study.db"))
     diverged = [trial for trial in study.trials if "diverged" in trial.user_attrs]
     assert diverged
@@ -225,6 +215,7 @@ def test_an_explicit_flag_that_equals_a_default_reaches_trials_and_best_cfg(stub
     assert run("sweep", *flags).returncode == 0
     (values,) = stub.tried
     assert {"--mean=image", "--momentum=0.9", "--init=runs/other"} <= set(as_flags(values))
+    assert "--mean=image\n" in (tmp_path / "sweep" / "best.cfg").read_text()
     again = from_words([f"--flagfile={tmp_path}/sweep/best.cfg", f"--workdir={values['workdir']}", "--seed=0"])
     assert again == from_words(as_flags(values))
 
@@ -273,13 +264,21 @@ def test_a_sweep_and_a_run_do_not_share_a_folder(stub, data_dir, tmp_path):
 
 
 def test_a_storage_that_goes_away_ends_the_sweep_in_one_line(stub, data_dir, tmp_path, monkeypatch):
-    """The other jobs stop. Nothing is called a failed trial."""
+    """The other job stops. Nothing is called a failed trial."""
+
+    def tried(trial, folder, values, stopping, *others):
+        deadline = time.monotonic() + 20
+        while trial.number and not stopping():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        return TrialState.RUNNING if trial.number else stub(trial, folder, values, stopping, *others)
 
     def away(*arguments, **options):
         raise OperationalError("SELECT", {}, Exception("server closed the connection unexpectedly"))
 
     flags = sweep_flags(tmp_path, data_dir, "--trials=3", "--jobs=2")
     with monkeypatch.context() as patch:
+        patch.setattr(jobs, "run_trial", tried)
         patch.setattr(optuna.Study, "tell", away)
         done = run("sweep", *flags)
     assert done.returncode == 1
