@@ -7,6 +7,7 @@ import threading
 
 import optuna
 import pytest
+from networks import ROOT
 from optuna.trial import TrialState
 
 from alexnet_jax.sweep import trials
@@ -48,9 +49,7 @@ def starts(tmp_path):
     return [json.loads(line) for line in (tmp_path / "0000" / "starts").read_text().splitlines()]
 
 
-@pytest.mark.parametrize(
-    "end", [KILLED, "os.kill(os.getpid(), signal.SIGTERM)", "os.abort()", "sys.exit(137)", f"sys.exit({RESUME_STATUS})"]
-)
+@pytest.mark.parametrize("end", [KILLED, "sys.exit(137)", f"sys.exit({RESUME_STATUS})"])
 def test_a_trainer_that_is_killed_from_outside_is_resumed_and_keeps_its_validations(trainer, tmp_path, end):
     trial, state = trainer(f"validate(start, 50 - start)\nif start < 3:\n    {end}", retries=1)
     assert state is TrialState.COMPLETE
@@ -62,15 +61,14 @@ def test_a_trainer_that_is_killed_from_outside_is_resumed_and_keeps_its_validati
 
 
 @pytest.mark.parametrize(
-    ("end", "why"),
+    ("end", "retries", "why"),
     [
-        (KILLED, r"killed by signal 9 (Killed): error: no memory"),
-        ("sys.exit(143)", "status 143: error: no memory"),
-        (f"sys.exit({RESUME_STATUS})", "status 75: error: no memory"),
+        (KILLED, 2, "killed by signal 9 (Killed): error: no memory"),
+        ("sys.exit(143)", 0, "status 143: error: no memory"),
+        (f"sys.exit({RESUME_STATUS})", 1, "status 75: error: no memory"),
     ],
 )
-@pytest.mark.parametrize("retries", [0, 2])
-def test_a_trainer_that_is_killed_without_end_fails_with_the_reason(trainer, tmp_path, end, why, retries):
+def test_a_trainer_that_is_killed_without_end_fails_with_the_reason(trainer, tmp_path, end, retries, why):
     said = "print('error: no memory', flush=True)\nprint('noise', flush=True)"
     trial, state = trainer(f"if start == 1: validate(1, 60)\n{said}\n{end}", retries=retries)
     assert state is TrialState.FAIL
@@ -152,3 +150,10 @@ def test_a_trainer_ends_with_an_error_of_its_sweep(trainer, tmp_path):
         trainer("(workdir / 'pid').write_text(str(os.getpid()))\nvalidate(1, 60)\ntime.sleep(30)", stopping=stopping)
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "0000" / "pid").read_text()), signal.SIGCONT)
+
+
+def test_kubernetes_does_not_start_a_diverged_run_again():
+    """Slurm's script looks for RESUME_STATUS and deaths alone."""
+    script = (ROOT / "launch" / "kubernetes").read_text()
+    assert f"values: [1, 2, {DIVERGED_STATUS}, {IN_USE_STATUS}]" in script
+    assert RESUME_STATUS not in (1, 2, DIVERGED_STATUS, IN_USE_STATUS)

@@ -120,7 +120,7 @@ class Sweep:
             return
         told = part.study.tell(trial, value, state=state)
         flags_tried = "  ".join(f"{name}={short(value, 4)}" for name, value in chosen.items())
-        number_text = folder.name.lstrip("0") or "0"
+        number_text = "-".join(str(int(text)) for text in folder.name.split("-"))
         self.say("  ".join((f"trial {number_text:>3}", _outcome(told), flags_tried, part.summary(part.trials()))))
 
 
