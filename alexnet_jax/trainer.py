@@ -168,6 +168,7 @@ class Trainer:
         """Top-1 error in percent on the validation split, recorded and shown to the schedule."""
         step, config = progress.step, self._setup.config
         watch, begins = Stopwatch(), self._watchdog.watch
+        begins("reading", step)
         # Several processes finish a validation: none of them may leave it alone.
         stop = lambda: begins("validation", step) or (not self._vote and self._interruption.requested)  # noqa: E731
         score, _ = self._evaluator([(self._eval_fn, state.params)], self._loaders["validation"], stop=stop)

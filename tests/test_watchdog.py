@@ -164,10 +164,11 @@ def test_the_time_in_which_a_process_was_stopped_does_not_count():
 
 
 PLACES = {
-    # what is called, which of its calls never ends, and what is said; a step's batch is read in four parts
-    "reading 1": (Subset, "read_into", 1, r"step 1: reading"),
-    "reading 5": (Subset, "read_into", 17, r"step [45]: reading"),
-    "validation": (Evaluator, "judge_batch", 3, r"step 6: validation"),
+    # what is called, with how many examples in the split, which of these calls never ends, and what is said
+    "reading 1": (Subset, "read_into", 50, 1, r"step 1: reading"),
+    "reading 5": (Subset, "read_into", 50, 17, r"step [45]: reading"),  # a batch is read in four parts
+    "reading in validation": (Subset, "read_into", 21, 1, r"step 6: reading"),
+    "validation": (Evaluator, "judge_batch", 0, 3, r"step 6: validation"),
 }
 
 
@@ -177,12 +178,12 @@ def test_training_that_is_stuck_ends_deaf_to_a_signal_and_the_same_command_resum
     data_dir, tmp_path, monkeypatch, capfd, place
 ):
     """The call that is stuck goes on when the process would have ended: here the process is that of the tests."""
-    owner, name, which, said = PLACES[place]
+    owner, name, size, which, said = PLACES[place]
     original, calls, over = getattr(owner, name), iter(range(1, 10**6)), threading.Event()
     statuses: list[int] = []
 
     def stuck(*arguments):
-        if next(calls) == which:
+        if (not size or len(arguments[0]) == size) and next(calls) == which:
             if name == "judge_batch":
                 os.kill(os.getpid(), signal.SIGTERM)
             over.wait(60)
