@@ -259,8 +259,9 @@ def read_mean(config: Config) -> MeanImage | None:
         mean = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
-    if mean.ndim != 3 or mean.shape[0] != mean.shape[1] or mean.shape[2] != 3 or not np.isfinite(mean).all():
-        raise UserError(f"{path} is no mean image: it has the shape {mean.shape} or values that are not finite")
+    is_image = mean.ndim == 3 and mean.shape[0] == mean.shape[1] and mean.shape[2] == 3
+    if not is_image or mean.dtype.kind != "f" or not np.isfinite(mean).all():
+        raise UserError(f"{path} is no mean image: it is {mean.dtype} {mean.shape}, or has values that are not finite")
     size = config.image_size
     if len(mean) != size:
         mean = np.broadcast_to(mean.mean((0, 1)), (size, size, 3))

@@ -135,5 +135,5 @@ def read_json(path: Path) -> Any:
     check_input(str(path), path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
