@@ -166,6 +166,7 @@ def test_rows_that_are_in_no_file(whole, tmp_path, damage):
     [
         write("mean.npy", b""),
         write("mean.npy", b"text"),
+        write("mean.npy", b"\x93NUMPY\x01\x00\x10\x00{'shape': (1, \xd7       "),
         pipe("mean.npy"),
         make_folder("mean.npy"),
         lambda folder: np.save(folder / "mean.npy", np.zeros((3, 3))),
@@ -173,7 +174,7 @@ def test_rows_that_are_in_no_file(whole, tmp_path, damage):
         lambda folder: np.save(folder / "mean.npy", np.full((SIZE, SIZE, 3), np.nan)),
         lambda folder: np.save(folder / "mean.npy", np.full((SIZE, SIZE, 3), "a")),
     ],
-    ids=["empty", "text", "pipe", "folder", "matrix", "four colours", "NaN", "letters"],
+    ids=["empty", "text", "broken", "pipe", "folder", "matrix", "four colours", "NaN", "letters"],
 )
 def test_a_mean_that_is_none(whole, tmp_path, damage):
     check(whole, tmp_path, damage, "mean.npy", ["report", "evaluate", "predict", "convert"])
