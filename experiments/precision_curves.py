@@ -11,10 +11,11 @@ from pathlib import Path
 import matplotlib
 from absl import flags
 
-from alexnet_jax.figures import write_figure
+from alexnet_jax.figures import FIGURE_SUFFIXES, write_figure
 from alexnet_jax.run.workdir import read_config
 from alexnet_jax.system import cli
 from alexnet_jax.system.errors import UserError
+from alexnet_jax.system.files import check_output
 
 PRECISIONS = {"float32": "#0072B2", "bfloat16": "#D55E00"}
 
@@ -31,6 +32,7 @@ def main(options: flags.FlagValues) -> None:
     for name in PRECISIONS:
         if not options[name].value or read_config(options[name].value).precision != name:
             raise UserError(f"--{name}={options[name].value} is not the folder of a run with --precision={name}")
+    path = check_output(f"--figure={options.figure}", Path(options.figure), FIGURE_SUFFIXES)
     curves = {name: training_losses(options[name].value) for name in PRECISIONS}
     if curves["float32"].keys() != curves["bfloat16"].keys():
         raise UserError("the runs have rows for different steps: train both with the same --steps and --log_every")
@@ -43,7 +45,7 @@ def main(options: flags.FlagValues) -> None:
     axes.set(xlabel="step", ylabel="training loss (nats)")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    write_figure(figure, Path(options.figure))
+    write_figure(figure, path)
     differences = [curves["bfloat16"][step] - loss for step, loss in curves["float32"].items()]
     largest = max(differences, key=abs)
     print(json.dumps({"largest_difference": largest, "last_difference": differences[-1], **curves}))

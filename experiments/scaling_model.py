@@ -20,6 +20,7 @@ from absl import flags
 from jax.sharding import PartitionSpec as P
 
 from alexnet_jax.benchmark.ours import CLASSES, noise_batch, training_flops
+from alexnet_jax.benchmark.results import figure_path
 from alexnet_jax.config import Config
 from alexnet_jax.figures import write_figure
 from alexnet_jax.layers import trace
@@ -192,7 +193,7 @@ def draw(rows: list[dict[str, Any]], path: Path, batch: int) -> None:
 
 def main(options: flags.FlagValues) -> None:
     """The command line."""
-    machine = Machine()
+    figure, machine = figure_path(options.figure), Machine()
     runtime.start(options.host_devices)
     net = network(Config(crop_size=227))
     weak = predictions(machine, net, options.batch_size, weak=True)
@@ -204,8 +205,8 @@ def main(options: flags.FlagValues) -> None:
         ]
         configs = [Config(crop_size=227, mesh=MeshShape.parse(mesh), batch_size=8, bias_init=0.1) for mesh in meshes]
         result["traffic"] = [traffic(config, net) for config in configs]
-    if options.figure:
-        draw(weak, Path(options.figure), options.batch_size)
+    if figure:
+        draw(weak, figure, options.batch_size)
     print(json.dumps(result, indent=1))
 
 

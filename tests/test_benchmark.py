@@ -1,9 +1,12 @@
 """The benchmark of the network: the order of measurement, ratios that match the rows, and the peers' networks."""
 
 import importlib.util
+import itertools
 import json
 import os
+import signal
 import time
+from dataclasses import dataclass
 
 import pytest
 from matplotlib.colors import to_hex
@@ -292,19 +295,76 @@ def test_the_peer_is_the_paper_network():
     assert one_tower == [weights["kernel"].size for weights in torchvision.values()]
 
 
+@dataclass(frozen=True)
 class Broken:
-    """A workload that cannot start."""
+    """A workload that cannot start, or, if `later`, whose process ends in its second step."""
 
-    name, examples = "broken", 1
+    error: BaseException
+    later: bool = False
+    name: str = "broken"
+    examples: int = 1
 
     def start(self):
-        raise MemoryError("too large")
+        if not self.later:
+            raise self.error
+        calls = itertools.count()
+        return lambda: next(calls) and os._exit(7)
 
     def device_memory(self):
         return None
 
 
 @pytest.mark.slow
-def test_a_workload_that_fails_says_why():
-    with pytest.raises(Failed, match="MemoryError: too large"):
-        Worker(Broken())
+@pytest.mark.parametrize(
+    ("workload", "said"),
+    [
+        (Broken(MemoryError("too large")), "broken: MemoryError: too large"),
+        (Broken(RuntimeError("no\nmemory")), "broken: RuntimeError: no"),
+        (Broken(KeyError("mine")), "broken: its process ended with status 1"),  # with its traceback on stderr
+        (Broken(SystemExit(3)), "broken: its process ended with status 3"),
+    ],
+)
+def test_a_workload_that_fails_says_why(workload, said):
+    with pytest.raises(Failed, match=f"^{said}$"):
+        Worker(workload)
+
+
+@pytest.mark.slow
+def test_a_worker_that_dies_is_named_whenever_it_is_asked():
+    with Worker(Broken(KeyError(), later=True)) as worker:
+        for ask in (lambda: worker.measure(1), worker.peak_memory):
+            with pytest.raises(Failed, match=r"^broken: its process ended with status 7$"):
+                ask()
+
+
+class Stuck(Broken):
+    """A workload whose second step takes for ever."""
+
+    def start(self):
+        calls = itertools.count()
+        return lambda: next(calls) and time.sleep(1000)
+
+
+@pytest.mark.slow
+def test_a_worker_in_the_middle_of_a_step_ends_with_a_measurement_that_is_stopped():
+    """By Ctrl-C, which the worker itself is not told of."""
+
+    def stopped() -> None:
+        with Worker(Stuck(KeyError())) as worker:
+            processes.append(worker._process)
+            worker._connection.send(1)
+            time.sleep(0.5)
+            os.kill(worker._process.pid, signal.SIGINT)
+            time.sleep(0.5)
+            assert worker._process.is_alive()
+            raise KeyboardInterrupt
+
+    processes = []
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    assert processes[0].exitcode == -signal.SIGTERM
+
+
+def test_our_network_that_does_not_run_is_one_line(monkeypatch):
+    with pytest.raises(UserError, match=r"^no memory$"):
+        scripted(monkeypatch, {"alexnet_jax paper_eighth: train": "no memory"}, against=False)

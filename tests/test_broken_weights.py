@@ -1,6 +1,9 @@
 """Broken and malicious weight files: one line that names the file, nothing executed, no memory for what they only claim."""
 
+import contextlib
+import errno
 import io
+import os
 import pickle
 import struct
 import tracemalloc
@@ -13,10 +16,13 @@ from caffe_files import blob, convolution, field, layer, norm
 from networks import run
 
 from alexnet_jax.architectures import ARCHITECTURES
+from alexnet_jax.convert import pickles
+from alexnet_jax.convert.caffe import read_mean_file
 from alexnet_jax.convert.importer import parse_mean, read_weights
 from alexnet_jax.convert.layouts import check_blobs
 from alexnet_jax.convert.native import read_native
 from alexnet_jax.convert.pickles import read_arrays, read_dictionary
+from alexnet_jax.convert.pytorch import write_state_dict
 from alexnet_jax.system.errors import UserError
 
 
@@ -204,6 +210,77 @@ def test_safetensors_that_are_broken(tmp_path):
         refused("torchvision", path, match)
     with pytest.raises(UserError, match="not this package's own"):
         read_native(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"config": "5"}, "its config is no dictionary"),
+        ({"config": "[]"}, "its config is no dictionary"),
+        ({"config": "{"}, "lacks its config"),
+        ({"config": "[" * 100_000}, "lacks its config"),
+        ({"config": '{"image_size": "large"}'}, "image_size"),
+        ({"config": '{"mesh": 5}'}, "mesh"),
+        ({"config": '{"colour": 5}'}, "unknown fields colour"),
+        ({"config": None}, "lacks its config"),
+        ({"classes": '"abc"'}, "its classes are no list of names"),
+        ({"classes": "[1, 2]"}, "its classes are no list of names"),
+        ({"classes": '{"a": 1}'}, "its classes are no list of names"),
+        ({"classes": None}, "lacks its config, classes or mean"),
+        ({"mean": np.zeros((8, 8, 3), np.float32)}, "no finite float32 image of 66 px: it is float32"),
+        ({"mean": np.zeros((66, 66, 3))}, "it is float64"),
+        ({"mean": np.zeros((66, 66, 3), np.uint8)}, "it is uint8"),
+        ({"mean": np.full((66, 66, 3), np.inf, np.float32)}, "no finite"),
+        ({"mean": None}, "lacks its config, classes or mean"),
+        ({"format": "alexnet_jax 9"}, "not this package's own"),
+    ],
+)
+def test_our_own_files_that_are_damaged(tmp_path, change, match):
+    save = pytest.importorskip("safetensors.numpy", reason="safetensors is not installed").save
+    metadata = {"format": "alexnet_jax 1", "config": '{"image_size": 66, "crop_size": 63}', "classes": '["a", "b"]'}
+    content = {"mean": np.zeros((66, 66, 3), np.float32), **metadata} | change
+    mean = content.pop("mean")
+    path = tmp_path / "net.safetensors"
+    arrays = {"conv1.bias": np.zeros(96, np.float32)} | ({} if mean is None else {"mean": mean})
+    path.write_bytes(save(arrays, {name: text for name, text in content.items() if text is not None}))
+    with pytest.raises(UserError, match=match) as raised:
+        read_native(path)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["n.pth", "n.safetensors"])
+def test_a_full_disk_leaves_nothing_of_an_export(tmp_path, monkeypatch, name):
+    pytest.importorskip("torch", reason="PyTorch is not installed (requirements-benchmark.txt)")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=f"^{tmp_path / name} cannot be written: No space left on device$"):
+        write_state_dict(tmp_path / name, {"a": np.zeros(3, np.float32)})
+    assert not list(tmp_path.iterdir())
+
+
+def test_random_damage_is_refused_by_what_the_parsers_raise(tmp_path):
+    """A mistake of ours would not be taken for a broken file: only the errors of parsers are."""
+    rng = np.random.default_rng(0)
+    npy(tmp_path / "d.npy", {"conv1": [np.zeros((2, 2), np.float32), np.zeros(2)], "b": {"weights": np.ones(3, ">f4")}})
+    whole = (tmp_path / "d.npy").read_bytes()
+    for _ in range(1000):
+        broken = bytearray(whole)
+        for place in rng.integers(0, len(whole), 3):
+            broken[place] = rng.integers(256)
+        (tmp_path / "d.npy").write_bytes(broken)
+        for read in (read_dictionary, read_mean_file):
+            with contextlib.suppress(UserError):
+                read(tmp_path / "d.npy")
+
+
+def test_a_mistake_of_ours_is_not_taken_for_a_broken_file(tmp_path, monkeypatch):
+    npy(tmp_path / "d.npy", {"conv1": [np.zeros(3)]})
+    monkeypatch.setattr(pickles, "_finished", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        read_dictionary(tmp_path / "d.npy")
 
 
 def test_pytorch_files_that_are_broken_or_call_something(tmp_path):

@@ -19,6 +19,7 @@ from alexnet_jax.inference.predictor import Classification, Features, top_classe
 from alexnet_jax.network import merge
 from alexnet_jax.predict import FeatureFile
 from alexnet_jax.run.open import Trained
+from alexnet_jax.run.workdir import Stored
 from alexnet_jax.system.errors import UserError
 
 NAMES = tuple(f"class {number}" for number in range(CLASSES))
@@ -30,7 +31,7 @@ def trained_on(spmd: str = "shard_map", mesh: str = "1x1") -> Trained:
     setup = small_setup(spmd, mesh)
     params = jax.device_get(small_setup().initial_state().params)
     params["fc8"] |= {"kernel": 300 * params["fc8"]["kernel"]}
-    return Trained(setup, NAMES, small_mean(), setup.mesh.put(params, setup.specs), 0)
+    return Trained(setup, Stored(setup.config, NAMES, ""), small_mean(), setup.mesh.put(params, setup.specs), 0)
 
 
 @pytest.fixture(scope="module")

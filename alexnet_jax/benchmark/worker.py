@@ -7,11 +7,14 @@ import contextlib
 import multiprocessing
 import os
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, Protocol, runtime_checkable
+
+from alexnet_jax.system.errors import UserError
 
 
 @runtime_checkable
@@ -37,8 +40,8 @@ class Workload(Protocol):
         ...
 
 
-class Failed(Exception):
-    """The workload did not start or run. The text is its own error."""
+class Failed(UserError):
+    """The workload did not start or run. The text names it, and is its own error."""
 
 
 class Worker:
@@ -50,7 +53,11 @@ class Worker:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, workload), daemon=True)
-        self._process.start()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is for this process alone
+        try:
+            self._process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
         try:
             self.first_step_seconds: float = self._answer()
@@ -62,27 +69,33 @@ class Worker:
         return self
 
     def __exit__(self, *error: object) -> None:
+        if error[0] is not None:  # it may be in the middle of a long step
+            self._process.terminate()
         with contextlib.suppress(BrokenPipeError):
             self._connection.send(None)
         self._process.join()
 
     def measure(self, steps: int) -> float:
         """Images per second over `steps` steps, after one untimed step. Raises Failed."""
-        self._connection.send(steps)
-        return self.workload.examples * steps / self._answer()
+        return self.workload.examples * steps / self._ask(steps)
 
     def peak_memory(self) -> int:
         """Peak bytes of the accelerator, or of the process on a CPU. Raises Failed."""
-        self._connection.send("memory")
+        return self._ask("memory")
+
+    def _ask(self, request: int | str) -> Any:
+        with contextlib.suppress(BrokenPipeError):  # `_answer` says so
+            self._connection.send(request)
         return self._answer()
 
     def _answer(self) -> Any:
         try:
             answer = self._connection.recv()
-        except EOFError:
-            raise Failed(f"its process ended with status {self._process.exitcode}") from None
+        except (EOFError, ConnectionResetError):
+            self._process.join()
+            raise Failed(f"{self.workload.name}: its process ended with status {self._process.exitcode}") from None
         if isinstance(answer, Failed):
-            raise answer
+            raise Failed(f"{self.workload.name}: {answer}")
         return answer
 
 
@@ -105,7 +118,7 @@ def _serve(connection: Connection, workload: Workload) -> None:
             connection.send(time.perf_counter() - started)
     except EOFError:  # the parent is gone
         return
-    except Exception as error:
+    except (UserError, RuntimeError, MemoryError, OSError, ImportError) as error:  # of JAX, PyTorch and the machine
         connection.send(Failed(f"{type(error).__name__}: {error}".splitlines()[0][:200]))
 
 

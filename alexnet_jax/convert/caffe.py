@@ -11,7 +11,7 @@ from alexnet_jax.convert.layouts import Blobs, groups
 from alexnet_jax.convert.pickles import read_dictionary
 from alexnet_jax.layers import Architecture, Classifier, Convolution, Dropout, Layer, MaxPool, Relu, ResponseNorm
 from alexnet_jax.system.errors import UserError
-from alexnet_jax.system.files import check_input
+from alexnet_jax.system.files import read_array
 
 _V1_TYPES = {4: "Convolution", 14: "InnerProduct", 15: "LRN", 17: "Pooling"}
 
@@ -43,14 +43,7 @@ def read_mean_file(path: Path) -> np.ndarray:
 
     Raises UserError naming the file if it cannot be read or is not such an image.
     """
-    if path.suffix == ".npy":
-        check_input(str(path), path)
-        try:
-            mean = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from error
-    else:
-        mean = blob_array(read_message(path, "BlobProto"), str(path))
+    mean = read_array(path) if path.suffix == ".npy" else blob_array(read_message(path, "BlobProto"), str(path))
     if mean.ndim == 4 and len(mean) == 1:
         mean = mean[0]
     sides = set(mean.shape[1:])

@@ -35,18 +35,20 @@ def read_native(path: Path) -> Imported:
     if metadata.get("format") != FORMAT:
         raise UserError(f"{path} is not this package's own: for a state dict say: convert torchvision {path}")
     try:
-        config = replace(from_dict(json.loads(metadata["config"])), mean="own", init="", init_layers=())
-        classes = tuple(str(name) for name in json.loads(metadata["classes"]))
-        mean = arrays.pop("mean")
-    except (KeyError, ValueError, TypeError) as error:
+        stored, classes, mean = json.loads(metadata["config"]), json.loads(metadata["classes"]), arrays.pop("mean")
+    except (KeyError, ValueError, RecursionError) as error:
         raise UserError(f"{path} lacks its config, classes or mean: {error!r}") from error
+    if not isinstance(stored, dict) or not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise UserError(f"{path}: its config is no dictionary, or its classes are no list of names")
+    config = replace(from_dict(stored), mean="own", init="", init_layers=())
     params: dict[str, dict[str, Any]] = {}
     for name, array in arrays.items():
         layer, _, part = name.partition(".")
         params.setdefault(layer, {})[part] = array
-    if mean.shape != (config.image_size, config.image_size, 3):
-        raise UserError(f"{path}: the mean image is {mean.shape} but --image_size={config.image_size}")
-    return Imported(config, classes, mean, params)
+    size = config.image_size
+    if mean.shape != (size, size, 3) or mean.dtype != np.float32 or not np.isfinite(mean).all():
+        raise UserError(f"{path}: the mean is no finite float32 image of {size} px: it is {mean.dtype} {mean.shape}")
+    return Imported(config, tuple(classes), mean, params)
 
 
 def write_native(trained: Trained, path: Path) -> None:

@@ -8,13 +8,14 @@ import io
 import math
 import pickle
 import pickletools
+import struct
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
 import numpy as np
 
 from alexnet_jax.system.errors import UserError
-from alexnet_jax.system.files import check_input
+from alexnet_jax.system.files import NPY_ERRORS, check_input
 
 
 class _Kind:
@@ -71,6 +72,12 @@ def _encode(text: object, *_: object) -> bytes:
     return text.encode("latin1")
 
 
+# What Python's unpickler raises on broken files, found by breaking files at random.
+BROKEN = (
+    pickle.UnpicklingError, ValueError, TypeError, AttributeError, LookupError, EOFError, OverflowError, MemoryError,
+    RecursionError, struct.error,
+)  # fmt: skip
+
 _NAMES: dict[tuple[str, str], Any] = {
     ("numpy", "dtype"): _Kind,
     ("numpy", "ndarray"): None,  # a pickle only passes it to other calls
@@ -96,7 +103,7 @@ def read_arrays(file: io.BufferedIOBase, where: str) -> Any:
     try:
         _check_memory(file)
         return _finished(_Arrays(file, encoding="latin1").load(), {})
-    except Exception as error:  # a broken pickle can raise anything
+    except BROKEN as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{where} is no pickle of plain arrays: {reason[:200]}") from error
 
@@ -155,7 +162,7 @@ def read_dictionary(path: Path) -> dict[Any, Any]:
             if dtype.kind != "O":
                 raise ValueError(f"it holds one array of {dtype}")
             content = read_arrays(file, str(path))
-    except (OSError, ValueError, EOFError) as error:
+    except NPY_ERRORS as error:
         raise UserError(f"{path} is not a dictionary of arrays: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a dictionary of arrays: it holds a {type(content).__name__}")

@@ -1,6 +1,7 @@
 """PyTorch state dicts in files of `torch.save` or safetensors, with torchvision's names or this package's."""
 
 import importlib
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from alexnet_jax.convert.layouts import Blobs
+from alexnet_jax.convert.pickles import BROKEN
 from alexnet_jax.layers import Architecture
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.files import check_input, output_file
@@ -41,8 +43,10 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
     _check_file(path)
     torch = _module("torch", path)
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a broken zip or a refused pickle can raise anything
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about odd files; what is refused is said in one line
+            content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, AssertionError, OSError, *BROKEN) as error:
         raise UserError(f"{path} is not a state dict that PyTorch reads with weights_only: {_line(error)}") from error
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -62,7 +66,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]
         with safetensors.safe_open(path, framework="numpy") as file:
             names = list(file.keys())
             return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
-    except Exception as error:  # a broken file raises SafetensorError, TypeError, OSError or MemoryError
+    except (safetensors.SafetensorError, TypeError, OSError, MemoryError) as error:  # TypeError: NumPy has no such type
         raise UserError(f"{path} is not a readable safetensors file: {_line(error)}") from error
 
 

@@ -44,6 +44,17 @@ class Run:
         return statistics.median(speeds[1:] or speeds) if speeds else None
 
 
+def read_record(workdir: str) -> dict[str, Any]:
+    """The config.json of a run. Raises UserError if it does not say where the run was trained."""
+    record = read_json(path := Path(workdir) / "config.json")
+    devices, versions = record.get("devices"), record.get("versions")
+    if isinstance(devices, list) and isinstance(versions, dict):
+        texts = [record.get("python"), record.get("commit") or "", *devices, *versions.values()]
+        if "commit" in record and all(isinstance(text, str) for text in texts):
+            return record
+    raise UserError(f"{path} does not say where the run was trained: devices, versions, python or commit is not right")
+
+
 def gather(
     workdirs: Sequence[str], *, step: str, split: str, data_dir: str | None, batch_size: int, sample_seed: int
 ) -> list[Run]:
@@ -61,6 +72,7 @@ def gather(
         UserError: a folder has no run, metrics or checkpoint, or the data is missing.
     """
     configs = [read_config(workdir) for workdir in workdirs]
+    records = [read_record(workdir) for workdir in workdirs]
     rows = [read_rows(Path(workdir)) for workdir in workdirs]
     for config, mine in zip(configs, rows, strict=True):
         if not mine:
@@ -72,9 +84,9 @@ def gather(
     splits = [dataset.split(split) for dataset in datasets]
     runs = []
     for number, (label, config, trained) in enumerate(zip(run_labels(configs), configs, networks, strict=True)):
-        judged, record = analysis.judge(trained, splits[number]), read_json(Path(config.workdir) / "config.json")
+        judged = analysis.judge(trained, splits[number])
         shown = analysis.guessed(trained, judged, analysis.right_and_wrong(judged, SHOWN, sample_seed))
         queries = analysis.sample(judged.split, QUERIES, sample_seed)
         near = analysis.neighbours(trained, judged, queries, datasets[number].split("train"))
-        runs.append(Run(label, config, record, rows[number], trained, split, judged, shown, near))
+        runs.append(Run(label, config, records[number], rows[number], trained, split, judged, shown, near))
     return runs

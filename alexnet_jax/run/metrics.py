@@ -16,11 +16,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from alexnet_jax.system.errors import UserError
-from alexnet_jax.system.files import replacing
+from alexnet_jax.system.files import check_input, replacing
 
 METRICS, EXAMPLES = "metrics.jsonl", "examples.jsonl"
 SPLITS = ("train", "validation", "test")
-NUMBERS = ("epoch", "loss", "top1_error", "top5_error")  # that every row of metrics.jsonl has
+# Numbers that every row of metrics.jsonl has, and those of each layer in `magnitudes`.
+NUMBERS = ("epoch", "loss", "top1_error", "top5_error", "learning_rate", "images_per_second")
+MAGNITUDES = ("kernel", "bias", "kernel_update", "bias_update")
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,8 @@ def read_rows(workdir: Path, name: str = METRICS) -> list[dict[str, Any]]:
 
 def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
     """The lines of a record as they stand, each with its row."""
+    if path.exists():
+        check_input(str(path), path)
     try:
         lines = path.read_bytes().splitlines(keepends=True)
     except FileNotFoundError:
@@ -143,7 +147,14 @@ def _is_row(row: Any, name: str) -> bool:
         return False
     if name == EXAMPLES:
         return isinstance(row.get("examples"), list)
-    return row.get("split") in SPLITS and all(isinstance(row.get(field), int | float) for field in NUMBERS)
+    layers = row.get("magnitudes", {})
+    if not isinstance(layers, dict) or not all(_has_numbers(layer, MAGNITUDES) for layer in layers.values()):
+        return False
+    return row.get("split") in SPLITS and _has_numbers(row, NUMBERS)
+
+
+def _has_numbers(content: Any, names: tuple[str, ...]) -> bool:
+    return isinstance(content, dict) and all(isinstance(content.get(name), int | float) for name in names)
 
 
 def check_records(workdir: Path) -> None:

@@ -18,7 +18,7 @@ from jaxtyping import Float32
 from alexnet_jax.config import Config, as_dict, changed_flags, from_dict
 from alexnet_jax.run.metrics import EXAMPLES, METRICS, check_records
 from alexnet_jax.system.errors import InUse, UserError
-from alexnet_jax.system.files import check_input, exclusively, read_json, replacing, write_json
+from alexnet_jax.system.files import exclusively, read_array, read_json, replacing, write_json
 
 MeanImage = Float32[np.ndarray, "size size 3"]
 
@@ -254,13 +254,10 @@ def read_mean(config: Config) -> MeanImage | None:
             break
     else:
         return None
-    check_input(str(path), path)
-    try:
-        mean = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    if mean.ndim != 3 or mean.shape[0] != mean.shape[1] or mean.shape[2] != 3 or not np.isfinite(mean).all():
-        raise UserError(f"{path} is no mean image: it has the shape {mean.shape} or values that are not finite")
+    mean = read_array(path)
+    is_image = mean.ndim == 3 and mean.shape[0] == mean.shape[1] and mean.shape[2] == 3
+    if not is_image or mean.dtype.kind != "f" or not np.isfinite(mean).all():
+        raise UserError(f"{path} is no mean image: it is {mean.dtype} {mean.shape}, or has values that are not finite")
     size = config.image_size
     if len(mean) != size:
         mean = np.broadcast_to(mean.mean((0, 1)), (size, size, 3))

@@ -1,4 +1,4 @@
-"""Atomic writes, the files that output flags name, JSON files, and locks between processes."""
+"""Atomic writes, the files that flags name, JSON files and arrays, and locks between processes."""
 
 import contextlib
 import errno
@@ -9,12 +9,17 @@ import os
 import secrets
 import stat
 import sys
+import tokenize
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
 from alexnet_jax.system.errors import UserError
 
+# What NumPy raises on a broken .npy file; it evaluates the header.
+NPY_ERRORS = (OSError, ValueError, EOFError, TypeError, SyntaxError, tokenize.TokenError, MemoryError, RecursionError)
 WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
@@ -130,10 +135,19 @@ def check_input(flag: str, path: Path) -> None:
         raise UserError(f"{flag} cannot be read: it is {'a folder' if stat.S_ISDIR(mode) else 'not a regular file'}")
 
 
+def read_array(path: Path) -> np.ndarray:
+    """The array in a `.npy` file. Raises UserError with its name if it cannot be read or holds something else."""
+    check_input(str(path), path)
+    try:
+        return np.load(path, allow_pickle=False)
+    except NPY_ERRORS as error:
+        raise UserError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from error
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file. Raises UserError with its name if it cannot be read or is not JSON."""
     check_input(str(path), path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
