@@ -220,7 +220,7 @@ def nasty_pages(runs: Path, data_dir: Path, folder: Path) -> tuple[Reader, Reade
         found,
         label=NASTY,
         config=replace(found.config, workdir=NASTY),
-        trained=replace(found.trained, classes=(NASTY, *found.trained.classes[1:])),
+        trained=replace(found.trained, stored=replace(found.trained.stored, classes=(NASTY, *found.trained.classes[1:]))),
         guessed=[(NASTY, *found.guessed[0][1:]), *found.guessed[1:]],
         rows=[*found.rows, {**found.rows[-1], "loss": float("nan")}],
     )
@@ -271,7 +271,7 @@ def test_what_is_missing_is_named_before_anything_is_looked_at(runs, data_dir, t
     for workdir, options, message in [
         ("none", {}, "--workdir={} holds no run"),
         ("bare", {}, "--workdir={} has no metrics yet: train longer than --log_every=1 steps"),
-        ("lost", {}, "--workdir={} has no finished checkpoint yet"),
+        ("lost", {}, "the run in {} has no finished checkpoint yet"),
         (runs / "1", {"data_dir": "/nowhere"}, "--dataset=tiny is not prepared at 66 px under --data_dir=/nowhere"),
     ]:
         folder = str(tmp_path / workdir)
