@@ -89,6 +89,12 @@ def tiny_flags(data_dir: Path, workdir: Path | str, **fields) -> list[str]:
     return [f"--{name}={value}" for name, value in (defaults | fields).items()]
 
 
+def record_row(step: int, split: str, **fields) -> dict:
+    """A row of metrics.jsonl."""
+    defaults = {"step": step, "epoch": float(step), "split": split, "loss": 2.5, "top1_error": 50.0, "top5_error": 10.0}
+    return defaults | {"learning_rate": 0.01, "images_per_second": 100.0, "examples": 8} | fields
+
+
 class Finished(NamedTuple):
     """What is left of a command: as much of `subprocess.CompletedProcess` as the tests look at."""
 

@@ -261,6 +261,7 @@ def test_a_full_disk_leaves_nothing_of_an_export(tmp_path, monkeypatch, name):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_random_damage_is_refused_by_what_the_parsers_raise(tmp_path):
     """A mistake of ours would not be taken for a broken file: only the errors of parsers are."""
     rng = np.random.default_rng(0)

@@ -85,6 +85,7 @@ def copied(two, tmp_path) -> Path:
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 def test_a_checkpoint_restores_on_another_mesh(tmp_path):
     setup, state = begun()
     save(tmp_path, setup, state, [5])
@@ -167,8 +168,17 @@ def largest_file(folder):
     return max(files, key=lambda path: path.stat().st_size)
 
 
-@pytest.mark.parametrize("item", ["params", "optimizer", "progress"])
-@pytest.mark.parametrize("damage", ["truncate", "delete"])
+@pytest.mark.parametrize(
+    ("item", "damage"),
+    [
+        ("params", "truncate"),
+        ("progress", "delete"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("params", "delete"), ("optimizer", "truncate"), ("optimizer", "delete"), ("progress", "truncate"))
+        ),
+    ],
+)
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(copied, caplog, item, damage):
     setup, saved_state = begun()
     broken = largest_file(copied / "checkpoints" / "7" / item)
@@ -351,7 +361,14 @@ def test_a_value_that_changed_on_the_disk_is_not_trained_on(copied, caplog, item
     assert f"checkpoint 7 is damaged: {item} has the checksum" in caplog.text
 
 
-@pytest.mark.parametrize(("spmd", "mesh"), [("shard_map", "1x1"), ("shard_map", "4x2"), ("pmap", "2x2")])
+@pytest.mark.parametrize(
+    ("spmd", "mesh"),
+    [
+        ("shard_map", "1x1"),
+        pytest.param("shard_map", "4x2", marks=pytest.mark.slow),
+        pytest.param("pmap", "2x2", marks=pytest.mark.slow),
+    ],
+)
 def test_the_checksum_is_that_of_the_whole_arrays_on_every_mesh(spmd, mesh):
     setup, state = begun(spmd, mesh)
     found = setup.mesh.fetch(make_checksum(setup.mesh, setup.specs)(state.params), jax.sharding.PartitionSpec())

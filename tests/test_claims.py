@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 from matplotlib import pyplot as plt
-from networks import CROP, ROOT, SIZE, run
+from networks import CROP, ROOT, SIZE, record_row, run
 from PIL import Image
 from scipy import stats
 
@@ -193,10 +193,8 @@ def test_figure_1_has_the_runs_of_both_arms(tmp_path):
         for seed in (0, 1):
             run = tmp_path / f"figure1_{arm}" / f"seed{seed}"
             run.mkdir(parents=True)
-            rows = [
-                {"split": "train", "step": n, "epoch": n / 5, "top1_error": error + seed} for n, error in enumerate(errors)
-            ]
-            rows.append({"split": "validation", "step": 9, "epoch": 9.0, "top1_error": 0.0})
+            rows = [record_row(n, "train", epoch=n / 5, top1_error=error + seed) for n, error in enumerate(errors)]
+            rows.append(record_row(9, "validation", top1_error=0.0))
             (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     curves = figure1.curves_of(tmp_path)
     assert curves["tanh"] == [[(0.0, 80.0), (0.2, 50.0), (0.4, 25.0)], [(0.0, 81.0), (0.2, 51.0), (0.4, 26.0)]]

@@ -184,6 +184,7 @@ def damaged(manual: Path, fault: str) -> dict[str, bytes]:
     return content
 
 
+@pytest.mark.slow
 def test_without_tensorflow_it_says_what_to_install(tars, tmp_path):
     (tmp_path / "tensorflow.py").write_text("raise ImportError('not wanted')\n")
     done = prepare(tmp_path / "nothing", tmp_path / "data", check=False, PYTHONPATH=str(tmp_path))

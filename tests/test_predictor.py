@@ -65,6 +65,7 @@ def test_any_number_of_images_has_the_answers_of_smaller_batches(classify):
     np.testing.assert_allclose(apart.sum(1), 1, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_answers_are_those_of_the_network(trained, classify, features):
     """Of 20 images at once, in float64 from the logits on."""
     start = (SIZE - CROP) // 2

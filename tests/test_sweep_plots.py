@@ -7,7 +7,7 @@ import numpy as np
 import optuna
 import pytest
 from matplotlib import pyplot as plt
-from networks import small_config
+from networks import record_row, small_config
 from optuna.trial import TrialState
 from test_sweep import space_file
 
@@ -40,8 +40,8 @@ def tried(tmp_path):
         errors = [error for error in errors if error != WORST]
         folder = tmp_path / "trials" / f"{number:04d}"
         folder.mkdir(parents=True)
-        rows = [{"split": "validation", "step": n, "epoch": n / 2, "top1_error": error} for n, error in enumerate(errors, 1)]
-        rows.append({"split": "train", "step": 9, "epoch": 9.0, "top1_error": 0})
+        rows = [record_row(n, "validation", epoch=n / 2, top1_error=error) for n, error in enumerate(errors, 1)]
+        rows.append(record_row(9, "train", top1_error=0))
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     yield space, study
     plt.close("all")

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import optuna
 import pytest
-from networks import SIZE, run, tiny_flags, tiny_source
+from networks import SIZE, record_row, run, tiny_flags, tiny_source
 from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
 from test_sweep import sweep_flags, trials_of
@@ -48,7 +48,7 @@ class Stub:
             trial.set_user_attr("diverged", "step 9: the loss is nan")
             return TrialState.COMPLETE
         folder.mkdir(parents=True)
-        rows = [{"split": "validation", "step": 4 - 2 * n, "epoch": 1.0, "top1_error": error + n} for n in (1, 0)]
+        rows = [record_row(4 - 2 * n, "validation", top1_error=error + n) for n in (1, 0)]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         return TrialState.COMPLETE
 
@@ -98,6 +98,7 @@ def test_a_surplus_trial_is_given_back(stub, data_dir, tmp_path, monkeypatch):
     assert (trial["trial"], trial["state"]) == ("0", "running")
 
 
+@pytest.mark.slow
 def test_the_sampler_leaves_the_region_where_trials_diverge(stub, data_dir, tmp_path):
     """With seeds 0 to 5 there are 12 to 14 of 40. If they only fail there are 32: all but the random 8."""
     error_of = lambda rate: 30 + 5 * abs(math.log10(rate / 0.01)) if rate < 0.02 else math.inf  # noqa: E731
