@@ -12,7 +12,10 @@ pytest_plugins = ["programs"]
 
 DEVICES = 8
 # The files that take longest come first, so that the workers end together.
-LONGEST = ("readme", "several", "faults", "sweep", "step", "train", "checkpoint", "imagenet", "claims", "ops", "benchmark")
+LONGEST = (
+    "readme", "several", "faults", "sweep", "step", "lost_runs", "checkpoint", "train", "imagenet", "claims", "ops",
+    "bad_input", "loader", "mesh", "benchmark",
+)  # fmt: skip
 # With a bound JAX guards the cache by a lock, which several workers and the processes that they start need.
 CACHE = {
     "jax_compilation_cache_dir": os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(cache_folder("tests")),

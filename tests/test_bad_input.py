@@ -502,7 +502,12 @@ COMMANDS = {
     "train": TRAIN, "evaluate": EVALUATE, "predict": PREDICT, "prepare": PREPARE, "sweep": SWEEP, "figures": FIGURES,
     "report": REPORT, "convert": CONVERT, "benchmark": BENCHMARK,
 }  # fmt: skip
-CASES = [(command, words, said) for command, cases in COMMANDS.items() for words, said in cases]
+QUICK = ("train", "evaluate", "prepare")
+CASES = [
+    pytest.param(command, words, said, id=f"{command} {words}", marks=() if command in QUICK else pytest.mark.slow)
+    for command, cases in COMMANDS.items()
+    for words, said in cases
+]
 
 
 @pytest.fixture(scope="module")
@@ -563,7 +568,7 @@ def contents(*folders: Path) -> dict[str, tuple[int, int]]:
     return {str(path): (path.lstat().st_size, path.lstat().st_mtime_ns) for path in paths}
 
 
-@pytest.mark.parametrize(("command", "words", "said"), CASES, ids=[f"{command} {words}" for command, words, _ in CASES])
+@pytest.mark.parametrize(("command", "words", "said"), CASES)
 def test_bad_input_gets_one_line_and_changes_nothing(place, data_dir, command, words, said):
     known = {"data": data_dir, "run": place / "run", "place": place}
     given = [word.format_map(known).replace("LONG", "long" * 70) for word in shlex.split(words)]

@@ -60,7 +60,14 @@ LOSSES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "all checkpoints are cut",
+        pytest.param("checkpoints/ is gone", marks=pytest.mark.slow),
+        pytest.param("checkpoints/ is empty", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_without_a_readable_checkpoint_begins_anew_only_if_the_user_says_so(data_dir, copied, loss, caplog):
     lose, said = LOSSES[loss]
     lose(copied)
@@ -107,7 +114,7 @@ MIDDLE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "examples.jsonl"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", pytest.param("examples.jsonl", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", MIDDLE)
 def test_a_line_that_is_no_row_is_kept_and_the_start_refused(data_dir, copied, name, kind):
     lines = (copied / name).read_bytes().splitlines(keepends=True)

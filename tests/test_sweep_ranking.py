@@ -65,6 +65,7 @@ def stub(monkeypatch) -> Stub:
     return stub
 
 
+@pytest.mark.slow
 def test_sweeps_in_two_folders_share_a_study(stub, data_dir, tmp_path):
     shared = (f"--storage=sqlite:///{tmp_path}/study.db", "--study=towers")
     for name, count in (("one", 2), ("two", 5), ("one", 6)):
@@ -188,6 +189,7 @@ def test_confirmation_ranks_the_best_by_fresh_seeds(stub, data_dir, tmp_path):
     assert "learning_rate=0.001\n" in (sweep / "best.cfg").read_text()
 
 
+@pytest.mark.slow
 def test_confirmations_are_shared_and_an_unfinished_one_ranks_nothing(stub, data_dir, tmp_path):
     """A confirmation that runs in another sweep's folder is waited for by no one, and is not counted without the others."""
     stub.error = lucky
@@ -221,6 +223,7 @@ def test_an_explicit_flag_that_equals_a_default_reaches_trials_and_best_cfg(stub
     assert again == from_words(as_flags(values))
 
 
+@pytest.mark.slow
 def test_trials_under_other_flags_do_not_join_a_study(stub, data_dir, tmp_path):
     assert run("sweep", *sweep_flags(tmp_path, data_dir, "--trials=1")).returncode == 0
     # What a space tries, and what a machine needs, may differ.
@@ -289,6 +292,7 @@ def test_a_storage_that_goes_away_ends_the_sweep_in_one_line(stub, data_dir, tmp
     assert {row["state"] for row in trials_of(tmp_path / "sweep")} == {"running"}
 
 
+@pytest.mark.slow
 def test_a_workdir_may_have_any_name(stub, data_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(studies, "_storage", optuna.storages.RDBStorage)
     folder = tmp_path / "x[1]?y#%41 'é' {z}"
