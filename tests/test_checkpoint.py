@@ -199,6 +199,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(copied, caplog,
         assert checkpoints.restore_latest(setup)[1] == {"step": 7}
 
 
+@pytest.mark.slow
 def test_no_readable_checkpoint_is_an_error_at_every_start_until_the_user_gives_them_up(copied):
     """What was set aside before stays; each has a place of its own."""
     for name in ("7", "7-2"):

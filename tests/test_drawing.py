@@ -115,6 +115,7 @@ def test_every_number_of_classes_has_a_figure(classes):
     plt.close(figure)
 
 
+@pytest.mark.slow
 def test_activations_lie_below_their_tower():
     """Two towers of 50 maps, of which 48 are drawn; then of 8 units."""
     images = [np.zeros((5, 5, 3), np.uint8)] * 2

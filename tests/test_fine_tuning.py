@@ -220,6 +220,7 @@ def test_a_pickle_that_calls_something_is_refused_and_calls_nothing(narrow, tmp_
         assert not marker.exists()
 
 
+@pytest.mark.slow
 def test_the_entry_point_makes_no_folder_of_a_broken_file(narrow, tmp_path):
     path = tmp_path / "alexnet.ckpt"
     path.write_bytes(changed(2, "bias", nan()))

@@ -63,6 +63,7 @@ def test_a_batch_larger_than_the_set_spans_epochs():
     np.testing.assert_array_equal(seen, np.concatenate([epoch_order(0, epoch, 3) for epoch in (2, 3, 4, 5)])[2:10])
 
 
+@pytest.mark.slow
 def test_walking_orders_each_epoch_once_and_keeps_at_most_two(monkeypatch):
     orders, made = {}, []
 

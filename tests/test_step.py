@@ -144,6 +144,7 @@ def test_cross_entropy_is_numpys():
     np.testing.assert_allclose(cross_entropy(jnp.asarray(logits, jnp.float32), jnp.asarray(labels)), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_metrics_are_means_over_the_batch_and_errors_count_ranks():
     """With every rate at zero the step says of the batch what the network says: mean loss, top-1 and top-5 errors."""
     setup = small_setup(flip=False, dropout=0.0, colour_noise="none", image_size=CROP)
@@ -181,6 +182,7 @@ def test_a_view_gives_log_probabilities_plus_the_logarithm_of_its_weight(mesh):
     np.testing.assert_allclose(found, jax.nn.log_softmax(logits) - 2.5, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_features_of_a_layer_are_the_networks_activations():
     setup = small_setup(mesh="1x2")
     params, batch = small_setup().initial_state().params, small_batch()
@@ -257,6 +259,7 @@ def test_rank_is_the_place_in_a_stable_sort():
     np.testing.assert_array_equal(rank(jnp.full((2, 9), jnp.nan), jnp.array([0, 3])), [9, 9])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", ["1x1", "1x2"])
 def test_a_parameter_that_is_not_finite_is_counted_wherever_it_lies(mesh):
     setup = small_setup(mesh=mesh)

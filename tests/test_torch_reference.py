@@ -150,7 +150,12 @@ def test_the_arithmetic_in_float32(name, divisor):
     compare(name, 67, "float32", 1e-4, seed=1, divisor=divisor)
 
 
-@pytest.mark.parametrize("name", ["cifar", "cifar_no_lrn", "cifar_tanh", "cifar_non_overlapping_pool"])
+OTHERS = [
+    pytest.param(name, marks=pytest.mark.slow) for name in ("cifar_no_lrn", "cifar_tanh", "cifar_non_overlapping_pool")
+]
+
+
+@pytest.mark.parametrize("name", ["cifar", *(pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS)])
 def test_the_networks_for_cifar10(name):
     with jax.enable_x64(True):
         compare(name, 24, "float64", 1e-9)
