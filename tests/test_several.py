@@ -108,7 +108,7 @@ def test_the_death_of_one_ends_the_other_and_a_share_that_one_cannot_read_is_giv
     wait_for(resumed, workdir / "checkpoints" / str(newest + 5), log)
     kill(resumed, workdir, log, 0)
     said = log.read_text()
-    assert said.count(f"checkpoint {newest} cannot be read") == 2
+    assert said.count(f"checkpoint {newest} is damaged") == 2
     assert f"step {before} of {ENDLESS}" in said
     assert (workdir / "damaged" / str(newest)).exists()
     train(tiny_config(data_dir, alone, steps=newest + 5, **OPTIONS))
