@@ -187,7 +187,6 @@ def narrow(monkeypatch) -> None:
     divide_widths(monkeypatch, EIGHTH)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("what", BROKEN)
 def test_a_broken_file_is_refused_in_one_line(narrow, what, tmp_path):
     make, message = BROKEN[what]

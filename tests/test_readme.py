@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import tensorflow_datasets as tfds
 from imagenet_tars import photograph, write_tars
-from networks import CROP, ROOT, SIZE
+from networks import CROP, QUICKLY_COMPILED, ROOT, SIZE
 from test_launch import shell
 from test_sources import write_tfds
 
@@ -24,8 +24,6 @@ from alexnet_jax.data.sources import open_source
 TFDS = ROOT.parent / "shared" / "data" / "tfds"
 PREFIX = Path(sys.prefix)
 NETWORK = f"--architecture=paper_eighth --image_size={SIZE} --crop_size={CROP}"
-# The blocks compile some forty programs. From an empty cache that takes half as long without optimisation.
-QUICKLY_COMPILED = {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"}
 TINY = f"{NETWORK} --batch_size=8 --epochs=0.1 --log_every=1 --trials=1"
 
 

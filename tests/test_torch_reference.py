@@ -155,6 +155,9 @@ OTHERS = [
 ]
 
 
+VARIANTS = ("cifar_no_lrn", "cifar_tanh", "cifar_non_overlapping_pool")
+
+
 @pytest.mark.parametrize("name", ["cifar", *(pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS)])
 def test_the_networks_for_cifar10(name):
     with jax.enable_x64(True):
