@@ -135,7 +135,7 @@ def test_a_process_that_is_stuck_or_stopped_ends_both_is_named_and_the_same_comm
     """One that no longer reads the training images; then one that gets SIGSTOP."""
     workdir, log, stuck = tmp_path / "run", tmp_path / "log", tmp_path / "stuck"
     (tmp_path / "sitecustomize.py").write_text(STUCK)
-    environment = {"STUCK": str(stuck), "PYTHONPATH": f"{tmp_path}:{ROOT}"} | QUICKLY_COMPILED
+    environment = {"STUCK": str(stuck), "PYTHONPATH": f"{tmp_path}:{ROOT}", "GRACE": "2"} | QUICKLY_COMPILED
     options = OPTIONS | {"mesh": "1x2", "checkpoint_every": 5, "step_timeout": 3}
     flags = tiny_flags(data_dir, workdir, steps=ENDLESS, **options)
     process = launch(*flags, devices=1, log=log, **environment)
