@@ -36,7 +36,8 @@ CORE = {
     "optimizer": ("optimizer", "train"),
     "augment": ("augment", "step"),
     "mesh": ("mesh", "loader", "step"),
-    "run/checkpoint": ("checkpoint", "train", "faults"),
+    "run/checkpoint": ("checkpoint", "train", "lost_runs"),
+    "run/reader": ("checkpoint", "lost_runs"),
     "data/splits": ("splits", "loader"),
     "run/metrics": ("metrics", "train"),
 }
@@ -122,7 +123,7 @@ def breakable(tree: ast.Module) -> list[ast.AST]:
 def _is_message(node: ast.AST) -> bool:
     call = node.value if isinstance(node, ast.Expr) else node
     name = ast.unparse(call.func) if isinstance(call, ast.Call) else ""
-    return name.startswith(("logging.", "warnings.")) or name.endswith(("Error", ".say"))
+    return name.startswith(("logging.", "logger.", "warnings.")) or name.endswith(("Error", ".say"))
 
 
 def mutants(file: str, rng: random.Random) -> Iterator[Mutant]:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import pytest
@@ -77,6 +78,7 @@ def test_names_in_other_encodings_are_printed_in_a_c_locale_and_a_closed_pipe_is
 
 WAITS = """
 import time
+from pathlib import Path
 from alexnet_jax.system import cli
 def main(options):
     print("ready", flush=True)
@@ -90,6 +92,15 @@ def test_ctrl_c_ends_a_command_with_one_line():
     assert process.stdout is not None
     process.stdout.readline()
     time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30)[1] == b"stopped by Ctrl-C\n"
+    assert process.returncode == 130
+
+
+def test_ctrl_c_while_a_command_is_imported_is_one_line_too():
+    process = subprocess.Popen([sys.executable, "-m", "alexnet_jax.train", "--help"], cwd=ROOT, stderr=subprocess.PIPE)
+    while "jaxlib" not in Path(f"/proc/{process.pid}/maps").read_text():
+        assert process.poll() is None
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=30)[1] == b"stopped by Ctrl-C\n"
     assert process.returncode == 130

@@ -1,5 +1,7 @@
 """What a run's folder has lost, and data that are not the run's: refused at every start, and nothing is made worse."""
 
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -14,7 +16,8 @@ from alexnet_jax.data.store import store_path
 from alexnet_jax.data.writer import write_store
 from alexnet_jax.run.checkpoint import Checkpoints
 from alexnet_jax.run.metrics import read_rows
-from alexnet_jax.system.errors import UserError
+from alexnet_jax.run.workdir import locked
+from alexnet_jax.system.errors import InUse, UserError
 from alexnet_jax.train import train
 
 
@@ -241,3 +244,20 @@ def test_a_run_that_was_moved_into_such_a_folder_is_read(tmp_path, trained):
     shutil.copytree(trained, tmp_path / "x[1]")
     result = run("evaluate", f"--workdir={tmp_path / 'x[1]'}", "--mesh=1x1")
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("kind", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_training_without_locks_says_so_once_and_goes_on(tmp_path, monkeypatch, capsys, kind):
+    """Some network file systems have none. A lock that another process has is something else."""
+
+    def flock(*_):
+        raise OSError(kind, os.strerror(kind))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    for _ in range(2):
+        with locked(str(tmp_path / "run")):
+            pass
+    assert capsys.readouterr().err.count("is on a file system without locks") == 1
+    monkeypatch.undo()
+    with locked(str(tmp_path / "run")), pytest.raises(InUse), locked(str(tmp_path / "run")):
+        pass

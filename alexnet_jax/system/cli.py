@@ -61,6 +61,8 @@ class Command:
         flags.FLAGS.mark_as_parsed()  # the flags of libraries keep their defaults
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: for names that the locale cannot print
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # KeyboardInterrupt, now that all is imported
         sys.exit(self(sys.argv[1:]))
 
     def __call__(self, argv: Sequence[str]) -> int:
