@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import tensorflow_datasets as tfds
 from imagenet_tars import photograph, write_tars
-from networks import CROP, QUICKLY_COMPILED, ROOT, SIZE
+from networks import CROP, ROOT, SIZE
 from test_launch import shell
 from test_sources import write_tfds
 
@@ -104,8 +104,7 @@ def test_the_readme_word_for_word_with_a_tiny_network(tmp_path):
     without = tmp_path / "without"  # PyTorch, which the page does not ask for, and which takes a second to import
     without.mkdir()
     (without / "torch.py").write_text("raise ImportError\n")
-    environment = {"TFDS_DATA_DIR": tfds_dir, "ALEXNET_FLAGS": TINY, "PYTHONPATH": str(without)} | QUICKLY_COMPILED
-    said = run_blocks(copy, "README.md", 120, **environment)
+    said = run_blocks(copy, "README.md", 240, TFDS_DATA_DIR=tfds_dir, ALEXNET_FLAGS=TINY, PYTHONPATH=str(without))
     check_readme(copy, said)
     assert steps(copy / "runs" / "quickstart") == list(range(1, 10))  # a tenth of an epoch of 675 images
     assert (copy / "runs" / "sweep" / "trials.csv").read_text().count(",complete,") == 1
@@ -128,8 +127,7 @@ def test_the_readme_word_for_word_at_full_length(tmp_path):
 def test_the_road_of_imagenet_word_for_word(tmp_path, tiny):
     copy = clone(tmp_path / "alexnet_jax", 1)
     write_tars(copy / "tfds")
-    environment = {"ALEXNET_FLAGS": tiny} | (QUICKLY_COMPILED if tiny else {})
-    (said,) = run_blocks(copy, "alexnet_jax/data/README.md", 120 if tiny else 3600, **environment).values()
+    (said,) = run_blocks(copy, "alexnet_jax/data/README.md", 240 if tiny else 3600, ALEXNET_FLAGS=tiny).values()
     score = json.loads([line for line in said.splitlines() if line.startswith("{")][-1])
     assert (score["split"], score["views"], score["examples"]) == ("validation", 10, 5)
     assert json.loads((copy / "runs" / "imagenet2012" / "config.json").read_text())["dataset"]["classes"][999] == "n15075141"
