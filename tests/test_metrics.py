@@ -2,12 +2,14 @@
 
 import io
 import struct
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from networks import ROOT
 from tensorboardX.proto import event_pb2
 
 from alexnet_jax.run.metrics import MetricSums, Recorder, Row, SpeedMeter, Stopwatch, read_rows
@@ -213,3 +215,16 @@ def test_a_paused_stopwatch_stands_still(monkeypatch):
     assert watch.lap() == 5.0
     now[0] = 13.0
     assert watch.lap() == 1.0
+
+
+def test_a_record_loads_no_pytorch(tmp_path):
+    """tensorboardX would, for two seconds of every start."""
+    script = f"""
+import pathlib, sys
+from alexnet_jax.run.metrics import Recorder
+with Recorder(pathlib.Path({str(tmp_path)!r}), resume_step=0, total_steps=1):
+    pass
+print("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

@@ -175,6 +175,19 @@ def _reopened(workdir: Path, name: str, resume_step: int, silent: bool, validati
     return path.open("a", encoding="utf-8")
 
 
+@contextmanager
+def _without_torch() -> Iterator[None]:
+    """tensorboardX imports PyTorch where it is installed, for two seconds, and needs it for nothing that is used here."""
+    if "torch" in sys.modules:
+        yield
+        return
+    sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]  # as if it were not installed
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]
+
+
 class Recorder:
     """Writes the record of a run. Use it as a context manager."""
 
@@ -194,8 +207,8 @@ class Recorder:
         """
         self._file = _reopened(workdir, METRICS, resume_step, silent, validation_due)
         self._examples = _reopened(workdir, EXAMPLES, resume_step, silent) if log_examples else None
-        from tensorboardX import SummaryWriter  # takes two seconds where PyTorch is installed, which it imports
-
+        with _without_torch():
+            from tensorboardX import SummaryWriter
         events = str(workdir / "tensorboard")
         start = f".{time.time_ns()}"  # two starts within a second would write one file
         self._events = SummaryWriter(events, purge_step=resume_step + 1, write_to_disk=not silent, filename_suffix=start)
