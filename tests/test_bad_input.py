@@ -325,6 +325,8 @@ SWEEP: list[tuple[str, str]] = [
     ("--init=' runs/x'", "--init=' runs/x' cannot stand in a flag file"),
     # Where it works
     ("--workdir=", "--workdir is missing"),
+    ("--workdir={place}/x[1]", "in its path would make checkpoints unreadable"),
+    ("--workdir={place}/what?", "in its path would make checkpoints unreadable"),
     ("--workdir={run}", "--workdir={run} holds a run"),
     ("--workdir={place}", "holds something that is not a sweep"),
     ("--workdir={data}", "holds something that is not a sweep"),

@@ -3,6 +3,7 @@
 import uuid
 from pathlib import Path
 
+from alexnet_jax.run.workdir import check_name
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.files import exclusively, read_json, write_json
 
@@ -17,6 +18,7 @@ def check_folder(workdir: str) -> Path:
     """
     if not workdir:
         raise UserError("--workdir is missing: name a folder for the sweep")
+    check_name(workdir, writing=True)  # the trainers would refuse it
     folder = Path(workdir)
     try:
         names = {path.name for path in folder.iterdir()}
