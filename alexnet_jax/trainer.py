@@ -210,11 +210,8 @@ class Trainer:
         raise Interrupted(f"{saved}; rerun the same command to resume (exit status {RESUME_STATUS})")
 
     def _diverged(self, step: int, what: str) -> Diverged:
-        steps = self._checkpoints.steps()
-        kept = f"checkpoint {steps[-1]} is kept" if steps else "there is no checkpoint yet"
-        return Diverged(
-            f"step {step}: {what}; {kept}. Lower --learning_rate, which was {self._setup.config.learning_rate:g}"
-        )
+        rate = self._setup.config.learning_rate
+        return Diverged(f"step {step}: {what}; {self._checkpoints.kept()}. Lower --learning_rate, which was {rate:g}")
 
 
 class _OnDevices:

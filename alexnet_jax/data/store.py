@@ -11,7 +11,6 @@ Preparing renames a complete store into place, so a store under its name is comp
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from jaxtyping import Float32, Int32, UInt8
 
 from alexnet_jax.data.statistics import measure
 from alexnet_jax.system.errors import UserError
+from alexnet_jax.system.memory import physical_memory
 
 FORMAT_VERSION = 2
 SPLITS = ("train", "validation", "test")
@@ -193,7 +193,7 @@ def synthetic_store(image_size: int, classes: int = 1000, examples: int = 1024) 
     Raises UserError if the machine has not so much memory.
     """
     counts = {"train": examples, "validation": examples // 4, "test": examples // 4}
-    needed, memory = 3 * image_size**2 * sum(counts.values()), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    needed, memory = 3 * image_size**2 * sum(counts.values()), physical_memory()
     if needed > memory:
         raise UserError(
             f"--image_size={image_size}: synthetic images of it take {needed / 1e9:,.1f} GB, and this machine has "

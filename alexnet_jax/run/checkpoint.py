@@ -151,7 +151,7 @@ class Checkpoints:
         wanted, disk = sum(x.size * x.dtype.itemsize for x in shapes), shutil.disk_usage(self.folder)
         if disk.total and disk.free < wanted:  # a disk without a size does not say what is free
             needs = f"a checkpoint takes {wanted / 1e6:,.1f} MB and the disk has {disk.free / 1e6:,.1f} MB left"
-            raise UserError(f"{self.folder} cannot be written: {needs}; {self._kept()}")
+            raise UserError(f"{self.folder} cannot be written: {needs}; {self.kept()}")
 
     @contextlib.contextmanager
     def _on_disk(self) -> Iterator[None]:
@@ -161,9 +161,10 @@ class Checkpoints:
         except Exception as error:
             if error_number(error) is None:
                 raise
-            raise UserError(f"{self.folder} cannot be written: {reason(error)}; {self._kept()}") from error
+            raise UserError(f"{self.folder} cannot be written: {reason(error)}; {self.kept()}") from error
 
-    def _kept(self) -> str:
+    def kept(self) -> str:
+        """What a run that ends now leaves, for its last line."""
         return f"checkpoint {self.steps()[-1]} is kept" if self.steps() else "there is no checkpoint yet"
 
     def restore_latest(self, setup: Setup, *, start_over: bool = False) -> Restored | None:
@@ -182,11 +183,12 @@ class Checkpoints:
         steps, damaged, restored = self.steps(), dict[int, str](), None
         for step in reversed(steps):
             self._reader.check_network(setup, step)
-            restored, why = self._try(setup, step)
-            if restored is not None:
+            try:
+                restored = self._restore(setup, step)
                 break
-            logger.warning("checkpoint %d is damaged: %s", step, why)
-            damaged[step] = why
+            except Damaged as error:
+                logger.warning("checkpoint %d is damaged: %s", step, error)
+                damaged[step] = str(error)
         if damaged and restored is None and not start_over:
             raise UserError(
                 f"none of the checkpoints {steps} in {self.folder} can be read: {damaged[steps[-1]]}. They stay where they "
@@ -196,10 +198,11 @@ class Checkpoints:
             self._set_aside(list(damaged))
         return restored
 
-    def _try(self, setup: Setup, step: int) -> tuple[Restored | None, str]:
-        """A checkpoint, or None and why it is damaged; all processes agree.
+    def _restore(self, setup: Setup, step: int) -> Restored:
+        """A checkpoint. All processes agree on what became of it.
 
         Raises:
+            Damaged: its content is wrong or missing, here or where another process reads.
             UserError: it cannot be read for now.
         """
         restored, outcome, why = None, READ, ""
@@ -213,14 +216,11 @@ class Checkpoints:
         if worst == FAILED:
             raise UserError(why or f"checkpoint {self.folder / str(step)} cannot be read by another process for now")
         if worst == DAMAGED or restored is None:
-            return None, why or "another process cannot read its share"
+            raise Damaged(why or "another process cannot read its share")
         state, progress = restored
-        try:
-            self._reader.check_sums(setup, progress, params=state.params, optimizer=state.optimizer)
-        except Damaged as error:
-            return None, str(error)
+        self._reader.check_sums(setup, progress, params=state.params, optimizer=state.optimizer)
         progress.pop("checksums", None)
-        return restored, ""
+        return restored
 
     def restore_params(self, setup: Setup, step: int) -> Params:
         """The parameters of one checkpoint on the network's mesh.

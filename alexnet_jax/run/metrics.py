@@ -121,12 +121,11 @@ def read_rows(workdir: Path, name: str = METRICS) -> list[dict[str, Any]]:
 
 def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
     """The lines of a record as they stand, each with its row."""
-    if path.exists():
-        check_input(str(path), path)
+    if not path.exists():
+        return []
+    check_input(str(path), path)
     try:
         lines = path.read_bytes().splitlines(keepends=True)
-    except FileNotFoundError:
-        return []
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     found = []

@@ -1,6 +1,5 @@
 """The one door into a run: what was typed (`Config`) becomes what it means (`Run`). Nothing is compiled here."""
 
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict, Unpack
@@ -18,6 +17,7 @@ from alexnet_jax.run.checkpoint import Checkpoints, chosen_step
 from alexnet_jax.run.workdir import Stored, read_mean, read_stored
 from alexnet_jax.step import Setup, make_setup
 from alexnet_jax.system.errors import UserError
+from alexnet_jax.system.memory import physical_memory
 from alexnet_jax.values import MeshShape, Spmd
 
 
@@ -50,7 +50,8 @@ class Run:
         Raises:
             UserError: it is not there, or it is not the one that the run was trained on.
         """
-        return _own_data(replace(self.stored, config=replace(self.config, data_dir=data_dir or self.config.data_dir)))
+        config = replace(self.config, data_dir=data_dir or self.config.data_dir)
+        return replace(_own_data(replace(self.stored, config=config)), mean=self.mean)
 
     def restore(self, step: str = "latest") -> "Trained":
         """The network of a checkpoint: a step, 'latest', or 'best', the one with the lowest validation error.
@@ -148,7 +149,7 @@ def check_memory(setup: Setup) -> None:
     """
     config, share = setup.config, setup.config.batch_size // jax.process_count()
     needed = share * (3 * config.image_size**2 + 3 * 4 * config.crop**2 // config.accumulate)  # uint8, and float32 crops
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = physical_memory()
     if needed > memory:
         raise UserError(
             f"--batch_size={config.batch_size}: its images alone take {needed / 1e9:,.1f} GB, and this machine has "
@@ -160,8 +161,7 @@ def _own_data(stored: Stored) -> Dataset:
     """The data set of a run. Raises UserError if it is not the one that the run was trained on."""
     dataset = open_data(stored.config)
     stored.check_data(dataset.fingerprint, dataset.classes)
-    mean = read_mean(stored.config)
-    return dataset if mean is None else replace(dataset, mean=mean)
+    return dataset
 
 
 def open_data(config: Config) -> Dataset:

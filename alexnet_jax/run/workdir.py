@@ -78,9 +78,8 @@ def locked(workdir: str) -> Iterator[None]:
             if lock is None:
                 raise InUse(f"--workdir={workdir} is in use by {_holder(path)}")
             lock.truncate(0)
-            os.write(
-                lock.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode()
-            )  # unbuffered: it fails here
+            holder = f"process {os.getpid()} on {socket.gethostname()}\n"
+            os.write(lock.fileno(), holder.encode())  # without a buffer, so that a full disk is told here
         except OSError as error:
             raise UserError(f"--workdir={workdir} cannot be written: {error.strerror or error}") from error
         yield
