@@ -18,10 +18,24 @@ LAYERS = (
     ("data",),
     ("step",),
     ("run",),
-    ("evaluate",),
+    ("evaluation",),
     ("inference",),
     ("figures",),
-    ("train", "trainer", "predict", "prepare", "convert", "report", "sweep", "benchmark"),
+    (
+        "train",
+        "training",
+        "trainer",
+        "evaluate",
+        "predict",
+        "prediction",
+        "prepare",
+        "preparation",
+        "convert",
+        "report",
+        "sweep",
+        "benchmark",
+    ),
+    ("__main__",),
 )
 FILE_LINES, FUNCTION_LINES = 300, 50
 
