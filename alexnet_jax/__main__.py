@@ -51,7 +51,7 @@ def answer(word: str) -> int:
 def overview() -> str:
     """What `alexnet` alone prints: every command with its first sentence."""
     abouts = {name: importlib.import_module(module).COMMAND.about for name, module in COMMANDS.items()}
-    sentences = {name: Text(" ".join(about.split()).partition(". ")[0].rstrip(".")) for name, about in abouts.items()}
+    sentences = {name: [Text(" ".join(about.split()).partition(". ")[0].rstrip("."))] for name, about in abouts.items()}
     lines = (
         Text(__doc__ or "", "bold"),
         Text(),

@@ -46,7 +46,7 @@ class Config:
     init_layers: tuple[str, ...] = setting((), "`layers` taken over from --init, comma-separated; default: all that fit")
     # Data
     dataset: str = setting(
-        "groceries", "`name`: groceries (embedded photographs), synthetic (noise), folder:PATH, or that of a TFDS set"
+        "groceries", "`name` of the set: groceries (embedded photographs), synthetic (noise), folder:PATH, or a name in TFDS"
     )
     data_dir: str = setting("data", "`folder` of the prepared sets", fixed_on_resume=False)
     image_size: int = setting(256, "side in `pixels` of the prepared images (Section 2: 256)", minimum=1)
@@ -69,7 +69,7 @@ class Config:
                                choices=("2012", "paper", "none"))  # fmt: skip
     colour_noise_epochs: float = setting(65.0, "`epochs` with colour noise (2012: all but the last 25)", minimum=0)
     fold: Fold | None = setting(
-        None, "`I/K`: hold out fold I of K of train and validation together as the validation split",
+        None, "`I/K` holds out fold I of K of train and validation together as the validation split",
         parse=Fold.parse, absent="",
     )  # fmt: skip
     # Optimiser

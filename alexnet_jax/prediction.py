@@ -11,7 +11,6 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-import matplotlib
 import numpy as np
 from absl import flags
 from jaxtyping import Float32
@@ -22,8 +21,7 @@ from rich.progress import Progress
 from alexnet_jax.config import parsed
 from alexnet_jax.data.decode import quiet_pillow, square_rgb
 from alexnet_jax.data.parallel import ordered_map
-from alexnet_jax.figures.examples import draw_predictions
-from alexnet_jax.figures.style import FIGURE_SUFFIXES, write_figure
+from alexnet_jax.figures import FIGURE_SUFFIXES
 from alexnet_jax.inference.analysis import Guessed, Square
 from alexnet_jax.inference.predictor import Classification, Features, Trained, load_trained, top_classes
 from alexnet_jax.predict import DRAWN
@@ -151,6 +149,16 @@ def _outputs(options: flags.FlagValues) -> tuple[str, Path | None, Path | None]:
     return layer, features, figure
 
 
+def _draw(shown: Sequence[Guessed], title: str, path: Path) -> None:
+    import matplotlib  # here, because it takes half a second, and few calls draw
+
+    from alexnet_jax.figures.examples import draw_predictions
+    from alexnet_jax.figures.style import write_figure
+
+    matplotlib.use("agg")
+    write_figure(draw_predictions(shown, title), path)
+
+
 def main(options: flags.FlagValues, words: list[str]) -> None:
     """The command line."""
     layer, features_path, figure = _outputs(options)
@@ -179,7 +187,6 @@ def main(options: flags.FlagValues, words: list[str]) -> None:
         if features and features_path:
             features.write(features_path)
     if figure is not None and shown:
-        matplotlib.use("agg")
-        write_figure(draw_predictions(shown, trained.title), figure)
+        _draw(shown, trained.title, figure)
     if failures:
         raise UserError(f"{failures} of {len(paths)} images could not be read; they are named above")

@@ -17,8 +17,8 @@ from alexnet_jax.values import ON_ERROR, RESIZES
 def define_flags(options: flags.FlagValues) -> None:
     """Defines the flags of this command."""
     sets = (
-        "`name`: groceries (embedded photographs), folder:PATH (split/class/file or class/file), or that of a TFDS set, "
-        "which needs the extra tfds"
+        "`name` of the set: groceries (embedded photographs), folder:PATH (split/class/file or class/file), or a name in "
+        "TFDS, which needs the extra tfds"
     )
     flags.DEFINE_string("dataset", "groceries", sets, flag_values=options)
     flags.DEFINE_string("data_dir", "data", "`folder` of the prepared sets", flag_values=options)

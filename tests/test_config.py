@@ -120,7 +120,10 @@ def test_bad_input_stops_before_anything_is_written(data_dir, places, workdir, f
     ("fields", "message"),
     [
         ({"architecture": "papier"}, "error: flag --architecture=papier: value should be one of <paper|source2012|.*>"),
-        ({"colour": 1}, "error: --colour is not a flag of this command: did you mean --colour_noise or --colour_noise_epochs.*"),
+        (
+            {"colour": 1},
+            "error: --colour is not a flag of this command: did you mean --colour_noise or --colour_noise_epochs.*",
+        ),
         ({"batch_size": "many"}, "error: flag --batch_size=many: invalid literal for int.*"),
         ({"fold": "5/5"}, "error: --fold=5/5 is not I/K with 0 <= I < K, such as 0/5"),
         ({"mesh": "two"}, "error: --mesh=two is not of the form DATAxTOWER, such as 4x2, nor 'auto'"),

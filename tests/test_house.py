@@ -21,20 +21,8 @@ LAYERS = (
     ("evaluation",),
     ("inference",),
     ("figures",),
-    (
-        "train",
-        "training",
-        "trainer",
-        "evaluate",
-        "predict",
-        "prediction",
-        "prepare",
-        "preparation",
-        "convert",
-        "report",
-        "sweep",
-        "benchmark",
-    ),
+    ("train", "evaluate", "predict", "prepare"),
+    ("trainer", "training", "prediction", "preparation", "convert", "report", "sweep", "benchmark"),
     ("__main__",),
 )
 FILE_LINES, FUNCTION_LINES = 300, 50

@@ -20,6 +20,7 @@ from PIL import Image
 
 from alexnet_jax import predict, prediction
 from alexnet_jax.data.store import open_store, store_path
+from alexnet_jax.figures import style
 from alexnet_jax.inference.predictor import load_trained, top_classes
 from alexnet_jax.network import merge
 from alexnet_jax.prediction import image_paths, read_images
@@ -146,7 +147,7 @@ def test_top_classes_are_sorted_and_ties_go_to_the_lower_number():
 @pytest.mark.slow
 def test_the_command_line_with_bad_images_among_good_ones(trained, tmp_path, monkeypatch):
     """Eleven images in batches of four and three that cannot be read; logits from the network itself."""
-    drawn = recorded(monkeypatch, prediction)
+    drawn = recorded(monkeypatch, style)
     for name, content in {"02b.png": broken("png"), "05b.jpg": b"", "07b.png": bomb()}.items():
         (trained / "images" / name).write_bytes(content)
     features, figure = tmp_path / "f.npz", tmp_path / "figure.png"

@@ -20,8 +20,8 @@ from sqlalchemy.exc import IntegrityError
 from alexnet_jax.run.metrics import read_rows
 from alexnet_jax.run.workdir import read_config
 from alexnet_jax.sweep import command as sweep_command
-from alexnet_jax.sweep.__main__ import define_flags
 from alexnet_jax.sweep import study as studies
+from alexnet_jax.sweep.__main__ import define_flags
 from alexnet_jax.sweep.folder import check_folder
 from alexnet_jax.system.cli import parse_flags
 from alexnet_jax.system.errors import UserError

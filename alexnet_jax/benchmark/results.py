@@ -12,7 +12,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Column, Table
 
-from alexnet_jax.figures.style import FIGURE_SUFFIXES, write_figure
+from alexnet_jax.figures import FIGURE_SUFFIXES
+from alexnet_jax.figures.style import write_figure
 from alexnet_jax.system.files import check_output
 
 Throughputs = dict[str, list[float]]  # images per second by name, one value per round

@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 
 from alexnet_jax.config import Config, parsed
 from alexnet_jax.data.dataset import Dataset
-from alexnet_jax.figures import ALL, OF_IMAGES, OF_METRICS
+from alexnet_jax.figures import ALL, FIGURE_SUFFIXES, OF_IMAGES, OF_METRICS
 from alexnet_jax.figures.confusion import draw_confusion
 from alexnet_jax.figures.curves import Rows, draw_curves, draw_magnitudes, draw_training_error, run_labels
 from alexnet_jax.figures.examples import draw_nearest, draw_predictions
 from alexnet_jax.figures.kernels import draw_activations, draw_kernels
-from alexnet_jax.figures.style import FIGURE_SUFFIXES, save_figure
+from alexnet_jax.figures.style import save_figure
 from alexnet_jax.inference import analysis
 from alexnet_jax.inference.predictor import Features, Trained, load_trained
 from alexnet_jax.run.flags import check_workdirs

@@ -1,7 +1,7 @@
 """Writes one HTML page about a run, or about several side by side. The page needs no other file and no network.
 
 python -m alexnet_jax.report --workdir=runs/first
-python -m alexnet_jax.report --workdir=runs/first --workdir=runs/second --out=both.html
+python -m alexnet_jax.report --workdir=V --workdir=W --out=both.html
 """
 
 from absl import flags

@@ -1,9 +1,8 @@
 """What `--help` prints: what a command does, an example, and its flags by subject."""
 
-import inspect
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -35,7 +34,7 @@ def help_text(about: str, options: flags.FlagValues, *, full: bool = False) -> s
     """The help of a command, coloured if stdout is a terminal, as wide as that; 80 columns elsewhere.
 
     Args:
-        about: the docstring of the command. Its indented lines are commands, which are never wrapped.
+        about: the docstring of the command. A paragraph that begins with `python` has commands, which are never wrapped.
         options: its flags. Their group is absl's "module". `A word` in backquotes in a flag's text stands for its value, as
             in Go's flag package: "side in `pixels` of the crops" makes --crop_size=PIXELS.
         full: with what absl adds to every command.
@@ -43,9 +42,9 @@ def help_text(about: str, options: flags.FlagValues, *, full: bool = False) -> s
     lines = list(_about(about))
     for title, group in by_group(options).items():
         lines += _titled(title, {left_of(flag): _right(flag) for flag in group})
-    lines += _titled("everywhere", {left: Text(right) for left, right in EVERYWHERE.items()})
+    lines += _titled("everywhere", {left: [Text(right)] for left, right in EVERYWHERE.items()})
     if full:
-        lines += _titled("of absl", {left: Text(right) for left, right in OF_ABSL.items()})
+        lines += _titled("of absl", {left: [Text(right)] for left, right in OF_ABSL.items()})
     return printed([*lines, Text(), *wrapped(Text(ENVIRONMENT))])
 
 
@@ -71,17 +70,30 @@ def wrapped(text: Text, columns: int = 0) -> list[Text]:
     return lines
 
 
-def table(rows: Mapping[str, Text], indent: int) -> Iterator[Text]:
-    """Rows with a text on the right, which begins in column `indent`; below the left side if that is long."""
+def table(rows: Mapping[str, Sequence[Text]], indent: int) -> Iterator[Text]:
+    """Rows with texts on the right, which begin in column `indent`; below the left side if that is long.
+
+    A text stands behind the one before it if it fits there.
+    """
     for left, right in rows.items():
-        line = Text(f"  {left}", "cyan")
+        line = Text().append(f"  {left}", "cyan")
         if len(line) + 2 > indent:
             yield line
             line = Text()
         line.append(" " * (indent - len(line)))
-        for part in wrapped(right, width() - indent):
+        for part in _together(right, width() - indent):
             yield line.append_text(part)
             line = Text(" " * indent)
+
+
+def _together(texts: Sequence[Text], columns: int) -> list[Text]:
+    lines: list[Text] = []
+    for text in texts:
+        if lines and len(lines[-1]) + 1 + len(text) <= columns:
+            lines[-1].append(" ").append_text(text)
+        else:
+            lines += wrapped(text, columns)
+    return lines
 
 
 def by_group(options: flags.FlagValues) -> dict[str, list[flags.Flag]]:
@@ -107,15 +119,14 @@ def left_of(flag: flags.Flag) -> str:
     return f"--{flag.name}={value}"
 
 
-def _right(flag: flags.Flag) -> Text:
-    """What the flag does, its choices if there are many, and its default."""
+def _right(flag: flags.Flag) -> list[Text]:
+    """What the flag does, with its choices if there are many; and its default."""
     choices = _choices(flag)
     text = Text(_own_help(flag).replace("`", ""))
     if len(choices) > SHORT_CHOICES:
         text.append(f": {', '.join(choices)}")
-    if default := _default(flag):
-        text.append(f" [default: {default}]", "dim")
-    return text
+    default = _default(flag)
+    return [text, Text(f"[default: {default}]", "dim")] if default else [text]
 
 
 def _own_help(flag: flags.Flag) -> str:
@@ -133,19 +144,24 @@ def _default(flag: flags.Flag) -> str:
     if isinstance(default, bool):
         return "yes" if default else "no"
     if isinstance(default, list | tuple):
-        return ",".join(map(str, default))
+        text = ",".join(map(str, default))
+        return text if len(text) < INDENT else text.replace(",", ", ")
     return f"{default:g}" if isinstance(default, float) else str(default or ("" if default is None else default))
 
 
 def _about(about: str) -> Iterator[Text]:
-    """The paragraphs of a docstring: prose to wrap, and lines of commands in the form in which this one was started."""
-    for number, paragraph in enumerate(inspect.cleandoc(about).split("\n\n")):
+    """The paragraphs of a docstring: prose to wrap, and commands in the form in which this one was started.
+
+    Python 3.13 removes the indentation that all lines but the first share, so that commands are known by their first word.
+    """
+    for number, paragraph in enumerate(about.strip().split("\n\n")):
         if number:
             yield Text()
-        if paragraph.startswith(" "):
-            yield Text(as_started(paragraph), "cyan")
+        lines = [line.strip() for line in paragraph.splitlines()]
+        if lines[0].startswith("python "):
+            yield from (Text(f"    {as_started(line)}", "cyan") for line in lines)
         else:
-            yield from wrapped(Text(" ".join(paragraph.split()), "" if number else "bold"))
+            yield from wrapped(Text(as_started(" ".join(lines)), "" if number else "bold"))
 
 
 def as_started(text: str) -> str:
@@ -153,7 +169,7 @@ def as_started(text: str) -> str:
     return re.sub(r"python -m alexnet_jax[. ](\w+)", r"alexnet \1", text) if Path(sys.argv[0]).name == "alexnet" else text
 
 
-def _titled(title: str, rows: Mapping[str, Text]) -> Iterator[Text]:
+def _titled(title: str, rows: Mapping[str, Sequence[Text]]) -> Iterator[Text]:
     yield Text()
     yield Text(title.capitalize(), "bold")
     yield from table(rows, INDENT)
