@@ -198,13 +198,13 @@ def _check_lists(config: Config) -> None:
             raise UserError(f"--{flag} names {twice[0]} twice")
 
 
-def define_flags(options: flags.FlagValues, only: Sequence[str] | None = None) -> None:
-    """One absl flag per field of `Config`, or for those in `only`."""
+def define_flags(options: flags.FlagValues, only: Sequence[str] | None = None, unset: str = "") -> None:
+    """One absl flag per field of `Config`, or for those in `only`; `unset` as for `define_flag`."""
     group: Group = "run"
     for name, field in FIELDS.items():
         group = FIRST.get(name, group)
         if only is None or name in only:
-            define_flag(field, options, group)
+            define_flag(field, options, group, unset)
 
 
 def as_dict(config: Config) -> dict[str, Any]:

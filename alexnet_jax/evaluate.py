@@ -27,7 +27,8 @@ def define_flags(options: flags.FlagValues) -> None:
     flags.register_validator("views", lambda count: count in (1, 10), "--views is 1 or 10", flag_values=options)
     help = "write the probabilities of every example to this `F.npz`"
     flags.DEFINE_string("predictions", None, help, flag_values=options)
-    define_config_flags(options, only=("batch_size", "data_dir", "precision", "mesh", "host_devices", "spmd"))
+    define_config_flags(options, only=("batch_size", "data_dir", "precision"), unset="that of the run")
+    define_config_flags(options, only=("mesh", "host_devices", "spmd"))
 
 
 COMMAND = cli.Command(__doc__, define_flags, cli.main_of("alexnet_jax.evaluation"))

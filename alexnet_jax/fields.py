@@ -79,10 +79,14 @@ def _is_list(field: Field) -> bool:
     return type(field.default) is tuple
 
 
-def define_flag(field: Field, options: flags.FlagValues, group: Group) -> None:
-    """The absl flag of the field, in a group of `--help`, and its alias."""
-    default: Any = to_text(field, field.default)
+def define_flag(field: Field, options: flags.FlagValues, group: Group, unset: str = "") -> None:
+    """The absl flag of the field, in a group of `--help`, and its alias.
+
+    `unset`: what holds if the flag is not given, where that is not the field's default. The flag is then None.
+    """
+    default: Any = None if unset else to_text(field, field.default)
     name, help, choices = field.name, field.metadata["help"], field.metadata["choices"]
+    help = f"{help}; default: {unset}" if unset else help
     if choices:
         flags.DEFINE_enum(name, default, choices, help, options, group)
     elif _kind(field) is bool:

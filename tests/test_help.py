@@ -71,6 +71,14 @@ def test_the_groups_are_those_of_the_config():
         assert flag in groups[title]
 
 
+def test_a_flag_whose_default_is_the_runs_says_so():
+    shown = " ".join(run("evaluate", "--help").stdout.split())
+    assert "examples per step over all devices (Section 5: 128); default: that of the run Devices" in shown
+    assert "folder of the prepared sets; default: that of the run Optimiser" in shown
+    assert defined("evaluate")["batch_size"].default is None
+    assert defined("convert")["data_dir"].default == "data"
+
+
 def define_some(options: flags.FlagValues) -> None:
     """A flag of each kind."""
     flags.DEFINE_multi_string("workdir", [], "`folder` of a run; repeat it to compare", flag_values=options)
@@ -93,7 +101,7 @@ and of each layer.
 Flags of this command
   --workdir=FOLDER          folder of a run; repeat it to compare
   --format=table|jsonl      what is printed [default: table]
-  --long_name_of_sets=NAME  a set: a, b, c, d, e [default: a]
+  --long_name_of_sets=NAME  a set; one of a, b, c, d, e [default: a]
   --out=F.png               F.png to draw into
 
 Data

@@ -25,7 +25,9 @@ def define_flags(options: flags.FlagValues) -> None:
     help = "what was subtracted: `R,G,B`, a .binaryproto or a .npy; default: the source's ImageNet mean"
     flags.DEFINE_string("mean", "", help, flag_values=options)
     flags.DEFINE_string("classes", "", "`file` with one class name a line", flag_values=options)
-    define_config_flags(options, only=("architecture", "dataset", "data_dir", "image_size", "crop_size", "resize"))
+    of_format = ("architecture", "dataset", "image_size", "crop_size", "resize")
+    define_config_flags(options, only=of_format, unset="that of the format")
+    define_config_flags(options, only=("data_dir",))
 
 
 COMMAND = cli.Command(__doc__, define_flags, cli.main_of("alexnet_jax.convert.command"), takes_words=True)

@@ -124,7 +124,7 @@ def _right(flag: flags.Flag) -> list[Text]:
     choices = _choices(flag)
     text = Text(_own_help(flag).replace("`", ""))
     if len(choices) > SHORT_CHOICES:
-        text.append(f": {', '.join(choices)}")
+        text.append(f"; one of {', '.join(choices)}")
     default = _default(flag)
     return [text, Text(f"[default: {default}]", "dim")] if default else [text]
 
