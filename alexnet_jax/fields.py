@@ -9,6 +9,7 @@ from typing import Any
 from absl import flags
 
 from alexnet_jax.system.errors import UserError
+from alexnet_jax.system.help import Group
 from alexnet_jax.values import number_text
 
 INT32_MAX, FLOAT32_MAX = 2**31 - 1, 3.4e38
@@ -32,7 +33,7 @@ def setting(
 
     Args:
         default: of the field.
-        help: of the flag.
+        help: of the flag; a word in backquotes stands for its value, as `alexnet_jax.system.help` says.
         choices: all values that the flag may have.
         fixed_on_resume: whether a run that is resumed must keep the value.
         minimum: of a number.
@@ -78,24 +79,28 @@ def _is_list(field: Field) -> bool:
     return type(field.default) is tuple
 
 
-def define_flag(field: Field, options: flags.FlagValues) -> None:
-    """The absl flag of the field, and its alias."""
-    default: Any = to_text(field, field.default)
+def define_flag(field: Field, options: flags.FlagValues, group: Group, unset: str = "") -> None:
+    """The absl flag of the field, in a group of `--help`, and its alias.
+
+    `unset`: what holds if the flag is not given, where that is not the field's default. The flag is then None.
+    """
+    default: Any = None if unset else to_text(field, field.default)
     name, help, choices = field.name, field.metadata["help"], field.metadata["choices"]
+    help = f"{help}; default: {unset}" if unset else help
     if choices:
-        flags.DEFINE_enum(name, default, choices, help, options)
+        flags.DEFINE_enum(name, default, choices, help, options, group)
     elif _kind(field) is bool:
-        flags.DEFINE_boolean(name, default, help, options)
+        flags.DEFINE_boolean(name, default, help, options, group)
     elif _kind(field) is int:
-        flags.DEFINE_integer(name, default, help, flag_values=options)
+        flags.DEFINE_integer(name, default, help, flag_values=options, module_name=group)
     elif _kind(field) is float:
-        flags.DEFINE_float(name, default, help, flag_values=options)
+        flags.DEFINE_float(name, default, help, flag_values=options, module_name=group)
     elif _is_list(field):
-        flags.DEFINE_list(name, default, help, options)
+        flags.DEFINE_list(name, default, help, flag_values=options, module_name=group)
     else:
-        flags.DEFINE_string(name, default, help, options)
+        flags.DEFINE_string(name, default, help, options, module_name=group)
     if field.metadata["old_name"]:
-        flags.DEFINE_alias(field.metadata["old_name"], name, flag_values=options)
+        flags.DEFINE_alias(field.metadata["old_name"], name, flag_values=options, module_name=group)
 
 
 def to_text(field: Field, value: Any) -> Any:

@@ -16,7 +16,7 @@ from alexnet_jax.augment import COLOUR_NOISE
 from alexnet_jax.data.dataset import Dataset
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.data.splits import Order
-from alexnet_jax.evaluate import Evaluator, make_eval_fn
+from alexnet_jax.evaluation import Evaluator, make_eval_fn
 from alexnet_jax.optimizer import Schedule
 from alexnet_jax.run.checkpoint import Checkpoints
 from alexnet_jax.run.diagnostics import DeadNetwork, label_entropy

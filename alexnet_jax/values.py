@@ -8,6 +8,9 @@ from typing import Literal, NamedTuple
 from alexnet_jax.system.errors import UserError
 
 Spmd = Literal["shard_map", "pmap"]
+SPLITS = ("train", "validation", "test")
+RESIZES = ("centre", "warp")
+ON_ERROR = ("fail", "skip")  # at an image that cannot be decoded
 
 
 class MeshShape(NamedTuple):

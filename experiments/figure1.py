@@ -16,7 +16,7 @@ from absl import flags
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from alexnet_jax.figures import COLOURS, save_figure
+from alexnet_jax.figures.style import COLOURS, save_figure
 from alexnet_jax.run.metrics import read_rows
 from alexnet_jax.system import cli
 from alexnet_jax.system.errors import UserError

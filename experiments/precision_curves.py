@@ -11,7 +11,8 @@ from pathlib import Path
 import matplotlib
 from absl import flags
 
-from alexnet_jax.figures import FIGURE_SUFFIXES, write_figure
+from alexnet_jax.figures import FIGURE_SUFFIXES
+from alexnet_jax.figures.style import write_figure
 from alexnet_jax.run.workdir import read_config
 from alexnet_jax.system import cli
 from alexnet_jax.system.errors import UserError

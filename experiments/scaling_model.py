@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 from alexnet_jax.benchmark.ours import CLASSES, noise_batch, training_flops
 from alexnet_jax.benchmark.results import figure_path
 from alexnet_jax.config import Config
-from alexnet_jax.figures import write_figure
+from alexnet_jax.figures.style import write_figure
 from alexnet_jax.layers import trace
 from alexnet_jax.mesh import make_mesh
 from alexnet_jax.step import ImageStats, Setup, StepHparams, make_setup, make_train_step

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from alexnet_jax.data.example import Example, Listed, Source
-from alexnet_jax.figures import write_figure
+from alexnet_jax.figures.style import write_figure
 
 SIZE = 16
 

@@ -13,7 +13,7 @@ import pytest
 from networks import SIZE, run, tiny_config, tiny_flags
 from PIL import Image
 
-from alexnet_jax.train import train
+from alexnet_jax.training import train
 
 TRAIN: list[tuple[str, str]] = [
     # Numbers.

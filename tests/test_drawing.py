@@ -8,16 +8,9 @@ import pytest
 from matplotlib import pyplot as plt
 
 from alexnet_jax.config import Config
-from alexnet_jax.figures import (
-    draw_activations,
-    draw_confusion,
-    draw_curves,
-    draw_kernels,
-    draw_magnitudes,
-    draw_training_error,
-    kernel_images,
-    run_labels,
-)
+from alexnet_jax.figures.confusion import draw_confusion
+from alexnet_jax.figures.curves import draw_curves, draw_magnitudes, draw_training_error, run_labels
+from alexnet_jax.figures.kernels import draw_activations, draw_kernels, kernel_images
 from alexnet_jax.inference.analysis import confused_pairs, confusion, errors_by_class
 
 mpl.use("agg")

@@ -13,9 +13,9 @@ from alexnet_jax.augment import views
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.data.splits import Subset, whole
 from alexnet_jax.data.store import Split
-from alexnet_jax.evaluate import Evaluator, make_eval_fn
+from alexnet_jax.evaluation import Evaluator, make_eval_fn
 from alexnet_jax.network import merge
-from alexnet_jax.train import train
+from alexnet_jax.training import train
 
 
 def noise_split(count: int) -> Subset:

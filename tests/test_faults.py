@@ -21,10 +21,10 @@ import pytest
 from networks import DEVICES, ROOT, run, start, tiny_config, tiny_flags
 from test_train import assert_same, leaves_of, rows_of, saved_in
 
-from alexnet_jax.evaluate import Evaluator
+from alexnet_jax.evaluation import Evaluator
 from alexnet_jax.run.metrics import Recorder, read_rows
 from alexnet_jax.system.signals import IN_USE_STATUS, RESUME_STATUS, Interrupted, Interruption
-from alexnet_jax.train import train
+from alexnet_jax.training import train
 
 OPTIONS = {"steps": 12, "log_every": 3, "eval_every": 4, "checkpoint_every": 6, "schedule": "plateau", "patience": 1,
            "mesh": "1x1"}  # fmt: skip

@@ -14,14 +14,15 @@ from networks import CROP, SIZE, run, small_setup, tiny_config
 from PIL import Image
 
 from alexnet_jax.data.splits import Subset
-from alexnet_jax.figures import kernel_images, save_figure, tiled
+from alexnet_jax.figures.kernels import kernel_images, tiled
+from alexnet_jax.figures.style import save_figure
 from alexnet_jax.inference.analysis import confusion, judge, neighbours, right_and_wrong
 from alexnet_jax.inference.predictor import load_trained
 from alexnet_jax.network import merge
 from alexnet_jax.run.flags import define_shown_runs
 from alexnet_jax.run.metrics import read_rows
 from alexnet_jax.system import cli
-from alexnet_jax.train import train
+from alexnet_jax.training import train
 
 mpl.use("agg")
 
@@ -86,7 +87,7 @@ def drawn(workdir):
         return save_figure(figure, folder, name)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("alexnet_jax.figures.save_figure", save)
+        patch.setattr("alexnet_jax.figures.command.save_figure", save)
         result = run("figures", f"--workdir={workdir}", "--layer=fc6")
     assert result.returncode == 0, result.stderr
     return found, result.stdout.splitlines()

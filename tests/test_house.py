@@ -18,10 +18,12 @@ LAYERS = (
     ("data",),
     ("step",),
     ("run",),
-    ("evaluate",),
+    ("evaluation",),
     ("inference",),
     ("figures",),
-    ("train", "trainer", "predict", "prepare", "convert", "report", "sweep", "benchmark"),
+    ("train", "evaluate", "predict", "prepare"),
+    ("trainer", "training", "prediction", "preparation", "convert", "report", "sweep", "benchmark"),
+    ("__main__",),
 )
 FILE_LINES, FUNCTION_LINES = 300, 50
 

@@ -18,7 +18,7 @@ from alexnet_jax.run.checkpoint import Checkpoints
 from alexnet_jax.run.metrics import read_rows
 from alexnet_jax.run.workdir import locked
 from alexnet_jax.system.errors import InUse, UserError
-from alexnet_jax.train import train
+from alexnet_jax.training import train
 
 
 @pytest.fixture(scope="module")

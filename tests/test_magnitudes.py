@@ -10,7 +10,7 @@ from alexnet_jax.run.checkpoint import Checkpoints
 from alexnet_jax.run.metrics import read_rows
 from alexnet_jax.run.param_stats import ParamStatsMeter
 from alexnet_jax.step import ImageStats, StepHparams, make_train_step
-from alexnet_jax.train import train
+from alexnet_jax.training import train
 
 
 def mean_magnitude(x) -> float:

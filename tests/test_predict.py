@@ -18,13 +18,14 @@ from networks import CROP, ROOT, SIZE, run, small_setup, tiny_config
 from pictures import bomb, broken, encode, recorded, smooth
 from PIL import Image
 
-from alexnet_jax import predict
+from alexnet_jax import predict, prediction
 from alexnet_jax.data.store import open_store, store_path
+from alexnet_jax.figures import style
 from alexnet_jax.inference.predictor import load_trained, top_classes
 from alexnet_jax.network import merge
-from alexnet_jax.predict import image_paths, read_images
+from alexnet_jax.prediction import image_paths, read_images
 from alexnet_jax.system.errors import UserError
-from alexnet_jax.train import train
+from alexnet_jax.training import train
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +104,8 @@ class Terminal(io.StringIO):
 def one_class(monkeypatch):
     """In place of a run, one that gives all images to its only class."""
     found = SimpleNamespace(config=SimpleNamespace(image_size=SIZE, resize="centre"), classes=["a"], title="")
-    monkeypatch.setattr(predict, "load_trained", lambda *_, **__: found)
-    monkeypatch.setattr(predict, "predict", lambda _, images, __: ((*image, np.ones(1, np.float32)) for image in images))
+    monkeypatch.setattr(prediction, "load_trained", lambda *_, **__: found)
+    monkeypatch.setattr(prediction, "predict", lambda _, images, __: ((*image, np.ones(1, np.float32)) for image in images))
 
 
 def test_rows_go_to_the_file_and_the_bar_to_the_terminal(tmp_path, one_class):
@@ -127,9 +128,9 @@ def test_ctrl_c_ends_the_bar_and_the_threads_before_anything_is_said(tmp_path, o
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(predict, "_print", interrupt)
+    monkeypatch.setattr(prediction, "_print", interrupt)
     with contextlib.redirect_stderr(Terminal()), pytest.raises(KeyboardInterrupt) as caught:
-        predict.main(options, [str(tmp_path / "a.png")] * 99)
+        prediction.main(options, [str(tmp_path / "a.png")] * 99)
     assert caught.value.__traceback__  # holds on to the frames
     for thread in set(threading.enumerate()) - before:
         assert not thread.name.startswith("ordered_map")
@@ -146,7 +147,7 @@ def test_top_classes_are_sorted_and_ties_go_to_the_lower_number():
 @pytest.mark.slow
 def test_the_command_line_with_bad_images_among_good_ones(trained, tmp_path, monkeypatch):
     """Eleven images in batches of four and three that cannot be read; logits from the network itself."""
-    drawn = recorded(monkeypatch, predict)
+    drawn = recorded(monkeypatch, style)
     for name, content in {"02b.png": broken("png"), "05b.jpg": b"", "07b.png": bomb()}.items():
         (trained / "images" / name).write_bytes(content)
     features, figure = tmp_path / "f.npz", tmp_path / "figure.png"

@@ -42,7 +42,7 @@ def clone(folder: Path, photographs: int | None) -> Path:
     for name in names:
         if (ROOT / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
+            shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
     (folder / ".venv").symlink_to(PREFIX)
     for number, example in zip(
         range(photographs or sys.maxsize), open_source("groceries", None).splits["train"].read(0), strict=False

@@ -20,7 +20,7 @@ import pytest
 from networks import run, tiny_config
 from PIL import Image
 
-from alexnet_jax.figures import kernel_images, tiled
+from alexnet_jax.figures.kernels import kernel_images, tiled
 from alexnet_jax.inference.analysis import judge, right_and_wrong
 from alexnet_jax.inference.predictor import load_trained
 from alexnet_jax.report.charts import POINTS, chart, series
@@ -28,7 +28,7 @@ from alexnet_jax.report.gather import gather
 from alexnet_jax.report.page import render
 from alexnet_jax.run.metrics import read_rows
 from alexnet_jax.system.errors import UserError
-from alexnet_jax.train import train
+from alexnet_jax.training import train
 
 mpl.use("agg")
 

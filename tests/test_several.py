@@ -14,7 +14,7 @@ import pytest
 from networks import DEVICES, QUICKLY_COMPILED, ROOT, start, tiny_config, tiny_flags
 from test_train import assert_same, rows_of, saved_in, steps_of
 
-from alexnet_jax.train import train
+from alexnet_jax.training import train
 
 pytestmark = pytest.mark.slow
 OPTIONS = {"log_every": 2, "eval_every": 5, "mesh": "2x2"}

@@ -18,7 +18,7 @@ import pytest
 from networks import ROOT, tiny_config, tiny_flags
 from test_train import leaves_of, rows_of
 
-from alexnet_jax.train import train
+from alexnet_jax.training import train
 
 missing = [
     name for name in ("slurmctld", "slurmd", "sbatch") if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None

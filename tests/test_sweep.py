@@ -19,8 +19,9 @@ from sqlalchemy.exc import IntegrityError
 
 from alexnet_jax.run.metrics import read_rows
 from alexnet_jax.run.workdir import read_config
-from alexnet_jax.sweep import __main__ as sweep_command
+from alexnet_jax.sweep import command as sweep_command
 from alexnet_jax.sweep import study as studies
+from alexnet_jax.sweep.__main__ import define_flags
 from alexnet_jax.sweep.folder import check_folder
 from alexnet_jax.system.cli import parse_flags
 from alexnet_jax.system.errors import UserError
@@ -134,7 +135,7 @@ def test_ctrl_c_before_the_first_trial_ends_the_sweep_and_leaves_one_that_can_be
         raise KeyboardInterrupt
 
     options = flags.FlagValues()
-    sweep_command.define_flags(options)
+    define_flags(options)
     parse_flags(options, sweep_flags(tmp_path, data_dir, "--trials=1"))
     with monkeypatch.context() as patch:
         patch.setattr(sweep_command, where, pressed)

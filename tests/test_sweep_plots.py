@@ -11,7 +11,7 @@ from networks import record_row, small_config
 from optuna.trial import TrialState
 from test_sweep import space_file
 
-from alexnet_jax.figures import COLOURS
+from alexnet_jax.figures.style import COLOURS
 from alexnet_jax.sweep import plots
 from alexnet_jax.sweep.space import read_space
 from alexnet_jax.sweep.trials import WORST

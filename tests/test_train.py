@@ -21,8 +21,8 @@ from alexnet_jax.run.intervals import Intervals
 from alexnet_jax.run.metrics import read_rows
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.signals import DIVERGED_STATUS
-from alexnet_jax.train import train
 from alexnet_jax.trainer import Trainer
+from alexnet_jax.training import train
 
 
 def rows_of(workdir: Path) -> list[dict]:

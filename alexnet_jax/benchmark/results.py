@@ -9,27 +9,17 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from absl import flags
 from rich.console import Console
 from rich.table import Column, Table
 
-from alexnet_jax.figures import FIGURE_SUFFIXES, write_figure
+from alexnet_jax.figures import FIGURE_SUFFIXES
+from alexnet_jax.figures.style import write_figure
 from alexnet_jax.system.files import check_output
 
 Throughputs = dict[str, list[float]]  # images per second by name, one value per round
 
 DEFAULT_STEPS = 5
 OUR_COLOUR, OTHER_COLOUR = "#0072B2", "#999999"  # Okabe and Ito's palette
-
-
-def define_flags(options: flags.FlagValues) -> None:
-    """The flags of every measurement, besides those of a run."""
-    flags.DEFINE_integer("rounds", 5, "rounds; each measures everything once, in turn", lower_bound=1, flag_values=options)
-    help = "how long each stream of images is measured in a round"
-    flags.DEFINE_float("seconds", 1.0, help, flag_values=options)
-    why = "a stream is measured for more than 0 seconds, up to a day"  # the comparison refuses NaN too
-    flags.register_validator("seconds", lambda seconds: 0 < seconds <= 86400, why, flag_values=options)
-    flags.DEFINE_string("figure", None, "draw the bars into this .png or .svg", flag_values=options)
 
 
 def figure_path(figure: str | None) -> Path | None:

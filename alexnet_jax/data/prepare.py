@@ -7,14 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from alexnet_jax.data.decode import RESIZES
 from alexnet_jax.data.sources import open_source
 from alexnet_jax.data.store import Store, open_store, store_path
 from alexnet_jax.data.writer import write_store
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.files import exclusively
+from alexnet_jax.values import ON_ERROR, RESIZES
 
-ON_ERROR = ("fail", "skip")
 LARGEST = 4096  # pixels a side: a single image then takes 50 MB
 
 
@@ -60,7 +59,7 @@ def prepare(
     for flag, value in (("dataset", dataset), ("data_dir", data_dir), ("tfds_dir", tfds_dir)):
         if value == "":
             raise UserError(f"--{flag}= is empty: name one")
-    for flag, value, choices in (("on_error", on_error, ON_ERROR), ("resize", resize, tuple(RESIZES))):
+    for flag, value, choices in (("on_error", on_error, ON_ERROR), ("resize", resize, RESIZES)):
         if value not in choices:
             raise UserError(f"--{flag}={value} must be one of {', '.join(choices)}")
     path = store_path(Path(data_dir), dataset, image_size, resize)

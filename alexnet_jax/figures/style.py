@@ -6,12 +6,12 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from alexnet_jax.figures import FIGURE_SUFFIXES
 from alexnet_jax.system.files import output_file
 
 # Okabe and Ito's colours.
 COLOURS = {"train": "#0072B2", "validation": "#D55E00", "test": "#009E73"}
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
-FIGURE_SUFFIXES = (".png", ".svg")
 DASHES = ("-", "--", "-.", ":")
 
 

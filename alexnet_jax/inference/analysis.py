@@ -13,7 +13,7 @@ from rich.progress import track
 
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.data.splits import Subset, evaluation_order
-from alexnet_jax.evaluate import Evaluator, Score, make_eval_fn, not_finite
+from alexnet_jax.evaluation import Evaluator, Score, make_eval_fn, not_finite
 from alexnet_jax.inference.predictor import Features, Trained, hidden_layers, top_classes
 
 Square = UInt8[np.ndarray, "size size 3"]

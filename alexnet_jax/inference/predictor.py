@@ -9,7 +9,7 @@ from jaxtyping import Float32
 from numpy.typing import ArrayLike
 
 from alexnet_jax.augment import views
-from alexnet_jax.evaluate import EnsembleMember, Evaluator, check_images, make_eval_fn, not_finite
+from alexnet_jax.evaluation import EnsembleMember, Evaluator, check_images, make_eval_fn, not_finite
 from alexnet_jax.layers import Classifier
 from alexnet_jax.run.open import Trained, open_run
 from alexnet_jax.step import make_feature_step

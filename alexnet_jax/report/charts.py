@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from alexnet_jax.figures import PALETTE
+from alexnet_jax.figures.style import PALETTE
 from alexnet_jax.report.gather import Run
 
 POINTS = 1000  # the most points of a curve

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from alexnet_jax.config import Config
-from alexnet_jax.figures import run_labels
+from alexnet_jax.figures.curves import run_labels
 from alexnet_jax.inference import analysis
 from alexnet_jax.inference.predictor import Trained, load_trained
 from alexnet_jax.run.metrics import read_rows

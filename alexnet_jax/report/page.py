@@ -14,7 +14,9 @@ import numpy as np
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from alexnet_jax.figures import PALETTE, draw_confusion, kernel_images, tiled
+from alexnet_jax.figures.confusion import draw_confusion
+from alexnet_jax.figures.kernels import kernel_images, tiled
+from alexnet_jax.figures.style import PALETTE
 from alexnet_jax.inference.analysis import Guessed, Neighbour, Square, confusion, errors_by_class, last_hidden
 from alexnet_jax.report.charts import Chart, learning, magnitudes
 from alexnet_jax.report.gather import Run

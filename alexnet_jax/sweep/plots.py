@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from optuna.trial import FrozenTrial, TrialState
 
-from alexnet_jax.figures import COLOURS
+from alexnet_jax.figures.style import COLOURS
 from alexnet_jax.run.metrics import read_rows
 from alexnet_jax.sweep.space import Parameter, short
 from alexnet_jax.sweep.trials import ranked, state_name, trial_folder

@@ -12,7 +12,7 @@ import optuna
 from optuna.trial import FrozenTrial
 
 from alexnet_jax.config import Config, as_dict
-from alexnet_jax.figures import save_figure
+from alexnet_jax.figures.style import save_figure
 from alexnet_jax.sweep import plots
 from alexnet_jax.sweep.series import spread
 from alexnet_jax.sweep.space import Space, as_flags, short

@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from alexnet_jax.figures import COLOURS, save_figure
+from alexnet_jax.figures.style import COLOURS, save_figure
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.files import read_json, replacing
 
