@@ -142,7 +142,7 @@ def test_the_figures_of_the_command_line_show_the_network_and_its_images(drawn, 
     for axis, mine in zip(figures["conv1_kernels"].axes, pictures, strict=True):
         np.testing.assert_array_equal(axis.images[0].get_array(), tiled(mine, 16, 1.0))
     counts = confusion(judged.split.labels, judged.guesses, len(trained.classes))
-    shares = figures["confusion"].axes[0].images[0].get_array()
+    shares = figures["confusion"].axes[0].images[0].get_array().data
     np.testing.assert_array_equal(shares, counts / np.maximum(counts.sum(1, keepdims=True), 1))
     assert f"{judged.score.top1_error:.1f} % top-1 error, test split" in figures["confusion"].get_suptitle()
 

@@ -4,7 +4,6 @@ python -m alexnet_jax.figures --workdir=W [--workdir=W2 ...] [--only=curves,kern
 """
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,9 +15,10 @@ from matplotlib.figure import Figure
 from alexnet_jax import figures
 from alexnet_jax.config import Config, parsed
 from alexnet_jax.data.dataset import Dataset
-from alexnet_jax.figures.curves import Rows
+from alexnet_jax.figures.curves import Rows, unfinished
 from alexnet_jax.inference import analysis
 from alexnet_jax.inference.predictor import Features, Trained, load_trained
+from alexnet_jax.run.checkpoint import Checkpoints
 from alexnet_jax.run.flags import check_workdirs, define_shown_runs
 from alexnet_jax.run.metrics import read_rows
 from alexnet_jax.run.workdir import read_config
@@ -32,6 +32,7 @@ ALL = (*OF_METRICS, "kernels", *OF_IMAGES)
 SHOWN = 4  # right images, and as many wrong ones
 QUERIES = 5  # as in Figure 4
 MAPPED = 3  # images whose activations are drawn
+KERNELS = "conv1_kernels"
 
 Named = tuple[str, Figure]
 
@@ -48,11 +49,11 @@ def read_metrics(config: Config, options: flags.FlagValues) -> Rows:
             f"--workdir={config.workdir} has no metrics yet: train longer than --log_every={config.log_every} steps, or "
             f"choose others than {', '.join(OF_METRICS)} with --only"
         )
-    if "magnitudes" in options.only and not any("magnitudes" in row for row in rows):
-        why = f"--workdir={config.workdir} has no magnitudes in its metrics: no validation, or one by an earlier version"
-        if options["only"].present:
-            raise UserError(f"{why}; leave them out of --only")
-        print(f"{why}; that figure is left out", file=sys.stderr)
+    if options["only"].present and "magnitudes" in options.only and not any("magnitudes" in row for row in rows):
+        raise UserError(
+            f"--workdir={config.workdir} has no magnitudes in its metrics: no validation, or one by an earlier version; "
+            "leave them out of --only"
+        )
     return rows
 
 
@@ -67,6 +68,12 @@ def check_folder(config: Config) -> Path:
     return folder
 
 
+def has_checkpoint(config: Config) -> bool:
+    """Whether a checkpoint of the run is complete."""
+    with Checkpoints(Path(config.workdir), keep=config.keep, writable=False) as checkpoints:
+        return bool(checkpoints.steps())
+
+
 def of_images(options: flags.FlagValues, trained: Trained, dataset: Dataset, layer: Features | None) -> Iterator[Named]:
     """The figures that look at images. `layer`: the one whose activations are drawn, if they are wanted."""
     judged, seed = analysis.judge(trained, dataset.split(options.split)), options.sample_seed
@@ -75,10 +82,12 @@ def of_images(options: flags.FlagValues, trained: Trained, dataset: Dataset, lay
         shown = analysis.guessed(trained, judged, analysis.right_and_wrong(judged, SHOWN, seed))
         right = int((judged.guesses == split.labels).sum())
         title = f"chosen at random from the {right} right and the {len(split) - right} wrong of the {which}"
+        title += f"\n{figures.RIGHT_MARK} hatched: the right class, as above; {figures.WRONG_MARK} a wrong first guess"
         yield "predictions", figures.draw_predictions(shown, title)
     if "nearest" in options.only:
         queries = analysis.neighbours(trained, judged, analysis.sample(split, QUERIES, seed), dataset.split("train"))
-        title = f"nearest training images by {analysis.last_hidden(trained)} (place, distance)\n{which}"
+        same = f"{figures.RIGHT_MARK} the same class, {figures.WRONG_MARK} another"
+        title = f"nearest training images by {analysis.last_hidden(trained)} (place, distance): {same}\n{which}"
         yield "nearest", figures.draw_nearest(queries, title)
     if "confusion" in options.only:
         counts = analysis.confusion(split.labels, judged.guesses, len(trained.classes))
@@ -93,22 +102,28 @@ def of_images(options: flags.FlagValues, trained: Trained, dataset: Dataset, lay
 def draw(options: flags.FlagValues, config: Config, rows: Rows) -> Iterator[Named]:
     """The figures of one run. Raises UserError before the first one if something is missing."""
     title, wanted = f"{config.architecture} on {config.dataset}, seed {config.seed}", set(options.only)
+    of_network = [name for name in options.only if name not in OF_METRICS]
+    chosen = options["only"].present or options["step"].present
+    absent = bool(of_network) and not chosen and not has_checkpoint(config)
     trained = dataset = layer = None
-    if wanted - set(OF_METRICS):
+    if of_network and not absent:
         trained = load_trained(config.workdir, options.step, batch_size=options.batch_size)
     if trained is not None and wanted & set(OF_IMAGES):
         dataset = trained.data(options.data_dir)
         dataset.split(options.split)  # raises if there is none
         layer = Features(trained, options.layer, "layer") if "activations" in wanted else None
     if "curves" in wanted:
-        yield "curves", figures.draw_curves(rows, title)
-    if "magnitudes" in wanted and any("magnitudes" in row for row in rows):
+        yield "curves", figures.draw_curves(rows, title, config)
+    if "magnitudes" in wanted:
         yield "magnitudes", figures.draw_magnitudes(rows, f"magnitudes, {title}")
     if trained is not None and "kernels" in wanted:
         kernel = np.asarray(trained.params["conv1"]["kernel"])
-        yield "conv1_kernels", figures.draw_kernels(kernel, f"conv1 kernels, {trained.title}")
+        yield KERNELS, figures.draw_kernels(kernel, f"conv1 kernels, {trained.title}")
     if trained is not None and dataset is not None:
         yield from of_images(options, trained, dataset, layer)
+    for name in of_network if absent else ():
+        stem = {"kernels": KERNELS, "activations": f"activations_{options.layer}"}.get(name, name)
+        yield stem, figures.draw_absence(f"{name}, {title}", "the run has no finished checkpoint yet")
 
 
 def main(options: flags.FlagValues) -> None:
@@ -128,7 +143,9 @@ def main(options: flags.FlagValues) -> None:
         for name, figure in draw(options, config, mine):
             print(figures.save_figure(figure, folder, name), flush=True)
     if "training_error" in options.only:
-        runs = dict(zip(figures.run_labels(configs), rows, strict=True))
+        progress = [unfinished(mine, config) for mine, config in zip(rows, configs, strict=True)]
+        labels = [", ".join(filter(None, pair)) for pair in zip(figures.run_labels(configs), progress, strict=True)]
+        runs = dict(zip(labels, rows, strict=True))
         print(figures.save_figure(figures.draw_training_error(runs), folders[0], "training_error"))
 
 
