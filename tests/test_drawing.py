@@ -236,7 +236,8 @@ def test_every_number_of_classes_has_a_figure(classes):
             np.testing.assert_array_equal(shares.mask, there == 0)
             np.testing.assert_array_equal(shares.data, counts / np.maximum(counts.sum(1, keepdims=True), 1))
             assert [to_hex(image.cmap(share)).upper() for share in (0.0, 1.0)] == ["#FFFFFF", colour]
-        assert [bar.get_ylabel()[:7] for bar in figure.axes[1:]] == ["✓ right", "✗ wrong"]
+        assert [bar.get_ylabel()[:7] for bar in figure.axes[1:]] == ["✗ wrong", "✓ right"]
+        assert (right.get_clim(), wrong.get_clim()) == ((0, 1), (0, 0.5))
         assert [text.get_text() for text in axis.get_yticklabels()][:2] == ["name 0 (7)", "name 1 (0)"]
         assert [text.get_text() for text in axis.texts] == (["7", "5"] if classes == 3 else [])
     plt.close(figure)

@@ -71,7 +71,7 @@ def row(rates: Sequence[float]) -> dict[str, float]:
 
 
 def draw_rates(rows: Mapping[str, Mapping[str, Any]], ours: Collection[str], title: str, path: Path) -> None:
-    """Images per second with their range: bars from zero, or dots on a logarithmic axis if more than `WIDE` lies between them.
+    """Images per second with their range: bars from zero, or dots on a logarithmic axis if they span more than `WIDE`.
 
     A logarithmic axis has no zero for a bar to begin at.
 

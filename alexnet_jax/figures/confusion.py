@@ -14,13 +14,16 @@ from alexnet_jax.inference.analysis import confused_pairs
 READABLE = 100  # the most classes whose names fit beside a matrix
 COUNTED = 25  # the most classes whose counts fit into its cells
 PAIRS = 30
+MOST_WRONG = 0.5  # the share of a class at which a wrong cell is darkest: most are far below
 RIGHTS, WRONGS = (LinearSegmentedColormap.from_list(name, ("white", name)) for name in (RIGHT, WRONG))
 
 
 def draw_confusion(counts: Int[np.ndarray, "classes classes"], classes: Sequence[str], title: str) -> Figure:
     """The counts of `analysis.confusion`: rows are the right classes. A shade is a share of its row.
 
-    The diagonal has the colour of right, every other cell that of wrong.
+    The diagonal has the colour of right, every other cell that of wrong, whose scale ends at `MOST_WRONG`. Scales are fixed,
+    so that figures of several runs can be compared.
+
     More than `READABLE` classes get bars of the `PAIRS` most frequent confusions instead.
     """
     if len(classes) > READABLE:
@@ -28,12 +31,12 @@ def draw_confusion(counts: Int[np.ndarray, "classes classes"], classes: Sequence
     count = len(classes)
     side = max(4.5, 0.42 * count if count <= COUNTED else 0.155 * count)
     font = 9 if count <= COUNTED else 7
-    figure, axis = plt.subplots(figsize=(side + 3, side + 1.8), layout="constrained")
+    figure, axis = plt.subplots(figsize=(side + 4, side + 1.8), layout="constrained")
     totals = counts.sum(axis=1, keepdims=True)
     shares = counts / np.maximum(totals, 1)
     diagonal = np.eye(count, dtype=bool)
     right = axis.imshow(np.ma.array(shares, mask=~diagonal), cmap=RIGHTS, vmin=0, vmax=1)
-    wrong = axis.imshow(np.ma.array(shares, mask=diagonal), cmap=WRONGS, vmin=0, vmax=1)
+    wrong = axis.imshow(np.ma.array(shares, mask=diagonal), cmap=WRONGS, vmin=0, vmax=MOST_WRONG)
     names = [short(name, 24) for name in classes]
     rows = [f"{name} ({total})" for name, total in zip(names, totals[:, 0], strict=True)]
     axis.set_xticks(range(count), names, rotation=90, fontsize=font)
@@ -47,8 +50,9 @@ def draw_confusion(counts: Int[np.ndarray, "classes classes"], classes: Sequence
     if count <= COUNTED:
         for row, column in zip(*np.nonzero(counts), strict=True):
             axis.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=8)
-    figure.colorbar(right, ax=axis, shrink=0.6, pad=0.02, label=f"{RIGHT_MARK} right, share of the class")
-    figure.colorbar(wrong, ax=axis, shrink=0.6, pad=0.02, label=f"{WRONG_MARK} wrong, share of the class")
+    beside = {"ax": axis, "shrink": 0.6, "pad": 0.02}
+    figure.colorbar(wrong, extend="max", label=f"{WRONG_MARK} wrong, share of the class", **beside)
+    figure.colorbar(right, label=f"{RIGHT_MARK} right, share of the class", **beside)
     figure.suptitle(title, fontsize=11)
     return figure
 

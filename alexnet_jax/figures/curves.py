@@ -88,8 +88,7 @@ def draw_curves(rows: Rows, title: str, config: Config) -> Figure:
                 axis.plot(*points, color=colour, marker=point_marker(mine), markersize=4.5, linewidth=1.6, label=split)
             elif split == "validation":
                 axis.plot([], [], " ", label="no validation recorded")
-        axis.set(xlabel="epoch", ylabel=label)
-        axis.set_ylim(bottom=0)
+        axis.set(xlabel="epoch", ylabel=label, xlim=(0, None), ylim=(0, None))
         bare(axis)
         _mark_drops(axis, drops)
     axes[0].legend(frameon=False)

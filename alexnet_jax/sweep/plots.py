@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import optuna
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
@@ -23,7 +23,8 @@ from alexnet_jax.sweep.trials import ranked, state_name, trial_folder
 
 ERROR = "validation top-1 error (%)"
 TRIAL, BEST = PALETTE[:2]
-LEAST_FENCE = 5.0  # percent
+# An error is far above the others that lies higher above their median than FAR times what the best one lies below it.
+FAR, LEAST = 3, 5.0  # LEAST: and at least so much, in percent
 # Word and marker of each state of a trial. Only a finished one has a height of its own among the errors.
 STATES: dict[str, tuple[str, dict[str, Any]]] = {
     "complete": ("finished", {"marker": "o", "color": TRIAL}),
@@ -89,7 +90,7 @@ def draw_history(trials: Sequence[FrozenTrial]) -> Figure:
         word, marker = STATES[state]
         heights, places = [len(trial.intermediate_values) for trial in mine], [trial.number for trial in mine]
         lengths.vlines(places, 0, heights, color="0.8", linewidth=1, zorder=1)
-        lengths.plot(places, heights, markersize=6, linestyle="", label=f"{word} ({len(mine)})", **marker)
+        lengths.plot(places, heights, markersize=6, linestyle="", label=f"{word} ({len(mine)})", clip_on=False, **marker)
     for axis in (errors, lengths):
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", color="0.9")
@@ -103,11 +104,10 @@ def draw_history(trials: Sequence[FrozenTrial]) -> Figure:
     return figure
 
 
-def _draw_errors(axis: Axes, numbers: Float[np.ndarray, "trials"], values: Float[np.ndarray, "trials"]) -> None:
+def _draw_errors(axis: Axes, numbers: Int[np.ndarray, "trials"], values: Float[np.ndarray, "trials"]) -> None:
     """The errors of finished trials, and the best so far. `numbers`: of the trials."""
-    lower, upper = np.quantile(values, (0.25, 0.75))
-    fence = upper + max(1.5 * (upper - lower), LEAST_FENCE)  # Tukey's
-    inside = values <= fence
+    median = np.median(values)
+    inside = values <= median + max(FAR * (median - values.min()), LEAST)
     best = np.minimum.accumulate(values)
     axis.step(numbers, best, where="post", color=BEST, label="best so far")
     axis.plot(numbers[inside], values[inside], markersize=6, linestyle="", **STATES["complete"][1])
