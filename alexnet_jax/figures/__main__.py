@@ -102,7 +102,7 @@ def of_images(options: flags.FlagValues, trained: Trained, dataset: Dataset, lay
 def draw(options: flags.FlagValues, config: Config, rows: Rows) -> Iterator[Named]:
     """The figures of one run. Raises UserError before the first one if something is missing."""
     title, wanted = f"{config.architecture} on {config.dataset}, seed {config.seed}", set(options.only)
-    of_network = [name for name in options.only if name not in OF_METRICS]
+    of_network = [name for name in ALL if name in wanted.difference(OF_METRICS)]
     chosen = options["only"].present or options["step"].present
     absent = bool(of_network) and not chosen and not has_checkpoint(config)
     trained = dataset = layer = None
@@ -121,9 +121,9 @@ def draw(options: flags.FlagValues, config: Config, rows: Rows) -> Iterator[Name
         yield KERNELS, figures.draw_kernels(kernel, f"conv1 kernels, {trained.title}")
     if trained is not None and dataset is not None:
         yield from of_images(options, trained, dataset, layer)
+    stems = {"kernels": KERNELS, "activations": f"activations_{options.layer}"}
     for name in of_network if absent else ():
-        stem = {"kernels": KERNELS, "activations": f"activations_{options.layer}"}.get(name, name)
-        yield stem, figures.draw_absence(f"{name}, {title}", "the run has no finished checkpoint yet")
+        yield stems.get(name, name), figures.draw_absence(f"{name}, {title}", "the run has no finished checkpoint yet")
 
 
 def main(options: flags.FlagValues) -> None:
