@@ -25,6 +25,7 @@ from alexnet_jax.figures import (
     draw_training_error,
     kernel_images,
     run_labels,
+    write_figure,
 )
 from alexnet_jax.figures.curves import leap_note, rate_drops
 from alexnet_jax.figures.style import NEUTRAL
@@ -260,3 +261,13 @@ def test_activations_lie_below_their_tower():
     figure = draw_activations(images, np.arange(32.0).reshape(2, 16), 2, "title")
     np.testing.assert_array_equal(figure.axes[2].images[0].get_array(), np.arange(8.0, 16).reshape(2, 4))
     plt.close(figure)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+def test_a_figure_drawn_again_has_the_same_bytes(tmp_path, suffix):
+    for name in "ab":
+        figure, axis = plt.subplots(figsize=(1, 1))
+        axis.plot([1, 2], marker="o")  # an SVG names its markers
+        write_figure(figure, tmp_path / f"{name}{suffix}")
+        plt.close(figure)
+    assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()

@@ -86,7 +86,7 @@ def draw_rates(rows: Mapping[str, Mapping[str, Any]], ours: Collection[str], tit
 
     names = list(rows)[::-1]
     rates, low, high = (np.array([rows[name][key] for name in names]) for key in ("images_per_second", "low", "high"))
-    figure, axes = plt.subplots(figsize=(9, 0.5 * len(rows) + 1.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 0.5 * len(rows) + 1.4), layout="constrained")
     colours = [OUR_COLOUR if name in ours else OTHER_COLOUR for name in names]
     places = np.arange(len(names))
     if max(rates) > WIDE * min(rates):
@@ -94,16 +94,16 @@ def draw_rates(rows: Mapping[str, Mapping[str, Any]], ours: Collection[str], tit
         axes.scatter(rates, places, color=colours, s=55, zorder=3)
         axes.set(xscale="log", xlim=(min(low) / 2, max(high) * 4))
         axes.grid(axis="x", color="0.9")
-        title += " (dot: median, line: range, logarithmic axis)"
+        marks = "dot: median, line: range; logarithmic axis"
     else:
         axes.barh(places, rates, xerr=[rates - low, high - rates], color=colours, ecolor="#444444", capsize=3)
         axes.set_xlim(0, max(high) * 1.2)
-        title += " (bar: median, line: range)"
+        marks = "bar: median, line: range"
     for place, rate, top in zip(places, rates, high, strict=True):
         text = f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}"
         axes.annotate(text, (top, place), (8, 0), textcoords="offset points", va="center", fontsize=9)
     axes.set_yticks(places, names)
-    axes.set_xlabel(title)
+    axes.set_xlabel(f"{title}\n{marks}")
     axes.spines[["top", "right"]].set_visible(False)
     write_figure(figure, path)
     plt.close(figure)

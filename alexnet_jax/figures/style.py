@@ -56,6 +56,10 @@ def save_figure(figure: Figure, folder: Path, name: str) -> Path:
 
 
 def write_figure(figure: Figure, path: Path) -> None:
-    """Writes one file in the format of its suffix. It appears once it is complete. Raises UserError as `output_file`."""
-    with output_file(path, "wb") as file:
-        figure.savefig(file, format=path.suffix[1:], dpi=150)
+    """Writes one file in the format of its suffix. It appears once it is complete. Raises UserError as `output_file`.
+
+    The same figure gives the same bytes: an SVG has no date and no random names.
+    """
+    metadata = {"Date": None} if path.suffix == ".svg" else None
+    with output_file(path, "wb") as file, plt.rc_context({"svg.hashsalt": "alexnet_jax"}):
+        figure.savefig(file, format=path.suffix[1:], dpi=150, metadata=metadata)
