@@ -128,3 +128,28 @@ def test_layer_rates_and_freezing():
     rates = schedule(schedule="constant", layer_rates=["conv1:0.1@3", "conv1:0@7"], freeze=["fc8"])
     assert [rates.rates(k, Plateau())["conv1"]["kernel"] for k in (29, 30, 69, 70)] == pytest.approx([0.01, 0.001, 0.001, 0])
     assert rates.rates(0, Plateau())["fc8"] == {"kernel": 0, "bias": 0}
+
+
+@pytest.mark.parametrize(("inside", "most"), [(True, 6.0), (False, 1.1)])
+def test_the_loss_leaps_just_after_a_drop_where_the_rate_is_inside_the_velocity(inside, most):
+    """2,000 weights in the bowl w^2 / 2 with noisy gradients. The rate falls from 0.3 to 0.03 after 100 of 200 steps."""
+
+    def optimizer(rate):
+        options = {"momentum": 0.9, "weight_decay": 0.0, "bias_decay": False, "rate_in_velocity": inside}
+        return momentum_2012({"fc8": {"kernel": rate}}, **options)
+
+    def step(carry, inputs):
+        (params, state), (rate, key) = carry, inputs
+        gradients = jax.tree.map(lambda w: w + jax.random.normal(key, w.shape), params)
+        updates, state = optimizer(rate).update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+        return (params, state), (params["fc8"]["kernel"] ** 2).mean() / 2
+
+    params = {"fc8": {"kernel": jnp.zeros(2000)}}
+    rates = jnp.where(jnp.arange(200) < 100, 0.3, 0.03)
+    start = params, optimizer(0.0).init(params)
+    _, losses = jax.lax.scan(step, start, (rates, jax.random.split(jax.random.key(0), 200)))
+    before, after = losses[60:100].mean(), losses[100:]
+    assert after[-40:].mean() < 0.2 * before
+    assert after[22:].max() < before  # a tenth of the old velocity is left then
+    assert 0.7 * most < after.max() / before < most

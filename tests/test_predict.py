@@ -198,7 +198,8 @@ def assert_drawn(drawn: list, path, rows: list[dict], title: str) -> None:
         np.testing.assert_array_equal(picture.images[0].get_array(), np.asarray(Image.open(row["image"])))
         assert picture.get_title() == row["image"].rpartition("/")[2]
         assert [bar.get_width() for bar in axis.patches] == pytest.approx([one["probability"] for one in row["top5"]])
-        assert [text.get_text() for text in axis.texts] == [one["class"] for one in row["top5"]]
+        assert [text.get_text() for text in axis.texts[::2]] == [one["class"] for one in row["top5"]]
+        assert [text.get_text() for text in axis.texts[1::2]] == [f"{100 * one['probability']:.1f} %" for one in row["top5"]]
     with Image.open(path) as image:
         image.load()
         assert image.size == pytest.approx(150 * figure.get_size_inches(), abs=1)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import optuna
 import pytest
+from matplotlib.figure import Figure
 from networks import SIZE, record_row, run, tiny_flags, tiny_source
 from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
@@ -57,7 +58,7 @@ class Stub:
 def stub(monkeypatch) -> Stub:
     """Sweeps whose trials do not train. No pictures are drawn."""
     for name in ("draw_curves", "draw_history", "draw_parallel", "draw_importance"):
-        monkeypatch.setattr(summary.plots, name, lambda *_: None)
+        monkeypatch.setattr(summary.plots, name, lambda *_: Figure())
     monkeypatch.setattr(summary, "save_figure", lambda figure, folder, name: folder / name)
     stub = Stub()
     monkeypatch.setattr(jobs, "run_trial", stub)

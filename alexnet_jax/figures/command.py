@@ -1,7 +1,6 @@
 """What `figures` does: draws the figures of a run into its folder figures/, each as PNG and SVG."""
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,12 +13,13 @@ from alexnet_jax.config import Config, parsed
 from alexnet_jax.data.dataset import Dataset
 from alexnet_jax.figures import ALL, FIGURE_SUFFIXES, OF_IMAGES, OF_METRICS
 from alexnet_jax.figures.confusion import draw_confusion
-from alexnet_jax.figures.curves import Rows, draw_curves, draw_magnitudes, draw_training_error, run_labels
+from alexnet_jax.figures.curves import Rows, draw_curves, draw_magnitudes, draw_training_error, run_labels, unfinished
 from alexnet_jax.figures.examples import draw_nearest, draw_predictions
 from alexnet_jax.figures.kernels import draw_activations, draw_kernels
-from alexnet_jax.figures.style import save_figure
+from alexnet_jax.figures.style import RIGHT_MARK, WRONG_MARK, draw_absence, save_figure
 from alexnet_jax.inference import analysis
 from alexnet_jax.inference.predictor import Features, Trained, load_trained
+from alexnet_jax.run.checkpoint import Checkpoints
 from alexnet_jax.run.flags import check_workdirs
 from alexnet_jax.run.metrics import read_rows
 from alexnet_jax.run.workdir import read_config
@@ -30,6 +30,7 @@ from alexnet_jax.system.files import check_output
 SHOWN = 4  # right images, and as many wrong ones
 QUERIES = 5  # as in Figure 4
 MAPPED = 3  # images whose activations are drawn
+KERNELS = "conv1_kernels"
 
 Named = tuple[str, Figure]
 
@@ -46,11 +47,11 @@ def read_metrics(config: Config, options: flags.FlagValues) -> Rows:
             f"--workdir={config.workdir} has no metrics yet: train longer than --log_every={config.log_every} steps, or "
             f"choose others than {', '.join(OF_METRICS)} with --only"
         )
-    if "magnitudes" in options.only and not any("magnitudes" in row for row in rows):
-        why = f"--workdir={config.workdir} has no magnitudes in its metrics: no validation, or one by an earlier version"
-        if options["only"].present:
-            raise UserError(f"{why}; leave them out of --only")
-        print(f"{why}; that figure is left out", file=sys.stderr)
+    if options["only"].present and "magnitudes" in options.only and not any("magnitudes" in row for row in rows):
+        raise UserError(
+            f"--workdir={config.workdir} has no magnitudes in its metrics: no validation, or one by an earlier version; "
+            "leave them out of --only"
+        )
     return rows
 
 
@@ -65,6 +66,12 @@ def check_folder(config: Config) -> Path:
     return folder
 
 
+def has_checkpoint(config: Config) -> bool:
+    """Whether a checkpoint of the run is complete."""
+    with Checkpoints(Path(config.workdir), keep=config.keep, writable=False) as checkpoints:
+        return bool(checkpoints.steps())
+
+
 def of_images(options: flags.FlagValues, trained: Trained, dataset: Dataset, layer: Features | None) -> Iterator[Named]:
     """The figures that look at images. `layer`: the one whose activations are drawn, if they are wanted."""
     judged, seed = analysis.judge(trained, dataset.split(options.split)), options.sample_seed
@@ -73,10 +80,12 @@ def of_images(options: flags.FlagValues, trained: Trained, dataset: Dataset, lay
         shown = analysis.guessed(trained, judged, analysis.right_and_wrong(judged, SHOWN, seed))
         right = int((judged.guesses == split.labels).sum())
         title = f"chosen at random from the {right} right and the {len(split) - right} wrong of the {which}"
+        title += f"\n{RIGHT_MARK} hatched: the right class, as above; {WRONG_MARK} a wrong first guess"
         yield "predictions", draw_predictions(shown, title)
     if "nearest" in options.only:
         queries = analysis.neighbours(trained, judged, analysis.sample(split, QUERIES, seed), dataset.split("train"))
-        title = f"nearest training images by {analysis.last_hidden(trained)} (place, distance)\n{which}"
+        same = f"{RIGHT_MARK} the same class, {WRONG_MARK} another"
+        title = f"nearest training images by {analysis.last_hidden(trained)} (place, distance): {same}\n{which}"
         yield "nearest", draw_nearest(queries, title)
     if "confusion" in options.only:
         counts = analysis.confusion(split.labels, judged.guesses, len(trained.classes))
@@ -91,22 +100,28 @@ def of_images(options: flags.FlagValues, trained: Trained, dataset: Dataset, lay
 def draw(options: flags.FlagValues, config: Config, rows: Rows) -> Iterator[Named]:
     """The figures of one run. Raises UserError before the first one if something is missing."""
     title, wanted = f"{config.architecture} on {config.dataset}, seed {config.seed}", set(options.only)
+    of_network = [name for name in ALL if name in wanted.difference(OF_METRICS)]
+    chosen = options["only"].present or options["step"].present
+    absent = bool(of_network) and not chosen and not has_checkpoint(config)
     trained = dataset = layer = None
-    if wanted - set(OF_METRICS):
+    if of_network and not absent:
         trained = load_trained(config.workdir, options.step, batch_size=options.batch_size)
     if trained is not None and wanted & set(OF_IMAGES):
         dataset = trained.data(options.data_dir)
         dataset.split(options.split)  # raises if there is none
         layer = Features(trained, options.layer, "layer") if "activations" in wanted else None
     if "curves" in wanted:
-        yield "curves", draw_curves(rows, title)
-    if "magnitudes" in wanted and any("magnitudes" in row for row in rows):
+        yield "curves", draw_curves(rows, title, config)
+    if "magnitudes" in wanted:
         yield "magnitudes", draw_magnitudes(rows, f"magnitudes, {title}")
     if trained is not None and "kernels" in wanted:
         kernel = np.asarray(trained.params["conv1"]["kernel"])
-        yield "conv1_kernels", draw_kernels(kernel, f"conv1 kernels, {trained.title}")
+        yield KERNELS, draw_kernels(kernel, f"conv1 kernels, {trained.title}")
     if trained is not None and dataset is not None:
         yield from of_images(options, trained, dataset, layer)
+    stems = {"kernels": KERNELS, "activations": f"activations_{options.layer}"}
+    for name in of_network if absent else ():
+        yield stems.get(name, name), draw_absence(f"{name}, {title}", "the run has no finished checkpoint yet")
 
 
 def main(options: flags.FlagValues) -> None:
@@ -126,5 +141,7 @@ def main(options: flags.FlagValues) -> None:
         for name, figure in draw(options, config, mine):
             print(save_figure(figure, folder, name), flush=True)
     if "training_error" in options.only:
-        runs = dict(zip(run_labels(configs), rows, strict=True))
+        progress = [unfinished(mine, config) for mine, config in zip(rows, configs, strict=True)]
+        labels = [", ".join(filter(None, pair)) for pair in zip(run_labels(configs), progress, strict=True)]
+        runs = dict(zip(labels, rows, strict=True))
         print(save_figure(draw_training_error(runs), folders[0], "training_error"))

@@ -73,7 +73,7 @@ def draw_activations(
         for tower, axis in enumerate(row[1:]):
             part = values[..., tower * maps : (tower + 1) * maps]
             axis.imshow(_sheet(part), interpolation="nearest", **scale)
-        figure.colorbar(row[-1].images[0], ax=row[-1], fraction=0.05, pad=0.02)
+        figure.colorbar(row[-1].images[0], ax=row[-1], fraction=0.05, pad=0.02, label="activation")
         for axis in row:
             axis.set_axis_off()
     shown = f", the first {MAPS} of {maps} maps of each tower" if activations.ndim == 4 and maps > MAPS else ""

@@ -82,6 +82,8 @@ def main(options: flags.FlagValues) -> None:
                 confirmed = _confirm(sweep, search, parts, options.jobs)
         finally:
             with exclusively(folder / "sweep.lock", wait=True):
-                written = write_summary(study, config, space, folder, confirmed)
+                written, why_not = write_summary(study, config, space, folder, confirmed)
             print(*written, sep="\n")
     _check_success(search, folder)
+    if why_not:
+        sweep.say(why_not)
