@@ -219,6 +219,7 @@ def test_the_program_runs_a_command_and_says_how_it_was_started(monkeypatch, cap
     [
         ("train", "--lr=0.1", "--learning_rate"),
         ("train", "--learning-rate=0.1", "--learning_rate"),
+        ("train", "--colour-noise=none", "--colour_noise"),
         ("train", "--LR=0.1", "--learning_rate"),
         ("train", "--bs=8", "--batch_size"),
         ("train", "--wd=0", "--weight_decay"),

@@ -46,8 +46,10 @@ def test_a_flag_file_that_is_nowhere_is_named_with_the_examples(tmp_path, monkey
 
 
 def test_the_space_of_a_sweep_is_looked_for_among_the_examples_too(data_dir, tmp_path):
-    flags = tiny_flags(data_dir, tmp_path / "sweep", fold="5/4")
-    assert "--fold=5/4" in run("sweep", *flags, "--space=sweeps/quickstart.toml").stderr
+    later = tiny_flags(data_dir, tmp_path / "sweep", dataset="nothing")  # is looked at once the space has been read
+    assert run("sweep", *later, "--space=sweeps/quickstart.toml").stderr.startswith(
+        "error: --dataset=nothing is not prepared"
+    )
     missing = run("sweep", *tiny_flags(data_dir, tmp_path / "sweep"), "--space=sweeps/nothing.toml")
     assert missing.stderr.startswith("error: --space=sweeps/nothing.toml")
 
