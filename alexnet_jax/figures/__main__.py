@@ -1,11 +1,12 @@
-"""Draws the figures of a run into its folder figures/, each as PNG and SVG.
+"""Draws the figures of a run into its folder figures/, each as PNG and SVG; or Figure 2 of the paper from a layer table.
 
 python -m alexnet_jax.figures --workdir=W [--workdir=W2 ...] [--only=curves,kernels ...] [--layer=conv1] [--split=test]
+python -m alexnet_jax.figures --architecture=paper [--classes=1000] [--out=paper.svg]
 """
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -14,9 +15,13 @@ from absl import flags
 from matplotlib.figure import Figure
 
 from alexnet_jax import figures
+from alexnet_jax.architectures import ARCHITECTURES
 from alexnet_jax.config import Config, parsed
+from alexnet_jax.config import define_flags as define_config_flags
 from alexnet_jax.data.dataset import Dataset
+from alexnet_jax.figures.architecture import draw_architecture
 from alexnet_jax.figures.curves import Rows
+from alexnet_jax.figures.style import FIGURE_SUFFIXES, write_figure
 from alexnet_jax.inference import analysis
 from alexnet_jax.inference.predictor import Features, Trained, load_trained
 from alexnet_jax.run.flags import check_workdirs, define_shown_runs
@@ -111,14 +116,46 @@ def draw(options: flags.FlagValues, config: Config, rows: Rows) -> Iterator[Name
         yield from of_images(options, trained, dataset, layer)
 
 
+def draw_table(options: flags.FlagValues) -> None:
+    """Figure 2 of a layer table. Raises UserError on a flag that needs a run, or if the file cannot be written."""
+    for name in ("only", "layer", "split", "step", "data_dir", "sample_seed"):
+        if options[name].present:
+            raise UserError(
+                f"--{name} is about a run, and --architecture draws a table: add --workdir, or leave --{name} out"
+            )
+    out = Path(options.out or f"{options.architecture}.png")
+    check_output(f"--out={out}", out, FIGURE_SUFFIXES)
+    matplotlib.use("agg")
+    table = ARCHITECTURES[options.architecture]
+    write_figure(draw_architecture(table, classes=options.classes), out)
+    print(out)
+
+
+def check_alone(options: flags.FlagValues, configs: Sequence[Config]) -> None:
+    """Raises UserError on a flag that is about a table, or contradicts a run."""
+    for name in ("out", "classes"):
+        if options[name].present:
+            raise UserError(f"--{name} needs --architecture without --workdir: a run has its own folder and classes")
+    for config in configs:
+        if options["architecture"].present and options.architecture != config.architecture:
+            raise UserError(
+                f"--architecture={options.architecture}, and --workdir={config.workdir} is a run of {config.architecture}: "
+                "leave --workdir out to draw the table, or --architecture to draw the run"
+            )
+
+
 def main(options: flags.FlagValues) -> None:
     """The command line."""
+    if options["architecture"].present and not options.workdir:
+        draw_table(options)
+        return
     check_workdirs(options.workdir, "compare several")
     if not options.only or len(set(options.only)) < len(options.only):
         raise UserError(f"--only={','.join(options.only)} names no figure, or one of them twice")
     if unknown := sorted(set(options.only) - set(ALL)):
         raise UserError(f"--only={','.join(unknown)}: no such figure; there are {', '.join(ALL)}")
     configs = [read_config(workdir) for workdir in options.workdir]
+    check_alone(options, configs)
     folders = [check_folder(config) for config in configs]
     needs_rows = set(options.only) & set(OF_METRICS)
     rows = [read_metrics(config, options) if needs_rows else [] for config in configs]
@@ -138,6 +175,11 @@ def define_flags(options: flags.FlagValues) -> None:
     help = f"figures to draw, comma-separated; {', '.join(OF_METRICS)} and kernels need no images"
     flags.DEFINE_list("only", list(ALL), help, flag_values=options)
     flags.DEFINE_string("layer", "conv1", "layer whose activations are drawn", flag_values=options)
+    define_config_flags(options, only=("architecture",))
+    help = "outputs of the network that --architecture draws"
+    flags.DEFINE_integer("classes", 1000, help, lower_bound=1, flag_values=options)
+    help = "the .png or .svg that --architecture is drawn into; default: its name and .png"
+    flags.DEFINE_string("out", None, help, flag_values=options)
 
 
 COMMAND = cli.Command(__doc__, define_flags, main)
