@@ -82,11 +82,11 @@ def draw_architecture(table: Architecture, *, crop_size: int | None = None, clas
     before = [image]
     for column, one in enumerate(shapes, 1):
         x = (column + 0.5) * COLUMN
-        whole = isinstance(one.layer, Classifier)
-        boxes = [_box(x, y, side, one.conv_side, one.out_maps) for y in ([middle] if whole else rows)]
+        last = isinstance(one.layer, Classifier)
+        boxes = [_box(x, y, side, one.conv_side, one.out_maps) for y in ([middle] if last else rows)]
         for tower, box in enumerate(boxes):
-            _solid(axis, box, SHARED if whole else TOWERS[tower % len(TOWERS)], _shape(one.conv_side, one.out_maps))
-        _arrows(axis, one, [image] if not whole and one.layer.reads == "image" else before, boxes)
+            _solid(axis, box, SHARED if last else TOWERS[tower % len(TOWERS)], _shape(one.conv_side, one.out_maps))
+        _arrows(axis, one, before, boxes)
         _head(axis, x, height, one.name, _kernel(one))
         for line, mark in enumerate(marks(one)):
             axis.text(x, LINE * (1.9 + lines - line), mark, ha="center", va="center", color=TEXT, fontsize=7.5)
@@ -176,7 +176,7 @@ def _solid(axis: Axes, box: Box, colour: str, shape: str) -> None:
 
 
 def _arrows(axis: Axes, one: LayerShapes, before: list[Box], boxes: list[Box]) -> None:
-    """From what a layer reads to the layer."""
+    """From what a layer reads to the layer. Only the first one reads the image."""
     apart = not isinstance(one.layer, Classifier) and one.layer.reads == "own"
     for tower, box in enumerate(boxes):
         for source in before[tower : tower + 1] if apart else before:

@@ -6,7 +6,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jax.sharding import PartitionSpec as P
@@ -23,7 +23,8 @@ from alexnet_jax.system.errors import UserError
 from alexnet_jax.values import MeshShape
 
 
-class Guess(NamedTuple):
+@dataclass(frozen=True)
+class Guess:
     """A class that an image may show."""
 
     name: str
