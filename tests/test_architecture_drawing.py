@@ -19,7 +19,7 @@ from alexnet_jax.layers import Classifier, trace
 from alexnet_jax.system.errors import UserError
 
 mpl.use("agg")
-PAPER = ARCHITECTURES["paper"]
+PAPER, TIMES = ARCHITECTURES["paper"], "\N{MULTIPLICATION SIGN}"
 
 
 def drawn(table: Architecture, **options) -> Figure:
@@ -39,7 +39,7 @@ def arrows(figure: Figure) -> list[tuple[str, int, str, int]]:
     """(column, row, column, row) of every arrow. Rows are counted from the top, and the middle is -1."""
     axis = figure.axes[0]
     heads = {text.get_position()[0]: text.get_text() for text in axis.texts if text.get_fontsize() == 9}
-    shapes = [text for text in axis.texts if re.fullmatch("[0-9\N{MULTIPLICATION SIGN}]+", text.get_text())]
+    shapes = [text for text in axis.texts if re.fullmatch(f"[0-9{TIMES}]+", text.get_text())]
     first = [text.get_position()[1] for text in shapes if heads[text.get_position()[0]] == "conv1"]
     offset = max(first) - max(arrow.xy[1] for arrow in _arrows(figure) if arrow.xyann[1] == arrow.xy[1])
 
@@ -60,17 +60,16 @@ def _arrows(figure: Figure) -> list[Annotation]:
 def test_the_paper_is_drawn_as_in_its_figure_2():
     """The numbers are read off the paper."""
     figure = drawn(PAPER)
-    times = "\N{MULTIPLICATION SIGN}"
     shapes = {"conv1": "55x55x48", "conv2": "27x27x128", "conv3": "13x13x192", "conv4": "13x13x192", "conv5": "13x13x128"}
     shapes |= {"fc6": "2048", "fc7": "2048"}
     kernels = {"conv1": "11x11 / 4", "conv2": "5x5", "conv3": "3x3", "conv4": "3x3", "conv5": "3x3"}
     found = columns(figure, [*shapes, "fc8", "image"])
     for name, shape in shapes.items():
-        assert found[name].count(shape.replace("x", times)) == 2
-        assert kernels.get(name, "dense").replace("x", times) in found[name]
+        assert found[name].count(shape.replace("x", TIMES)) == 2
+        assert kernels.get(name, "dense").replace("x", TIMES) in found[name]
     assert found["fc8"].count("1000") == 1
-    assert found["image"].count(f"224{times}224{times}3") == 1
-    assert [name for name, words in found.items() if f"max pool 3{times}3 / 2" in words] == ["conv1", "conv2", "conv5"]
+    assert found["image"].count(f"224{TIMES}224{TIMES}3") == 1
+    assert [name for name, words in found.items() if f"max pool 3{TIMES}3 / 2" in words] == ["conv1", "conv2", "conv5"]
     assert [name for name, words in found.items() if "LRN" in words] == ["conv1", "conv2"]
     assert [name for name, words in found.items() if "dropout 0.5" in words] == ["fc6", "fc7"]
     crossing = Counter(to for _, row, to, other in arrows(figure) if -1 not in (row, other) and row != other)
@@ -85,14 +84,14 @@ def test_every_shape_and_count_is_that_of_the_trace(table):
     figure, shapes = drawn(table, classes=10), trace(table, table.crop_size, 10)
     found = columns(figure, [one.name for one in shapes])
     for one in shapes:
-        last, times = isinstance(one.layer, Classifier), "\N{MULTIPLICATION SIGN}"
-        own = f"{one.conv_side}{times}{one.conv_side}{times}{one.out_maps}" if one.conv_side > 1 else str(one.out_maps)
+        last = isinstance(one.layer, Classifier)
+        own = f"{one.conv_side}{TIMES}{one.conv_side}{TIMES}{one.out_maps}" if one.conv_side > 1 else str(one.out_maps)
         assert found[one.name].count(own) == (1 if last else table.towers)
         assert f"{one.parameters:,}" in found[one.name]
         left = [word for word in found[one.name] if word.startswith("→")]
         pools = not last and any(hasattr(operation, "stride") for operation in one.layer.after)
         if pools:
-            side = f"{one.out_side}{times}{one.out_side}{times}" * (one.out_side > 1)
+            side = f"{one.out_side}{TIMES}{one.out_side}{TIMES}" * (one.out_side > 1)
             assert left == [f"→ {side}{one.out_maps}"]
         else:
             assert left == []
@@ -156,7 +155,7 @@ def test_the_words_can_be_read_on_a_light_and_a_dark_page(ground):
 
 
 def test_a_crop_that_is_too_small_is_said():
-    assert "99\N{MULTIPLICATION SIGN}99\N{MULTIPLICATION SIGN}3" in columns(drawn(PAPER, crop_size=99), ["image"])["image"]
+    assert f"99{TIMES}99{TIMES}3" in columns(drawn(PAPER, crop_size=99), ["image"])["image"]
     with pytest.raises(UserError, match="--crop_size=20 is too small for --architecture=paper"):
         draw_architecture(PAPER, crop_size=20)
 
@@ -167,7 +166,9 @@ def test_the_command_line_draws_a_table_without_a_run(tmp_path, suffix):
     result = run("figures", "--architecture=cifar", "--classes=10", f"--out={out}")
     assert (result.returncode, result.stdout, result.stderr) == (0, f"{out}\n", "")
     if suffix == ".svg":
-        assert "<!-- 6xx32 -->".replace("xx", "\N{MULTIPLICATION SIGN}6\N{MULTIPLICATION SIGN}") in out.read_text()
+        said = re.findall("<!-- (.*) -->", out.read_text())
+        assert said.count(f"6{TIMES}6{TIMES}32") == 2
+        assert said.count("10") == 1  # the classes
         return
     with Image.open(out) as image:
         assert image.size == pytest.approx(150 * drawn(ARCHITECTURES["cifar"]).get_size_inches(), abs=1)
