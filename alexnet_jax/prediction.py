@@ -22,7 +22,8 @@ from alexnet_jax.config import parsed
 from alexnet_jax.data.decode import quiet_pillow, square_rgb
 from alexnet_jax.data.parallel import ordered_map
 from alexnet_jax.figures import FIGURE_SUFFIXES
-from alexnet_jax.inference.analysis import Guessed, Square
+from alexnet_jax.inference.analysis import Guessed
+from alexnet_jax.inference.images import Square
 from alexnet_jax.inference.predictor import Classification, Features, Trained, load_trained, top_classes
 from alexnet_jax.predict import DRAWN
 from alexnet_jax.system import runtime

@@ -382,6 +382,9 @@ FIGURES: list[tuple[str, str]] = [
     ("--workdir={run} --sample_seed=x", "--sample_seed"),
     ("--workdir={run} --lot=-1", "sample_seed"),
     ("--workdir={run} --host_devices=-1", "--host_devices=-1"),
+    ("--workdir={run} --architecture=paper", "--architecture=paper, and --workdir={run} is a run of paper_eighth"),
+    ("--workdir={run} --out={place}/a.png", "--out needs --architecture without --workdir"),
+    ("--workdir={run} --classes=3", "--classes needs --architecture without --workdir"),
 ]
 REPORT: list[tuple[str, str]] = [
     *SHOWN,

@@ -21,7 +21,7 @@ from PIL import Image
 from alexnet_jax import predict, prediction
 from alexnet_jax.data.store import open_store, store_path
 from alexnet_jax.figures import style
-from alexnet_jax.inference.predictor import load_trained, top_classes
+from alexnet_jax.inference.predictor import Guess, load_trained, top_classes
 from alexnet_jax.network import merge
 from alexnet_jax.prediction import image_paths, read_images
 from alexnet_jax.system.errors import UserError
@@ -181,6 +181,8 @@ def test_the_command_line_with_bad_images_among_good_ones(trained, tmp_path, mon
         assert list(row["top5"][0]) == ["class", "index", "probability"]
         assert [guess["probability"] for guess in row["top5"]] == pytest.approx(sorted(expected)[:-6:-1], rel=1e-4)
         assert all(guess["class"] == f"colour {guess['index']}" for guess in row["top5"])
+    python = load_trained(trained / "run", batch_size=4).classify(row["image"] for row in rows)
+    assert python == [[Guess(*guess.values()) for guess in row["top5"]] for row in rows]
     with np.load(features) as written:
         np.testing.assert_allclose(written["features"], fc7, rtol=1e-4, atol=1e-5)
         assert written["images"].tolist() == [row["image"] for row in rows]

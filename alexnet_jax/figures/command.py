@@ -1,7 +1,7 @@
 """What `figures` does: draws the figures of a run into its folder figures/, each as PNG and SVG."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -9,14 +9,16 @@ import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 
+from alexnet_jax.architectures import ARCHITECTURES
 from alexnet_jax.config import Config, parsed
 from alexnet_jax.data.dataset import Dataset
 from alexnet_jax.figures import ALL, FIGURE_SUFFIXES, OF_IMAGES, OF_METRICS
+from alexnet_jax.figures.architecture import draw_architecture
 from alexnet_jax.figures.confusion import draw_confusion
 from alexnet_jax.figures.curves import Rows, draw_curves, draw_magnitudes, draw_training_error, run_labels, unfinished
 from alexnet_jax.figures.examples import draw_nearest, draw_predictions
 from alexnet_jax.figures.kernels import draw_activations, draw_kernels
-from alexnet_jax.figures.style import RIGHT_MARK, WRONG_MARK, draw_absence, save_figure
+from alexnet_jax.figures.style import RIGHT_MARK, WRONG_MARK, draw_absence, save_figure, write_figure
 from alexnet_jax.inference import analysis
 from alexnet_jax.inference.predictor import Features, Trained, load_trained
 from alexnet_jax.run.checkpoint import Checkpoints
@@ -124,14 +126,46 @@ def draw(options: flags.FlagValues, config: Config, rows: Rows) -> Iterator[Name
         yield stems.get(name, name), draw_absence(f"{name}, {title}", "the run has no finished checkpoint yet")
 
 
+def draw_table(options: flags.FlagValues) -> None:
+    """Figure 2 of a layer table. Raises UserError on a flag that needs a run, or if the file cannot be written."""
+    for name in ("only", "layer", "split", "step", "data_dir", "sample_seed"):
+        if options[name].present:
+            raise UserError(
+                f"--{name} is about a run, and --architecture draws a table: add --workdir, or leave --{name} out"
+            )
+    out = Path(options.out or f"{options.architecture}.png")
+    check_output(f"--out={out}", out, FIGURE_SUFFIXES)
+    matplotlib.use("agg")
+    table = ARCHITECTURES[options.architecture]
+    write_figure(draw_architecture(table, classes=options.classes), out)
+    print(out)
+
+
+def check_alone(options: flags.FlagValues, configs: Sequence[Config]) -> None:
+    """Raises UserError on a flag that is about a table, or contradicts a run."""
+    for name in ("out", "classes"):
+        if options[name].present:
+            raise UserError(f"--{name} needs --architecture without --workdir: a run has its own folder and classes")
+    for config in configs:
+        if options["architecture"].present and options.architecture != config.architecture:
+            raise UserError(
+                f"--architecture={options.architecture}, and --workdir={config.workdir} is a run of {config.architecture}: "
+                "leave --workdir out to draw the table, or --architecture to draw the run"
+            )
+
+
 def main(options: flags.FlagValues) -> None:
     """The command line."""
+    if options["architecture"].present and not options.workdir:
+        draw_table(options)
+        return
     check_workdirs(options.workdir, "compare several")
     if not options.only or len(set(options.only)) < len(options.only):
         raise UserError(f"--only={','.join(options.only)} names no figure, or one of them twice")
     if unknown := sorted(set(options.only) - set(ALL)):
         raise UserError(f"--only={','.join(unknown)}: no such figure; there are {', '.join(ALL)}")
     configs = [read_config(workdir) for workdir in options.workdir]
+    check_alone(options, configs)
     folders = [check_folder(config) for config in configs]
     needs_rows = set(options.only) & set(OF_METRICS)
     rows = [read_metrics(config, options) if needs_rows else [] for config in configs]
