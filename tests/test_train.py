@@ -18,19 +18,11 @@ from alexnet_jax.config import Config
 from alexnet_jax.inference.predictor import load_trained
 from alexnet_jax.run.checkpoint import Checkpoints
 from alexnet_jax.run.intervals import Intervals
-from alexnet_jax.run.metrics import read_rows
+from alexnet_jax.run.metrics import read_rows, reproducible_rows
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.signals import DIVERGED_STATUS
 from alexnet_jax.train import train
 from alexnet_jax.trainer import Trainer
-
-
-def rows_of(workdir: Path) -> list[dict]:
-    """metrics.jsonl without the speed, which no two runs share."""
-    rows = read_rows(workdir)
-    for row in rows:
-        del row["images_per_second"]
-    return rows
 
 
 def leaves_of(workdir: Path, step: int) -> list[np.ndarray]:
@@ -54,7 +46,7 @@ def saved_in(workdir: Path) -> list[int]:
 
 def assert_same(workdir: Path, other: Path, step: int) -> None:
     """Holds two runs that ended at a step against each other, bit for bit."""
-    assert rows_of(workdir) == rows_of(other)
+    assert reproducible_rows(workdir) == reproducible_rows(other)
     for ours, theirs in zip(leaves_of(workdir, step), leaves_of(other, step), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
@@ -114,7 +106,7 @@ def test_kill_and_resume_is_the_uninterrupted_run_bit_for_bit(data_dir, tmp_path
     assert_same(cut, whole, end)
     assert steps_of(cut, "train") == sorted({*range(3, end, 3), end})
     assert steps_of(cut, "validation") == sorted({*range(4, end, 4), end})
-    assert len({row["learning_rate"] for row in rows_of(cut)}) > 1  # the plateau's drops were resumed too
+    assert len({row["learning_rate"] for row in reproducible_rows(cut)}) > 1  # the plateau's drops were resumed too
 
     rows = read_rows(cut, name="examples.jsonl")
     assert (cut / "examples.jsonl").read_text().splitlines()[:last] == begun
@@ -191,9 +183,9 @@ def test_a_run_that_goes_on_is_the_whole_run_bit_for_bit(data_dir, tmp_path, who
     resumed = run("train", *tiny_flags(data_dir, cut, **WHOLE | {"log_every": 3}))
     assert (resumed.returncode, "step 4 of 9" in resumed.stderr) == (0, True)
     assert steps_of(cut, "train") == [3, 6, 9]
-    assert [json.loads(line)["loss"] for line in rows_before] == [row["loss"] for row in rows_of(cut)][: len(rows_before)]
+    assert [json.loads(line)["loss"] for line in rows_before] == [row["loss"] for row in read_rows(cut)][: len(rows_before)]
     assert read_rows(cut, name="examples.jsonl") == read_rows(whole[0], name="examples.jsonl")
-    validations = ([row for row in rows_of(place) if row["split"] == "validation"] for place in (cut, whole[0]))
+    validations = ([row for row in reproducible_rows(place) if row["split"] == "validation"] for place in (cut, whole[0]))
     assert next(validations) == next(validations)
     for ours, theirs in zip(leaves_of(cut, 9), leaves_of(whole[0], 9), strict=True):
         np.testing.assert_array_equal(ours, theirs)
