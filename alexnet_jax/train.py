@@ -68,7 +68,6 @@ def train(config: Config) -> None:
                         recorder.say(line)
                     trainer = Trainer(setup, dataset, checkpoints, recorder, intervals, interruption, watchdog, clock)
                     trainer.run(state, progress)
-                clock.enter("saving")  # until the last checkpoint is on the disk
             else:
                 display.say("already finished: a larger --steps or --epochs trains longer")
         end = max(progress.step, intervals.total_steps)

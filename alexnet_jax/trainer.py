@@ -100,6 +100,7 @@ class Trainer:
                     progress, stopping = self._pause(state, progress), stopping or voted
                 if self._stops(stopping) and progress.step < self._intervals.total_steps:
                     self._stop(state, self._read(pending, progress)[0])
+            self._clock.enter("saving")  # until all is on the disk
 
     def _batches(self, first: int) -> Generator[tuple[Any, Int64[np.ndarray, "batch"]]]:
         """The batches of all steps from `first` on, each with the numbers of its examples."""
@@ -246,6 +247,7 @@ class Trainer:
 
     def _stop(self, state: TrainState, progress: Progress) -> NoReturn:
         """Saves what is not, and raises Interrupted."""
+        self._clock.enter("saving")
         if progress.validation_due or self._saved != progress.step:
             self._save(state, progress, None)
         why = self._interruption.requested or "a signal to another process"

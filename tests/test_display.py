@@ -49,7 +49,7 @@ def test_two_live_lines_fit_80_columns():
     seen.time.work("compiling", 60.0)
     seen.train(range(101, 201))
     assert seen.lines() == [
-        "training         epoch 4.00 of 20  ━━╸             elapsed 0:01:25  left 0:03:20",
+        "training          epoch 4.00 of 20  ━━╸            elapsed 0:01:25  left 0:03:20",
         "step 200  last 50: loss 2.500, error 50.0 %  rate 0.01  32.0 images/s",
     ]  # fmt: skip
 
@@ -59,8 +59,8 @@ def test_two_live_lines_say_more_at_120_columns():
     seen.time.work("compiling", 60.0)
     seen.train(range(101, 201))
     assert seen.lines() == [
-        "training         epoch 4.00 of 20  ━━━━━━━━                                  elapsed 0:01:25  left 0:03:20",
-        "step 200 of 1,000  mean of 50 steps: loss 2.500, top-1 error 50.0 %  learning rate 0.01  32.0 images/s",
+        "training          epoch 4.00 of 20  ━━━━━━━━                                  elapsed 0:01:25  left 0:03:20",
+        "step 200 of 1,000  mean of last 50 steps: loss 2.500, top-1 error 50.0 %  learning rate 0.01  32.0 images/s",
     ]
 
 
@@ -75,7 +75,7 @@ def test_no_live_line_is_wider_than_the_terminal_whatever_the_numbers(width):
     lines = seen.lines()
     assert len(lines) == 2
     assert max(map(len, lines)) <= width
-    assert lines[0].startswith("validating 100%  epoch 20001.18")
+    assert lines[0].startswith("validating 100 %  epoch 20001.18")
     if width >= 100:
         assert lines[1].endswith("images/s")
 
@@ -94,9 +94,9 @@ def test_the_phase_is_named_and_numbers_appear_when_they_are_known():
     assert seen.lines()[0].endswith("left -:--:--")
     with seen.time.clock.during("validating"):
         seen.display.validating(0.25)
-        assert seen.lines()[0].startswith("validating  25%  epoch 2.02 of 20 ")
+        assert seen.lines()[0].startswith("validating  25 %  epoch 2.02 of 20 ")
     with seen.time.clock.during("saving"):
-        assert seen.lines()[0].startswith("saving           epoch 2.02 of 20 ")
+        assert seen.lines()[0].startswith("saving            epoch 2.02 of 20 ")
 
 
 def test_speed_leaves_out_compiling_and_validation_and_the_rest_of_the_time_does_not():
@@ -202,7 +202,7 @@ def test_the_summary_of_a_run_of_two_starts(tmp_path):
         ("finished", "step 30, epoch 3.00"),
         ("best error", "30.50 % top-1, 10.00 % top-5 on validation, checkpoint 20"),
         ("last error", "35.00 % top-1, 10.00 % top-5 on validation, checkpoint 30"),
-        ("time", "0:03:20 in 2 starts, 0:02:30 of it in training steps (goodput 75%)"),
+        ("time", "0:03:20 in 2 starts, 0:02:30 of it in training steps (goodput 75 %)"),
         ("folder", f"{tmp_path}: checkpoints/, metrics.jsonl, starts.jsonl, tensorboard/"),
         ("next", f"python -m alexnet_jax.evaluate --workdir={tmp_path} --step=best"),
     ]

@@ -191,6 +191,49 @@ def test_a_run_that_goes_on_is_the_whole_run_bit_for_bit(data_dir, tmp_path, who
         np.testing.assert_array_equal(ours, theirs)
 
 
+def test_a_finished_run_is_said_to_be_so_and_is_left_as_it_is(data_dir, whole):
+    """The summary is that of its end, word for word."""
+    workdir, said = whole
+    before = {name: (workdir / name).read_bytes() for name in ("metrics.jsonl", "starts.jsonl")}
+    events = sorted((workdir / "tensorboard").iterdir())
+    done = run("train", *tiny_flags(data_dir, workdir, **WHOLE))
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr.splitlines() == [
+        "already finished: a larger --steps or --epochs trains longer", *said.splitlines()[-6:],
+    ]  # fmt: skip
+    assert {name: (workdir / name).read_bytes() for name in before} == before
+    assert sorted((workdir / "tensorboard").iterdir()) == events
+
+
+def test_a_run_ends_with_its_summary(whole):
+    """The numbers are those of its records."""
+    workdir, said = whole
+    (start,) = read_rows(workdir, name="starts.jsonl")
+    rows = read_rows(workdir)
+    validations = [row for row in rows if row["split"] == "validation"]
+    best = min(validations, key=lambda row: row["top1_error"])
+    lines = said.splitlines()[-6:]
+    assert [line[:10].rstrip() for line in lines] == ["finished", "best error", "last error", "time", "folder", "next"]
+    assert lines[1].startswith(f"best error  {best['top1_error']:.2f} % top-1, ")
+    assert lines[2].endswith("on validation, checkpoint 9")
+    assert f"in 1 start, 0:00:{round(start['seconds']):02} of it in training steps" in lines[3]
+    assert (start["step"], start["last_step"], start["end"]) == (0, 9, "finished")
+
+
+def test_rows_say_when_they_were_written_and_how_long_was_trained(whole):
+    workdir, _ = whole
+    rows, (start,) = read_rows(workdir), read_rows(workdir, name="starts.jsonl")
+    times, seconds = ([row[name] for row in rows] for name in ("time", "seconds"))
+    assert times == sorted(times)
+    assert start["time"] <= times[0] <= times[-1] <= start["time"] + start["wall_seconds"]
+    assert time.time() - 3600 < times[0] < time.time()
+    assert seconds == sorted(seconds)
+    assert 0 < seconds[-1] == pytest.approx(start["seconds"], abs=0.02)
+    assert start["seconds"] == start["phases"]["training"]
+    assert sum(start["phases"].values()) == pytest.approx(start["wall_seconds"], abs=0.01)
+    assert min(start["phases"][phase] for phase in ("compiling", "validating", "saving")) > 0
+
+
 @pytest.mark.slow
 def test_pmap_trains_resumes_on_another_mesh_and_records_like_shard_map(data_dir, tmp_path):
     train(tiny_config(data_dir, tmp_path / "a", steps=6, checkpoint_every=3))
@@ -224,9 +267,6 @@ def test_a_resumed_run_may_be_longer_and_tell_more(data_dir, tmp_path, whole):
     train(tiny_config(data_dir, workdir, **WHOLE | {"steps": 11, "log_every": 1}))
     assert steps_of(workdir, "train") == [2, 4, 6, 8, 9, 10, 11]
     assert json.loads((workdir / "config.json").read_text())["config"]["steps"] == 11
-    done = run("train", *tiny_flags(data_dir, workdir, **WHOLE | {"steps": 11}))
-    assert (done.returncode, len(done.stderr.splitlines())) == (0, 1)  # there is nothing left to do
-    assert steps_of(workdir, "train")[-1] == 11
 
 
 @pytest.mark.parametrize(

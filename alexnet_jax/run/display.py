@@ -121,14 +121,17 @@ class Display:
     def _way(self, width: int) -> Table | Text:
         """How far the run is: phase, epoch, a bar where there is room, and times."""
         intervals, times = self._intervals, "  ".join(self._times())
-        phase = f"{self._clock.phase} {self._judged:4.0%}" if self._clock.phase == "validating" else self._clock.phase
-        begin = f"{phase:<15}  epoch {intervals.epoch(self._step):.2f} of {number_text(round(intervals.total_epochs, 2))}"
+        phase = self._clock.phase + (f" {100 * self._judged:3.0f} %" if self._clock.phase == "validating" else "")
+        epochs = f"  epoch {intervals.epoch(self._step):.2f} of {number_text(round(intervals.total_epochs, 2))}"
+        begin = Text.assemble((f"{phase:<16}", "bold"), epochs, no_wrap=True, overflow="ellipsis")
         room = width - len(begin) - len(times) - 4
         if room < BAR[0]:
-            return Text(f"{begin}  {times}", no_wrap=True, overflow="ellipsis")
+            return begin.append(f"  {times}")
+        bar = ProgressBar(
+            intervals.total_steps, self._step, width=min(room, BAR[1]), complete_style="cyan", finished_style="cyan"
+        )
         line = Table.grid(padding=(0, 2, 0, 0))
-        bar = ProgressBar(intervals.total_steps, self._step, width=min(room, BAR[1]))
-        line.add_row(Text(begin, style="bold"), bar, Text(times))
+        line.add_row(begin, bar, Text(times))
         return line
 
     def _times(self) -> tuple[str, str]:
@@ -145,7 +148,7 @@ class Display:
         seconds, speed = recent[-1].seconds - recent[0].seconds, ""
         if seconds > 0:
             speed = f"  {three_digits((count - 1) * self._intervals.config.batch_size / seconds)} images/s"
-        long = f"step {step:,} of {total:,}  mean of {count} steps: loss {loss:.3f}, top-1 error {error:.1f} %"
+        long = f"step {step:,} of {total:,}  mean of last {count} steps: loss {loss:.3f}, top-1 error {error:.1f} %"
         short = f"step {step:,}  last {count}: loss {loss:.3f}, error {error:.1f} %"
         return [f"{long}  learning rate {self._rate:.3g}{speed}", f"{short}  rate {self._rate:.3g}{speed}"]
 

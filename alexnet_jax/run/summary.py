@@ -29,7 +29,7 @@ def summary(config: Config, splits: Collection[str], step: int, epoch: float) ->
     spent = time_spent(read_rows(workdir, STARTS))
     if spent is not None:
         starts = f"{spent.starts} starts" if spent.starts > 1 else "1 start"
-        steps = f"{duration(spent.training)} of it in training steps (goodput {spent.goodput:.0%})"
+        steps = f"{duration(spent.training)} of it in training steps (goodput {100 * spent.goodput:.0f} %)"
         lines.append(("time", f"{duration(spent.wall)} in {starts}, {steps}"))
     lines.append(("folder", f"{workdir}: checkpoints/, {METRICS}, {STARTS}, tensorboard/"))
     words = ["python", "-m", "alexnet_jax.evaluate", f"--workdir={workdir}"]
