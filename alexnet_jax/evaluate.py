@@ -230,7 +230,7 @@ def _as_json(score: Score, split: str, views: int, steps: Sequence[int]) -> str:
     return json.dumps(summary | {"step": steps[0] if len(steps) == 1 else list(steps)} | judged)
 
 
-def _readable(score: Score, split: str, views: int, steps: Sequence[int], seconds: float) -> str:
+def readable(score: Score, split: str, views: int, steps: Sequence[int], seconds: float) -> str:
     """For a terminal: three digits of every number, within 80 columns."""
     what = f"{score.examples:,} {split} images, {views} view{'s' * (views > 1)}, step {', '.join(map(str, steps))}"
     top1, top5, loss, taken = map(three_digits, (score.top1_error, score.top5_error, score.loss, seconds))
@@ -262,7 +262,7 @@ def main(options: flags.FlagValues) -> None:
     if kept is not None:
         write_predictions(Path(options.predictions), kept, splits[0], runs[0].classes)
     result = score, options.split, options.views, [network.step for network in networks]
-    print(_readable(*result, seconds) if sys.stdout.isatty() else _as_json(*result))
+    print(readable(*result, seconds) if sys.stdout.isatty() else _as_json(*result))
 
 
 def define_flags(options: flags.FlagValues) -> None:

@@ -17,6 +17,7 @@ from alexnet_jax.augment import COLOUR_NOISE
 from alexnet_jax.config import Config
 from alexnet_jax.inference.predictor import load_trained
 from alexnet_jax.run.checkpoint import Checkpoints
+from alexnet_jax.run.display import duration
 from alexnet_jax.run.intervals import Intervals
 from alexnet_jax.run.metrics import read_rows, reproducible_rows
 from alexnet_jax.system.errors import UserError
@@ -182,6 +183,13 @@ def test_a_run_that_goes_on_is_the_whole_run_bit_for_bit(data_dir, tmp_path, who
     rows_before = (cut / "metrics.jsonl").read_text().splitlines()
     resumed = run("train", *tiny_flags(data_dir, cut, **WHOLE | {"log_every": 3}))
     assert (resumed.returncode, "step 4 of 9" in resumed.stderr) == (0, True)
+    first, second = read_rows(cut, name="starts.jsonl")
+    assert [(row["step"], row["last_step"], row["end"]) for row in (first, second)] == [(0, 6, "failed"), (4, 9, "finished")]
+    seconds = {row["step"]: row["seconds"] for row in read_rows(cut)}
+    kept = second["seconds"] - second["phases"]["training"]  # by the checkpoint of step 4; two more steps were lost
+    assert seconds[3] <= kept < first["seconds"]
+    assert seconds[9] == pytest.approx(second["seconds"], abs=0.02)
+    assert f"{duration(first['wall_seconds'] + second['wall_seconds'])} in 2 starts" in resumed.stderr
     assert steps_of(cut, "train") == [3, 6, 9]
     assert [json.loads(line)["loss"] for line in rows_before] == [row["loss"] for row in read_rows(cut)][: len(rows_before)]
     assert read_rows(cut, name="examples.jsonl") == read_rows(whole[0], name="examples.jsonl")
@@ -216,7 +224,7 @@ def test_a_run_ends_with_its_summary(whole):
     assert [line[:10].rstrip() for line in lines] == ["finished", "best error", "last error", "time", "folder", "next"]
     assert lines[1].startswith(f"best error  {best['top1_error']:.2f} % top-1, ")
     assert lines[2].endswith("on validation, checkpoint 9")
-    assert f"in 1 start, 0:00:{round(start['seconds']):02} of it in training steps" in lines[3]
+    assert f"in 1 start, {duration(start['seconds'])} of it in training steps" in lines[3]
     assert (start["step"], start["last_step"], start["end"]) == (0, 9, "finished")
 
 

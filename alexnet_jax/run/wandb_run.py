@@ -63,7 +63,7 @@ def _begin(config: Config) -> Any:
     wandb, workdir = importlib.import_module("wandb"), Path(config.workdir)
     run = wandb.init(
         project=config.wandb, id=_id_of(workdir), resume="allow", name=workdir.resolve().name, dir=str(workdir),
-        config=as_dict(config), settings=wandb.Settings(console="off"),
+        config=as_dict(config), settings=wandb.Settings(console="off", quiet=True),
     )  # fmt: skip
     run.define_metric("validation/top1_error", summary="min,last")
     return run
