@@ -93,6 +93,7 @@ def test_the_config_is_a_table_and_hyper_parameters_beside_the_last_errors(tmp_p
     flags = start.session_start_info.hparams
     assert (flags["momentum"].number_value, flags["flip"].bool_value) == (0.9, False)
     assert flags["freeze"].string_value == "conv1,fc8"
+    assert "log_every" not in flags  # which alters nothing
     shown = {metric.name.tag for metric in experiment.experiment.metric_infos}
     assert shown <= {tag for tag, _ in found}  # curves that are there
     assert "validation/top1_error" in shown
@@ -134,6 +135,8 @@ def test_confusions_are_dark_by_their_share_of_the_row():
     assert sheet.shape == (480, 480, 3)
     cells = sheet[120::240, 120::240, 0]
     assert cells.tolist() == [[64, 191], [255, 255]]
+    assert (sheet[[0, 240]] == 216).all()
+    assert (sheet[:, [0, 240]] == 216).all()
 
 
 def test_a_record_loads_no_pytorch(tmp_path):

@@ -5,6 +5,7 @@ from jaxtyping import Float, Int, UInt8
 
 COLUMNS = 16  # kernels in one row
 KERNEL_SCALE, CONFUSION_SIDE = 3, 480  # pixels of one weight; of a whole matrix, at least
+GRID = 216  # the grey between cells
 
 
 def kernel_images(kernel: Float[np.ndarray, "towers kh kw 3 maps"]) -> Float[np.ndarray, "towers maps kh kw 3"]:
@@ -29,7 +30,8 @@ def tiled(
 
 def kernel_sheet(kernel: Float[np.ndarray, "towers kh kw 3 maps"]) -> UInt8[np.ndarray, "height width 3"]:
     """Figure 3 as pixels: the kernels of the first layer, tower 0 above tower 1."""
-    towers = [tiled(pictures, COLUMNS, 1.0) for pictures in kernel_images(kernel)]
+    columns = min(COLUMNS, kernel.shape[-1])
+    towers = [tiled(pictures, columns, 1.0) for pictures in kernel_images(kernel)]
     gap = np.ones((kernel.shape[1] // 2, *towers[0].shape[1:]))
     sheet = np.concatenate([part for tower in towers for part in (tower, gap)][:-1])
     return _enlarged(sheet, KERNEL_SCALE)
@@ -38,8 +40,10 @@ def kernel_sheet(kernel: Float[np.ndarray, "towers kh kw 3 maps"]) -> UInt8[np.n
 def confusion_sheet(counts: Int[np.ndarray, "classes classes"]) -> UInt8[np.ndarray, "height width 3"]:
     """The counts of `analysis.confusion` as pixels: a row is a right class, and the darker a cell, the larger its share."""
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    cells = np.repeat(1 - shares[..., None], 3, axis=-1)
-    return _enlarged(cells, -(-CONFUSION_SIDE // len(counts)))
+    scale = -(-CONFUSION_SIDE // len(counts))
+    sheet = _enlarged(np.repeat(1 - shares[..., None], 3, axis=-1), scale)
+    sheet[::scale] = sheet[:, ::scale] = GRID
+    return sheet
 
 
 def _enlarged(pixels: Float[np.ndarray, "height width 3"], scale: int) -> UInt8[np.ndarray, "all_height all_width 3"]:

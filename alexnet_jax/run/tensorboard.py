@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from alexnet_jax.config import Config, as_dict
+from alexnet_jax.config import FIELDS, Config, as_dict
 from alexnet_jax.run.flags import changed, value_text
 from alexnet_jax.run.metrics import Row
 
@@ -50,7 +50,7 @@ class Events:
         self._writer.close()
 
     def config(self, config: Config, step: int) -> None:
-        """The flags: as a table of text, and as hyper-parameters, beside which TensorBoard shows the last errors.
+        """All flags as a table of text, and those that alter a run as hyper-parameters, beside the last errors.
 
         `add_hparams` would write them as a run of its own, in another folder.
         """
@@ -59,12 +59,16 @@ class Events:
         flags, unusual = as_dict(config), changed(config)
         table = ["| flag (bold: not its default) | value |", "|---|---|"]
         for name, value in flags.items():
-            table.append(f"| {f'**{name}**' if name in unusual else name} | `{value_text(value)}` |")
+            text = f"`{value_text(value)}`" if value != "" else ""
+            table.append(f"| {f'**{name}**' if name in unusual else name} | {text} |")
         self._writer.add_text("config", "\n".join(table), step)
-        plain = {name: value if isinstance(value, int | float) else value_text(value) for name, value in flags.items()}
+        alters = [name for name, field in FIELDS.items() if field.metadata["fixed_on_resume"]]
+        plain = {name: flags[name] if isinstance(flags[name], int | float) else value_text(flags[name]) for name in alters}
         experiment, begin, _ = hparams(plain, dict.fromkeys(FINAL))
+        file = self._writer.file_writer
+        assert file is not None
         for summary in (experiment, begin):
-            self._writer.file_writer.add_summary(summary, step)
+            file.add_summary(summary, step)
 
     def row(self, row: Row) -> None:
         """The numbers of a row of the record."""
