@@ -243,6 +243,7 @@ class Trainer:
                 raise self._diverged(progress.step, "a parameter is not finite")
             host = replace(progress, seconds=self._clock.training).as_dict()
             self._checkpoints.save(self._setup, state, host, error)
+            self._recorder.saved(progress.step)
         self._saved = progress.step
 
     def _stop(self, state: TrainState, progress: Progress) -> NoReturn:

@@ -20,8 +20,9 @@ from alexnet_jax.run.checkpoint import Checkpoints
 from alexnet_jax.run.display import duration
 from alexnet_jax.run.intervals import Intervals
 from alexnet_jax.run.metrics import read_rows, reproducible_rows
+from alexnet_jax.run.recorder import Recorder
 from alexnet_jax.system.errors import UserError
-from alexnet_jax.system.signals import DIVERGED_STATUS
+from alexnet_jax.system.signals import DIVERGED_STATUS, RESUME_STATUS
 from alexnet_jax.train import train
 from alexnet_jax.trainer import Trainer
 
@@ -226,6 +227,25 @@ def test_a_run_ends_with_its_summary(whole):
     assert lines[2].endswith("on validation, checkpoint 9")
     assert f"in 1 start, {duration(start['seconds'])} of it in training steps" in lines[3]
     assert (start["step"], start["last_step"], start["end"]) == (0, 9, "finished")
+
+
+def test_an_interrupted_start_notes_the_step_that_it_has_saved(data_dir, tmp_path, monkeypatch):
+    """No row of metrics was written before."""
+    progress = Recorder.progress
+
+    def progress_and_signal(recorder, *arguments):
+        progress(recorder, *arguments)
+        if arguments[0] == 1:
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(0.2)  # until the thread for signals has read it
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Recorder, "progress", progress_and_signal)
+        done = run("train", *tiny_flags(data_dir, tmp_path / "run", mesh="1x1", steps=9, log_every=9))
+    assert done.returncode == RESUME_STATUS
+    assert "goodput" not in done.stderr
+    (start,) = read_rows(tmp_path / "run", name="starts.jsonl")
+    assert (start["last_step"], start["end"]) == (saved_in(tmp_path / "run")[-1], "interrupted")
 
 
 def test_rows_say_when_they_were_written_and_how_long_was_trained(whole):

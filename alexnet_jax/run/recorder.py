@@ -66,6 +66,10 @@ class Recorder:
             self._examples.write(json.dumps({"step": step, "examples": numbers.tolist()}) + "\n")
             self._examples.flush()
 
+    def saved(self, step: int) -> None:
+        """A checkpoint is under way: a start that is killed now has come to this step."""
+        self._starts.note(step)
+
     def picture(self, name: str, pixels: UInt8[np.ndarray, "height width 3"], step: int) -> None:
         """An image for TensorBoard."""
         self._events.picture(name, pixels, step)
