@@ -4,7 +4,8 @@
     python -m alexnet_jax.evaluate --workdir=runs/first --views=10
     python -m alexnet_jax.evaluate --workdir=runs/first --workdir=runs/second
 
-Prints loss, top-1 and top-5 error in percent as one JSON object.
+On a terminal it prints two lines to read, with three digits. Otherwise, as into a pipe or a file, its last line is one JSON
+object with every number in full. Errors are in percent.
 """
 
 from absl import flags

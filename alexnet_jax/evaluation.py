@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from alexnet_jax.system import runtime
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.files import check_output, output_file
 from alexnet_jax.system.signals import Interrupted
+from alexnet_jax.values import three_digits
 
 
 @dataclass(frozen=True)
@@ -214,6 +216,20 @@ def _check_same_images(runs: Sequence[Stored], split: str) -> None:
             )
 
 
+def _as_json(score: Score, split: str, views: int, steps: Sequence[int]) -> str:
+    """For a pipe: one JSON object, every number in full."""
+    judged = asdict(score)
+    summary = {"split": split, "examples": judged.pop("examples"), "views": views}
+    return json.dumps(summary | {"step": steps[0] if len(steps) == 1 else list(steps)} | judged)
+
+
+def readable(score: Score, split: str, views: int, steps: Sequence[int], seconds: float) -> str:
+    """For a terminal: three digits of every number, within 80 columns."""
+    what = f"{score.examples:,} {split} images, {views} view{'s' * (views > 1)}, step {', '.join(map(str, steps))}"
+    top1, top5, loss, taken = map(three_digits, (score.top1_error, score.top5_error, score.loss, seconds))
+    return f"top-1 error {top1} %  top-5 error {top5} %  loss {loss}\n{what}, {taken} s"
+
+
 def main(options: flags.FlagValues) -> None:
     """The command line."""
     check_workdirs(options.workdir, "average several")
@@ -231,13 +247,12 @@ def main(options: flags.FlagValues) -> None:
     splits = [run.data().split(options.split) for run in runs]  # of each: all of them have to be there
     networks = [run.restore(options.step) for run in runs]
     members = [(make_eval_fn(network.setup, network.mean), network.params) for network in networks]
-    loader, quiet = Loader(mesh, splits[0]), not sys.stderr.isatty()
+    loader, quiet, began = Loader(mesh, splits[0]), not sys.stderr.isatty(), time.monotonic()
     score, kept = Evaluator(mesh, batch_size)(members, loader, options.views, keep=bool(options.predictions), quiet=quiet)
+    seconds = time.monotonic() - began
     if not math.isfinite(score.loss):
         raise not_finite(*networks)
     if kept is not None:
         write_predictions(Path(options.predictions), kept, splits[0], runs[0].classes)
-    steps = [network.step for network in networks]
-    judged = asdict(score)
-    summary = {"split": options.split, "examples": judged.pop("examples"), "views": options.views}
-    print(json.dumps(summary | {"step": steps[0] if len(steps) == 1 else steps} | judged))
+    result = score, options.split, options.views, [network.step for network in networks]
+    print(readable(*result, seconds) if sys.stdout.isatty() else _as_json(*result))

@@ -99,3 +99,8 @@ def _is_count(text: str) -> bool:
 def number_text(number: float) -> str:
     """The shortest text that gives the number back: 25 for 25.0."""
     return str(int(number)) if float(number).is_integer() else repr(number)
+
+
+def three_digits(number: float) -> str:
+    """The number as a person reads it: '12.3', '0.0123', '1,234'."""
+    return f"{number:,.0f}" if abs(number) >= 999.5 else f"{number:#.3g}".rstrip(".")

@@ -46,7 +46,7 @@ def test_a_validation_records_what_the_checkpoints_hold(data_dir, tmp_path):
         for name in ("kernel", "bias"):
             check(values, name, before[layer][name], after[layer][name])
     (events,) = (tmp_path / "run" / "tensorboard").glob("events.out.tfevents.*")
-    assert b"magnitudes/conv1/kernel_update" in events.read_bytes()
+    assert b"weights/conv1/kernel_update" in events.read_bytes()
 
 
 @pytest.mark.slow
