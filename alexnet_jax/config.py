@@ -42,7 +42,10 @@ class Config:
     )
     init_layers: tuple[str, ...] = setting((), "layers taken over from --init, comma-separated; default: all that fit")
     # Data
-    dataset: str = setting("groceries", "'groceries' (embedded photographs), 'synthetic', 'folder:PATH', or a TFDS name")
+    dataset: str = setting(
+        "groceries",
+        "'groceries' (embedded photographs), 'synthetic', 'folder:PATH', 'parquet:GLOB', 'tar:GLOB', or a TFDS name",
+    )
     data_dir: str = setting("data", "folder of the prepared sets", fixed_on_resume=False)
     image_size: int = setting(256, "side in pixels of the prepared images (Section 2: 256)", minimum=1)
     resize: str = setting(
