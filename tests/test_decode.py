@@ -135,4 +135,4 @@ def test_an_error_becomes_one_line_but_a_lack_of_memory_is_not_a_broken_image(mo
 
     monkeypatch.setattr(Image, "open", fail)
     with pytest.raises(raised, match=f"^{said}$"):
-        square_rgb(b"", SIZE)
+        square_rgb(b"image", SIZE)

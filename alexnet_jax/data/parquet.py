@@ -27,7 +27,6 @@ class _Table:
     column: str
     labels: Sequence[int | str]
 
-    @property
     def digest(self) -> str:
         return hashlib.sha256(json.dumps(self.labels).encode()).hexdigest()
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64
@@ -22,6 +22,7 @@ from alexnet_jax.system.files import check_input
 MOST_CLASSES = 65_536  # without a list of names, so that a wild label does not make a billion classes
 
 
+@runtime_checkable
 class Shard(Protocol):
     """One file of examples. Every reading gives them in the same order."""
 
@@ -33,7 +34,6 @@ class Shard(Protocol):
         """Numbers or names of classes, as the file has them. -1: it was never published."""
         ...
 
-    @property
     def digest(self) -> str:
         """A hash of what opening it has read. Other images have another one, or another size of the file."""
         ...
@@ -165,13 +165,15 @@ def _is_unlabelled(shards: Sequence[Shard]) -> bool:
 def _classes(splits: Mapping[str, Sequence[Shard]], where: str) -> tuple[str, ...]:
     """The classes that the labels themselves name, sorted; or the numbers from 0 to the largest label."""
     found = {split: {label for shard in shards for label in shard.labels} for split, shards in splits.items()}
-    kinds = {type(label): label for labels in found.values() for label in labels}
-    if len(kinds) > 1:
-        one, other = kinds.values()
-        raise UserError(f"{where} has labels that are names and labels that are numbers, such as {one!r} and {other!r}")
-    if str in kinds:
+    everything = set[int | str]().union(*found.values())
+    names = [label for label in everything if isinstance(label, str)]
+    numbers = [label for label in everything if isinstance(label, int)]
+    if names and numbers:
+        both = f"{min(names)!r} and {min(numbers)}"
+        raise UserError(f"{where} has labels that are names and labels that are numbers, such as {both}")
+    if names:
         return common_classes({split: sorted(map(str, labels)) for split, labels in found.items()}, where)
-    largest = max(int(label) for labels in found.values() for label in labels)
+    largest = max(numbers)
     if largest >= MOST_CLASSES:
         raise UserError(f"{where} has label {largest}: without class names the largest may be {MOST_CLASSES - 1}")
     return tuple(str(number) for number in range(largest + 1))
@@ -192,7 +194,7 @@ def _numbers(shard: Shard, classes: tuple[str, ...], where: str) -> Int64[np.nda
 
 def _description(dataset: str, shards: Sequence[Shard]) -> str:
     folder = Path(os.path.commonpath([shard.path.parent for shard in shards]))
-    listing = [[shard.path.relative_to(folder).as_posix(), shard.path.stat().st_size, shard.digest] for shard in shards]
+    listing = [[shard.path.relative_to(folder).as_posix(), shard.path.stat().st_size, shard.digest()] for shard in shards]
     digest = hashlib.sha256(json.dumps(listing).encode()).hexdigest()
     examples = sum(len(shard.labels) for shard in shards)
     kind = dataset.partition(":")[0]

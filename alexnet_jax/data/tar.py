@@ -38,7 +38,6 @@ class _Tar:
     members: Sequence[_Member]  # the images
     labels: Sequence[int | str]
 
-    @property
     def digest(self) -> str:
         return hashlib.sha256(json.dumps([self.members, self.labels]).encode()).hexdigest()
 
