@@ -134,6 +134,19 @@ def test_pages_that_are_damaged_are_one_line_when_they_are_read(tmp_path):
         list(examples.read(0))
 
 
+def test_reading_holds_a_few_images_whatever_the_size_of_the_file(tmp_path):
+    """Memory of Arrow, from which every image is copied."""
+    images = [os.urandom(50_000) for _ in range(400)]
+    write_parquet(tmp_path / "train.parquet", images, [0] * 400, rows_per_group=20)
+    examples = open_parquet(f"parquet:{tmp_path}/train.parquet", 0).splits["train"]
+    before, most, count = pa.total_allocated_bytes(), 0, 0
+    for example in examples.read(0):
+        assert example.image == images[count]
+        count, most = count + 1, max(most, pa.total_allocated_bytes() - before)
+    assert count == 400
+    assert most < 6e6  # of 20e6
+
+
 def test_a_shard_that_is_replaced_while_it_is_in_use_is_one_line(tmp_path):
     path = tmp_path / "train.parquet"
     write_parquet(path, IMAGES, [0, 1, 0])

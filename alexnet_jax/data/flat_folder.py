@@ -35,7 +35,8 @@ def by_class(folder: Path, files: Mapping[str, Path], classes: Sequence[str], wh
     else:
         numbers = {}
         if len(lines) != len(files):
-            raise UserError(f"{where}: {path} has {len(lines):,} lines for the {len(files):,} images of {folder}")
+            needed = f"a line for each of the {len(files):,} images of {folder}"
+            raise UserError(f"{where}: {path} must have {needed}, and has {len(lines):,}")
         given = dict(zip(files, lines, strict=True))
     known = set(classes)
     found: dict[str, list[Path]] = {name: [] for name in classes}

@@ -15,7 +15,7 @@ from alexnet_jax.data.shards import find_shards, open_shards
 from alexnet_jax.system.errors import UserError
 
 _ROWS_AT_ONCE = 32
-_PAGE_BYTES = 1 << 20  # read at a time; a whole row group may have a gigabyte
+_BYTES_AT_ONCE = 1 << 20  # in place of a whole row group, which may have a gigabyte
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ class _Table:
 
 
 def _open(path: Path) -> pq.ParquetFile:
-    return pq.ParquetFile(path, buffer_size=_PAGE_BYTES, page_checksum_verification=True)
+    """Opens a file to be read page by page. Pre-buffering would keep every row group that was read, up to the whole file."""
+    return pq.ParquetFile(path, buffer_size=_BYTES_AT_ONCE, pre_buffer=False, page_checksum_verification=True)
 
 
 def open_parquet(dataset: str, split_seed: int) -> Source:
