@@ -46,7 +46,9 @@ class Config:
     init_layers: tuple[str, ...] = setting((), "`layers` taken over from --init, comma-separated; default: all that fit")
     # Data
     dataset: str = setting(
-        "groceries", "`name` of the set: groceries (embedded photographs), synthetic (noise), folder:PATH, or a name in TFDS"
+        "groceries",
+        "`name` of the set: groceries (embedded photographs), synthetic (noise), folder:PATH, parquet:GLOB, tar:GLOB, or a "
+        "name in TFDS",
     )
     data_dir: str = setting("data", "`folder` of the prepared sets", fixed_on_resume=False)
     image_size: int = setting(256, "side in `pixels` of the prepared images (Section 2: 256)", minimum=1)

@@ -17,8 +17,8 @@ from alexnet_jax.values import ON_ERROR, RESIZES
 def define_flags(options: flags.FlagValues) -> None:
     """Defines the flags of this command."""
     sets = (
-        "`name` of the set: groceries (embedded photographs), folder:PATH (split/class/file or class/file), or a name in "
-        "TFDS, which needs the extra tfds"
+        "`name` of the set: groceries (embedded photographs), folder:PATH (split/class/file or class/file), "
+        "parquet:GLOB (as on Hugging Face's hub), tar:GLOB (WebDataset), or a name in TFDS, which needs the extra tfds"
     )
     flags.DEFINE_string("dataset", "groceries", sets, flag_values=options)
     flags.DEFINE_string("data_dir", "data", "`folder` of the prepared sets", flag_values=options)
@@ -28,7 +28,7 @@ def define_flags(options: flags.FlagValues) -> None:
     flags.DEFINE_enum("resize", "centre", RESIZES, resizes, flag_values=options)
     bad_image = "at an undecodable image: stop, or leave it out and list it"
     flags.DEFINE_enum("on_error", "fail", ON_ERROR, bad_image, flag_values=options)
-    random_split = "seed of the random split of a folder without splits"
+    random_split = "seed of the random split of a folder or of files without splits"
     flags.DEFINE_integer("split_seed", 0, random_split, lower_bound=0, flag_values=options)
     flags.DEFINE_boolean("verify", False, "read the whole prepared set and check it against its hash", flag_values=options)
 

@@ -87,6 +87,8 @@ def _one_line_errors() -> Iterator[None]:
 def _from_file(encoded: bytes | Path) -> Image.Image:
     if isinstance(encoded, Path):
         _check_regular(encoded)
+    elif not encoded:
+        raise ValueError("it has no bytes")
     with _one_line_errors():
         file = Image.open(encoded if isinstance(encoded, Path) else io.BytesIO(encoded), formats=FORMATS)
     with file:
