@@ -119,7 +119,7 @@ def guess(name: str, probability: float) -> dict:
 def test_predictions_have_percentages_and_one_colour_for_right_and_one_for_wrong():
     image = np.zeros((4, 4, 3), np.uint8)
     tops = [guess("apple", 0.875), guess("pear", 0.125)]
-    shown = [("apple", image, tops, "apple"), ("pear", image, tops, "pear"), ("x.png", image, tops, "")]
+    shown = [("apple", image, tops, "apple"), ("pear", image, tops, "pear"), ("apple", image, tops, "")]
     figure = draw_predictions(shown, "title")
     found = [axis for axis in figure.axes if axis.patches]
     assert len(found) == 3

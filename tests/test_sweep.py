@@ -90,7 +90,7 @@ def test_a_killed_sweep_finishes_its_trials_and_none_is_run_twice(data_dir, tmp_
         read_config(str(folder)) for folder in (tmp_path / "again", sweep / "trials" / f"{int(best['trial']):04d}")
     )
     assert replace(mine, workdir="") == replace(theirs, workdir="")
-    for name, size in {"learning_curves": (1050, 600), "history": (1050, 600), "parallel_coordinates": (1110, 600)}.items():
+    for name, size in {"learning_curves": (1050, 600), "history": (1050, 750), "parallel_coordinates": (1110, 600)}.items():
         with Image.open(sweep / f"{name}.png") as picture:
             assert picture.size == size
             colours = {colour for _, colour in picture.convert("RGB").getcolors(maxcolors=1 << 24)}
