@@ -10,11 +10,10 @@ import jax.numpy as jnp
 import matplotlib as mpl
 import numpy as np
 import pytest
-from flax import nnx
 from matplotlib import pyplot as plt
 from networks import CLASSES, CROP, ROOT, SIZE, tiny_config
 
-from alexnet_jax.network import Network
+from alexnet_jax.network import merge, split
 from alexnet_jax.training import train
 
 mpl.use("agg")
@@ -39,13 +38,12 @@ def after(data_dir, tmp_path_factory):
 
 def apart(table, params, pixels):
     """The logits of the network whose conv3 is made to read its own tower, with its own part of the kernel."""
-    network = Network(table.changed("conv3", reads="own"), classes=CLASSES, crop_size=CROP, rngs=nnx.Rngs(0))
+    graph, _ = split(table.changed("conv3", reads="own"), classes=CLASSES, crop_size=CROP, dtype=jnp.dtype(jnp.float32))
     both = np.asarray(params["conv3"]["kernel"])
     half = both.shape[-2] // 2
     own = np.stack([both[0][:, :, :half], both[1][:, :, half:]])
     params = params | {"conv3": params["conv3"] | {"kernel": own}}
-    graph, _ = nnx.split(network)
-    return jax.jit(lambda params, pixels: nnx.merge(graph, {"layers": params})(pixels))(params, pixels)
+    return jax.jit(lambda params, pixels: merge(graph, params)(pixels))(params, pixels)
 
 
 @pytest.mark.slow
@@ -68,10 +66,10 @@ def test_the_cells_cut_what_they_say(after):
 
 @pytest.mark.slow
 def test_a_tower_that_is_cut_off_keeps_its_own_weights(after):
-    """fc6 reads 2 x 2 positions of both towers, position by position."""
+    """In fc6 too, which reads both towers' maps position by position."""
     names, _ = after
     for layer in ("fc6", "fc7", "conv3"):
-        whole, cut = (np.asarray(names[one].params[layer]["kernel"]) for one in ("trained", "trained"))
+        whole = np.asarray(names["trained"].params[layer]["kernel"])
         cut = np.asarray(names["networks"][layer].params[layer]["kernel"])
         maps = names["shapes"][layer].in_maps // 2
         rows = np.arange(whole.shape[-2]) // maps % 2  # the tower of each input

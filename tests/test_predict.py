@@ -181,7 +181,7 @@ def test_the_command_line_with_bad_images_among_good_ones(trained, tmp_path, mon
         assert list(row["top5"][0]) == ["class", "index", "probability"]
         assert [guess["probability"] for guess in row["top5"]] == pytest.approx(sorted(expected)[:-6:-1], rel=1e-4)
         assert all(guess["class"] == f"colour {guess['index']}" for guess in row["top5"])
-    python = load_trained(trained / "run", batch_size=4).classify(row["image"] for row in rows)
+    python = load_trained(trained / "run", batch_size=4, mesh=None).classify(row["image"] for row in rows)
     assert python == [[Guess(*guess.values()) for guess in row["top5"]] for row in rows]
     with np.load(features) as written:
         np.testing.assert_allclose(written["features"], fc7, rtol=1e-4, atol=1e-5)
