@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -27,6 +27,7 @@ def setting(
     parse: Callable[[Any], Any] | None = None,
     absent: str | int | None = None,
     old_name: str = "",
+    old_values: Mapping[str, str] | None = None,
 ) -> Any:
     """One field and its flag.
 
@@ -40,10 +41,11 @@ def setting(
         parse: makes the field's value of the flag's text or texts.
         absent: what the flag says for None.
         old_name: by which flag files and config.json of an earlier version know it.
+        old_values: what an earlier version called some of the choices, each with its name of today.
     """
     metadata = {
         "help": help, "choices": tuple(choices), "fixed_on_resume": fixed_on_resume, "minimum": minimum, "maximum": maximum,
-        "parse": parse, "absent": absent, "old_name": old_name,
+        "parse": parse, "absent": absent, "old_name": old_name, "old_values": old_values or {},
     }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -83,7 +85,7 @@ def define_flag(field: Field, options: flags.FlagValues) -> None:
     default: Any = to_text(field, field.default)
     name, help, choices = field.name, field.metadata["help"], field.metadata["choices"]
     if choices:
-        flags.DEFINE_enum(name, default, choices, help, options)
+        flags.DEFINE_enum(name, default, (*choices, *field.metadata["old_values"]), help, options)
     elif _kind(field) is bool:
         flags.DEFINE_boolean(name, default, help, options)
     elif _kind(field) is int:
@@ -122,4 +124,4 @@ def from_text(field: Field, text: Any) -> Any:
         raise UserError(f"--{field.name}={text!r} is of the wrong type: {type(text).__name__}")
     if parse is not None:
         return parse(text)
-    return tuple(text) if _is_list(field) else text
+    return tuple(text) if _is_list(field) else field.metadata["old_values"].get(text, text)

@@ -67,7 +67,8 @@ def train(config: Config) -> None:
                 )
                 if config.init and restored is None:
                     fresh = ", ".join(layer for layer in setup.shapes if layer not in transferred) or "nothing"
-                    recorder.say(f"from {config.init}: {', '.join(transferred)}; re-initialised: {fresh}")
+                    source = f"{config.init} with its velocity" if config.init_velocity else config.init
+                    recorder.say(f"from {source}: {', '.join(transferred)}; re-initialised: {fresh}")
                 Trainer(setup, dataset, checkpoints, recorder, intervals, interruption, watchdog).run(state, progress)
 
 
