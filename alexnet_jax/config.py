@@ -8,12 +8,12 @@ from typing import Any
 
 from absl import flags
 
-from alexnet_jax.architectures import ARCHITECTURES, Architecture, with_overrides
+from alexnet_jax.architectures import ARCHITECTURES, OLD_ARCHITECTURES, Architecture, with_overrides
 from alexnet_jax.fields import check_field, define_flag, from_text, setting, to_text
 from alexnet_jax.system import cli
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.help import Group
-from alexnet_jax.values import RESIZES, Fold, LayerRate, MeshShape, Spmd, number_text, parse_epochs
+from alexnet_jax.values import RESIZES, Fold, LayerDecay, LayerRate, MeshShape, Spmd, number_text, parse_epochs
 
 SCHEDULES = ("plateau", "steps", "staged", "constant")
 
@@ -31,7 +31,7 @@ class Config:
     )
     seed: int = setting(0, "seed of the parameters, the order of images, crops and dropout", minimum=0, maximum=2**32 - 1)
     # Network
-    architecture: str = setting("paper", "layer table", choices=tuple(ARCHITECTURES))
+    architecture: str = setting("paper", "layer table", choices=tuple(ARCHITECTURES), old_values=OLD_ARCHITECTURES)
     bias_init: float | None = setting(None, "initial `bias` in place of the table's nonzero ones (paper: 1; Caffe: 0.1)")
     dropout: float | None = setting(None, "dropout `rate` in place of the table's (Section 4.2: 0.5)")
     precision: str = setting(
@@ -44,6 +44,9 @@ class Config:
         "", "`folder` of a run whose last parameters this one starts from; layers of another shape are re-initialised"
     )
     init_layers: tuple[str, ...] = setting((), "`layers` taken over from --init, comma-separated; default: all that fit")
+    init_velocity: bool = setting(
+        False, "take over the velocity of --init too, so that this run goes on where that one ended"
+    )
     # Data
     dataset: str = setting(
         "groceries",
@@ -80,7 +83,13 @@ class Config:
     learning_rate: float = setting(0.01, "initial learning `rate` of the weights (Section 5: 0.01)", minimum=0)
     momentum: float = setting(0.9, "momentum (Section 5: 0.9)", minimum=0, maximum=1)
     rate_in_velocity: bool = setting(True, "the rate is inside the velocity (Section 5), not outside as in later libraries")
-    weight_decay: float = setting(5e-4, "weight decay (Section 5: 0.0005)", minimum=0)
+    weight_decay: float | None = setting(
+        None, "weight `decay` of every layer in place of the table's (Section 5: 0.0005)", minimum=0
+    )
+    layer_decays: tuple[LayerDecay, ...] = setting(
+        (), "`LAYER:DECAY`, comma-separated: weight decays of single layers in place of the table's or of --weight_decay",
+        parse=LayerDecay.parse,
+    )  # fmt: skip
     bias_rate: float = setting(2.0, "learning rate of biases as a `multiple` of the weights' (2012 source: 2)", minimum=0)
     bias_decay: bool = setting(False, "decay biases too (the paper's text; the 2012 source does not)")
     layer_rates: tuple[LayerRate, ...] = setting(
@@ -146,7 +155,13 @@ class Config:
 
     def table(self) -> Architecture:
         """The layer table with the overrides applied. Raises UserError on an impossible override."""
-        return with_overrides(ARCHITECTURES[self.architecture], bias=self.bias_init, dropout=self.dropout)
+        return with_overrides(
+            ARCHITECTURES[self.architecture],
+            bias=self.bias_init,
+            dropout=self.dropout,
+            weight_decay=self.weight_decay,
+            layer_decays=self.layer_decays,
+        )
 
     @property
     def crop(self) -> int:
@@ -179,14 +194,17 @@ def check(config: Config) -> None:
         raise UserError(f"--init={config.init} is the --workdir itself: a run starts from another one")
     if config.init_layers and not config.init:
         raise UserError("--init_layers needs --init, the folder of the run that they are taken from")
+    if config.init_velocity and not config.init:
+        raise UserError("--init_velocity needs --init, the folder of the run that it is taken from")
     _check_lists(config)
 
 
 def _check_lists(config: Config) -> None:
     """Layers that are not there, and what is said twice."""
     layers = [layer.name for layer in config.table().layers]
-    rates = [rate.layer for rate in config.layer_rates]
-    for flag, names in (("layer_rates", rates), ("freeze", config.freeze), ("init_layers", config.init_layers)):
+    rates, decays = [rate.layer for rate in config.layer_rates], [decay.layer for decay in config.layer_decays]
+    mentioned = {"layer_rates": rates, "layer_decays": decays, "freeze": config.freeze, "init_layers": config.init_layers}
+    for flag, names in mentioned.items():
         for name in names:
             if name not in layers:
                 known = f"--architecture={config.architecture} has {', '.join(layers)}"
@@ -195,8 +213,7 @@ def _check_lists(config: Config) -> None:
         raise UserError(f"--freeze={both[0]}: --layer_rates gives it a rate: name it in one of them")
     starts = [f"{rate.layer}@{number_text(rate.epoch)}" for rate in config.layer_rates]
     epochs = [number_text(epoch) for epoch in config.drop_epochs]
-    listed = {"layer_rates": starts, "freeze": config.freeze, "init_layers": config.init_layers, "drop_epochs": epochs}
-    for flag, names in listed.items():
+    for flag, names in (mentioned | {"layer_rates": starts, "drop_epochs": epochs}).items():
         if twice := [name for name in names if names.count(name) > 1]:
             raise UserError(f"--{flag} names {twice[0]} twice")
 
@@ -260,6 +277,12 @@ def changed_flags(old: Config, new: Config) -> list[str]:
         alters |= {"epochs", "steps"}  # the stages are quarters of the whole
     if "plateau" in (old.schedule, new.schedule):
         alters.add("eval_every")  # patience counts validations
+    if old.table() == new.table():  # an earlier version wrote the paper's decay down; today it is the table's
+        alters -= {"weight_decay", "layer_decays"}
     before, after = as_dict(old), as_dict(new)
     changed = [name for name in sorted(alters) if before[name] != after[name]]
-    return [f"--{name} was {before[name]} and is now {after[name]}" for name in changed]
+    return [f"--{name} was {_shown(before[name])} and is now {_shown(after[name])}" for name in changed]
+
+
+def _shown(text: Any) -> Any:
+    return "not given" if text is None else text

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -28,6 +28,7 @@ def setting(
     parse: Callable[[Any], Any] | None = None,
     absent: str | int | None = None,
     old_name: str = "",
+    old_values: Mapping[str, str] | None = None,
 ) -> Any:
     """One field and its flag.
 
@@ -41,10 +42,11 @@ def setting(
         parse: makes the field's value of the flag's text or texts.
         absent: what the flag says for None.
         old_name: by which flag files and config.json of an earlier version know it.
+        old_values: what an earlier version called some of the choices, each with its name of today.
     """
     metadata = {
         "help": help, "choices": tuple(choices), "fixed_on_resume": fixed_on_resume, "minimum": minimum, "maximum": maximum,
-        "parse": parse, "absent": absent, "old_name": old_name,
+        "parse": parse, "absent": absent, "old_name": old_name, "old_values": old_values or {},
     }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -79,6 +81,17 @@ def _is_list(field: Field) -> bool:
     return type(field.default) is tuple
 
 
+class _Choices(flags.EnumParser):
+    """One of several values. A value's name of an earlier version is read as that of today."""
+
+    def __init__(self, choices: Sequence[str], old_values: Mapping[str, str]):
+        super().__init__(choices)
+        self._old_values = old_values
+
+    def parse(self, argument: str) -> str:
+        return super().parse(self._old_values.get(argument, argument))
+
+
 def define_flag(field: Field, options: flags.FlagValues, group: Group, unset: str = "") -> None:
     """The absl flag of the field, in a group of `--help`, and its alias.
 
@@ -88,7 +101,8 @@ def define_flag(field: Field, options: flags.FlagValues, group: Group, unset: st
     name, help, choices = field.name, field.metadata["help"], field.metadata["choices"]
     help = f"{help}; default: {unset}" if unset else help
     if choices:
-        flags.DEFINE_enum(name, default, choices, help, options, group)
+        parser, serializer = _Choices(choices, field.metadata["old_values"]), flags.ArgumentSerializer()
+        flags.DEFINE(parser, name, default, help, options, serializer, group)
     elif _kind(field) is bool:
         flags.DEFINE_boolean(name, default, help, options, group)
     elif _kind(field) is int:
@@ -127,4 +141,4 @@ def from_text(field: Field, text: Any) -> Any:
         raise UserError(f"--{field.name}={text!r} is of the wrong type: {type(text).__name__}")
     if parse is not None:
         return parse(text)
-    return tuple(text) if _is_list(field) else text
+    return tuple(text) if _is_list(field) else field.metadata["old_values"].get(text, text)

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Key
 from alexnet_jax import gradients, ops
 from alexnet_jax.layers import (
     Architecture,
+    AveragePool,
     Classifier,
     Convolution,
     Dense,
@@ -190,6 +191,8 @@ def _operate(operation: Operation, x: Towers, number: int, tower: Axis, dropout_
             return tuple(gradients.response_norm(x_t, operation) for x_t in x)
         case MaxPool():
             return tuple(gradients.max_pool(x_t, operation) for x_t in x)
+        case AveragePool():
+            return tuple(ops.average_pool(x_t, operation) for x_t in x)
         case Dropout():
             if dropout_keys is None:
                 return x

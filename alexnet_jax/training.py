@@ -80,7 +80,8 @@ def _beginning(setup: Setup, intervals: Intervals, progress: Progress, transferr
     )
     if config.init and not progress.step:
         fresh = ", ".join(layer for layer in setup.shapes if layer not in transferred) or "nothing"
-        yield f"from {config.init}: {', '.join(transferred)}; re-initialised: {fresh}"
+        source = f"{config.init} with its velocity" if config.init_velocity else config.init
+        yield f"from {source}: {', '.join(transferred)}; re-initialised: {fresh}"
 
 
 def _start_over(config: Config) -> None:

@@ -234,7 +234,7 @@ def test_trials_under_other_flags_do_not_join_a_study(stub, data_dir, tmp_path):
         ({"epochs": 3, "steps": 0}, "--epochs was 90.0 and is now 3.0"),
         ({"steps": 9}, "--steps was 4 and is now 9"),
         ({"eval_every": 1}, "--eval_every was 2 and is now 1"),
-        ({"weight_decay": 0.1}, "--weight_decay was 0.0005 and is now 0.1"),
+        ({"weight_decay": 0.1}, "--weight_decay was not given and is now 0.1"),
         ({"seed": 1}, "--seed was 0 and is now 1"),
         ({"precision": "bfloat16"}, "--precision was float32 and is now bfloat16"),
     ):
