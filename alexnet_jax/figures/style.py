@@ -8,9 +8,14 @@ from matplotlib.figure import Figure
 
 from alexnet_jax.system.files import output_file
 
-# Okabe and Ito's colours.
-COLOURS = {"train": "#0072B2", "validation": "#D55E00", "test": "#009E73"}
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
+# Okabe and Ito's colours, which colour-blind readers can tell apart. Two of them mean right and wrong, and nothing else.
+# A mark or a hatch says the same to those who see no colour.
+RIGHT, WRONG = "#009E73", "#D55E00"
+RIGHT_MARK, WRONG_MARK = "\N{CHECK MARK}", "\N{BALLOT X}"
+NEUTRAL = "#C4CAD0"  # neither right nor wrong
+# Runs, layers and the arms of an experiment. Wine, grey and brown are not Okabe and Ito's.
+PALETTE = ("#0072B2", "#E69F00", "#CC79A7", "#56B4E9", "#000000", "#882255", "#7F7F7F", "#8B5E3C")
+COLOURS = dict(zip(("train", "validation", "test"), PALETTE, strict=False))
 FIGURE_SUFFIXES = (".png", ".svg")
 DASHES = ("-", "--", "-.", ":")
 
