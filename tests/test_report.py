@@ -41,8 +41,8 @@ def test_an_interval_is_that_of_wilson(wrong, examples):
 def test_the_comparison_has_a_row_for_each_run():
     runs = [made_run(0), made_run(1, momentum=0.8, rows=made_rows(40, seconds=False))]
     head, *rows = cells(comparison(runs, "test"))
-    assert head == [
-        "run", "test error, top-1", "test error, top-5", "test loss (nats)", "lowest validation error, top-1",
+    assert [title.replace("\N{NON-BREAKING HYPHEN}", "-") for title in head] == [
+        "run", "test top-1 error", "test top-5 error", "test loss (nats)", "lowest validation top-1 error",
         "training time", "images/s", "steps", "parameters", "differs from the first",
     ]  # fmt: skip
     scores = [one.results.judged.score for one in runs]
@@ -60,7 +60,7 @@ def test_the_comparison_has_a_row_for_each_run():
     assert [row[4] for row in rows] == ["★ 89.00 % at epoch 90.00", "★ 89.00 % at epoch 40.00"]
     assert [row[5] for row in rows] == ["3 min 0 s", "not recorded"]
     assert [row[6] for row in rows] == ["★ 136.0", "111.0"]  # medians of 92 to 180 and of 92 to 130
-    assert [row[7] for row in rows] == ["90 epoch 90.00", "40 epoch 40.00 not finished: 90 planned"]
+    assert [row[7] for row in rows] == ["90 epoch 90.00", "40 epoch 40.00 not finished, 90 planned"]
     assert [row[9] for row in rows] == [NOTHING, "--momentum=0.8 --seed=1"]
 
 
@@ -190,7 +190,7 @@ def test_errors_of_a_class_stand_side_by_side():
         for text, one in zip(row[1:], runs, strict=True):
             guesses = one.results.judged.guesses[mine]
             wrong = guesses[guesses != number]
-            assert text.startswith(f"{'✗' if len(wrong) else '✓'} {100 * len(wrong) / mine.sum():.0f} %")
+            assert text.startswith(f"{one.label} {'✗' if len(wrong) else '✓'} {100 * len(wrong) / mine.sum():.0f} %")
             assert not len(wrong) or f"colour {np.bincount(wrong).argmax()}" in text
 
 
@@ -224,7 +224,7 @@ def test_a_matrix_has_the_counts_in_the_order_of_the_set():
     for number, row in enumerate(rows):
         told = [int(text.removeprefix("✓") or 0) for text in row[1:]]
         assert told == counts[number].tolist()
-        assert row[0] == f"colour {number} {number}"
+        assert row[0] == f"{number} colour {number}"
         assert all(("✓" in text) == (place == number) for place, text in enumerate(row[1:]) if text)
 
 
@@ -320,8 +320,9 @@ def test_the_page_is_that_of_the_runs(runs, data_dir):
     for number in shown[:8]:
         words, image = next(images)
         assert words == trained[0].classes[test.labels[number]]
-        assert np.abs(np.asarray(image).astype(float) - test.read(np.array([number])).images[0]).mean() < 12
-    assert len(list(images)) == 3 * 2 * (1 + 6)  # queries with their neighbours, for each run
+        grey = [np.asarray(pixels, float).mean(-1).ravel() for pixels in (image, test.read(np.array([number])).images[0])]
+        assert np.corrcoef(grey)[0, 1] > 0.6
+    assert len(list(images)) == 4 * 2 * (1 + 6)  # queries with their neighbours, for each run
     assert not list(runs.glob("*.tmp"))
 
 

@@ -76,11 +76,11 @@ USE = """
   seen.again = texts();
 
   choose("axis", "step", "change");
-  seen.steps = [texts().at(-1), page.getElementById("timeless").textContent];
+  seen.steps = [texts().includes("step"), page.getElementById("timeless").textContent];
   press("Home");
   seen.step = first();
   choose("axis", "seconds", "change");
-  seen.seconds = [texts().at(-1), page.getElementById("timeless").textContent];
+  seen.seconds = [texts().includes("training time (min)"), page.getElementById("timeless").textContent];
   press("Home");
   seen.second = tip().innerText.split("\\n");
   choose("axis", "epoch", "change");
@@ -175,9 +175,9 @@ def test_a_reader_can_use_it(page, tmp_path, width):
     assert "0" in seen["linear"]
     assert "rate 0.001" in seen["linear"]
     assert {"1", "2"} < set(seen["logarithmic"])
-    assert seen["steps"] == ["step", ""]
+    assert seen["steps"] == [True, ""]
     assert seen["step"] == f"seed=0, train: {loss[0, 'train', 1]:.4g} at step 1"
-    assert seen["seconds"] == ["training time (min)", "recorded no time: seed=1"]
+    assert seen["seconds"] == [True, "recorded no time: seed=1"]
     assert seen["second"][0] == f"seed=0, train: {loss[0, 'train', 1]:.4g} at {2 / 60:.4g} min"
     assert not any("seed=1" in line for line in seen["second"])
     assert seen["raw"] == 2  # of the training curves alone

@@ -9,7 +9,7 @@ from jaxtyping import Int
 from alexnet_jax.figures.style import RIGHT, RIGHT_MARK, WRONG
 from alexnet_jax.inference.analysis import confused_pairs, confusion, errors_by_class
 from alexnet_jax.report.gather import Results, Run
-from alexnet_jax.report.markup import bar, heading, named, picture
+from alexnet_jax.report.markup import bar, heading, named, picture, scrolled
 
 LISTED = 40  # the most classes that are all listed
 COUNTED = 25  # the most classes whose counts are written into a matrix
@@ -32,10 +32,12 @@ def errors(group: Sequence[tuple[Run, Results]]) -> str:
     if len(classes) > LISTED:
         classes.sort(key=lambda number: -sum(one[number][2] for one in found) / found[0][number][1])
     head = "".join(f'<th scope="col">{named(run)}</th>' for run, _ in group) if len(group) > 1 else "<th>error</th>"
+    whose = [f'<small class="whose">{named(run)}</small>' * (len(group) > 1) for run, _ in group]  # where the head is hidden
     lines = []
     for number in classes[:LISTED]:
         total = found[0][number][1]
-        cells = "".join(f"<td>{_error(one[number], names)}</td>" for one in found)
+        bars = [_error(one[number], names) for one in found]
+        cells = "".join(f"<td>{name}{error}</td>" for name, error in zip(whose, bars, strict=True))
         lines.append(f'<tr><th scope="row">{escape(names[number])} <small>{total} images</small></th>{cells}</tr>')
     rest = f"<p>and {len(classes) - LISTED} classes with fewer errors</p>" if len(classes) > LISTED else ""
     head = f'<thead><tr><th scope="col">class</th>{head}</tr></thead>'
@@ -64,9 +66,10 @@ def _matrix(counts: Counts, names: Sequence[str]) -> str:
     lines = []
     for number, (name, row) in enumerate(zip(names, counts.tolist(), strict=True)):
         cells = [_cell(count, count / max(sum(row), 1), place == number) for place, count in enumerate(row)]
-        lines.append(f'<tr><th scope="row" title="{escape(name)}">{escape(name)} {number}</th>{"".join(cells)}</tr>')
+        head_of_row = f'<th scope="row" title="{escape(name)}"><small>{number}</small> {escape(name)}</th>'
+        lines.append(f"<tr>{head_of_row}{''.join(cells)}</tr>")
     table = f'<table class="matrix"><thead><tr><td></td>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
-    return f'<div class="wide" tabindex="0" role="region" aria-label="confusion matrix">{table}</div>'
+    return scrolled(table, "confusion matrix")
 
 
 def _cell(count: int, share: float, right: bool) -> str:

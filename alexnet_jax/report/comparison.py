@@ -12,7 +12,7 @@ from alexnet_jax.config import as_dict
 from alexnet_jax.figures.curves import WHEREABOUTS
 from alexnet_jax.inference.analysis import error_interval
 from alexnet_jax.report.gather import Run
-from alexnet_jax.report.markup import facts, named
+from alexnet_jax.report.markup import facts, named, scrolled
 from alexnet_jax.run.flags import changed, value_text
 
 BEST = "\N{BLACK STAR}"
@@ -51,14 +51,19 @@ def comparison(runs: Sequence[Run], split: str) -> str:
     columns = _columns(runs, split)
     cells = {run.number: [column.cell(run) for column in columns] for run in runs if run.config is not None}
     bests = [_best(column, [row[place].value for row in cells.values()]) for place, column in enumerate(columns)]
-    titles = "".join(f'<th scope="col">{escape(column.title)}</th>' for column in columns)
+    titles = "".join(f'<th scope="col">{_unbroken(column.title)}</th>' for column in columns)
     lines = []
     for run in runs:
         texts = [_text(*both) for both in zip(columns, cells.get(run.number, []), bests, strict=False)]
         lines.append(f'<tr><th scope="row">{named(run)}{_checkpoint(run)}</th>{"".join(texts)}</tr>')
         lines += [_problem_row(problem, len(columns) + 1) for problem in run.problems]
     body = f'<thead><tr><th scope="col">run</th>{titles}</tr></thead><tbody>{"".join(lines)}</tbody>'
-    return f'{_warning(runs)}<table class="comparison">{body}</table>'
+    return _warning(runs) + scrolled(f'<table class="comparison">{body}</table>', "results of the runs")
+
+
+def _unbroken(title: str) -> str:
+    """Without a line break in 'top-1'."""
+    return escape(title).replace("-", "&#8209;")
 
 
 def _problem_row(problem: str, width: int) -> str:
@@ -83,10 +88,10 @@ def _columns(runs: Sequence[Run], split: str) -> list[Column]:
     same_test = min if len(alike(runs)) == 1 else None
     folds = {(run.results.images[0], run.config.fold) for run in runs if run.results and run.config}
     columns = [
-        Column(f"{split} error, top-1", lambda run: _error(run, 1), same_test),
-        Column(f"{split} error, top-5", lambda run: _error(run, 5), same_test),
+        Column(f"{split} top-1 error", lambda run: _error(run, 1), same_test),
+        Column(f"{split} top-5 error", lambda run: _error(run, 5), same_test),
         Column(f"{split} loss (nats)", _loss, same_test),
-        Column("lowest validation error, top-1", _validation, min if len(folds) == 1 else None),
+        Column("lowest validation top-1 error", _validation, min if len(folds) == 1 else None),
         Column("training time", _time),
         Column("images/s", _speed, max),
         Column("steps", _steps),
@@ -139,8 +144,9 @@ def _steps(run: Run) -> Cell:
     if not run.rows:
         return Cell(NOTHING)
     step, total = run.rows[-1]["step"], run.total_steps
-    unfinished = f"<small>not finished: {total:,} planned</small>" if total is not None and step < total else ""
-    return Cell(f"{step:,}<small>epoch {run.rows[-1]['epoch']:.2f}</small>{unfinished}")
+    missing = total is not None and step < total
+    planned = f"<small>not finished,</small><small>{total:,} planned</small>" if missing else ""
+    return Cell(f"{step:,}<small>epoch {run.rows[-1]['epoch']:.2f}</small>{planned}")
 
 
 def _parameters(run: Run) -> Cell:

@@ -19,7 +19,7 @@ from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.files import read_json
 
 SHOWN = 8  # images with their predictions
-QUERIES = 3
+QUERIES = 4
 
 Found = TypeVar("Found")
 

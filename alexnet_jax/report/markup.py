@@ -18,7 +18,7 @@ MARKS = {"right": f"{RIGHT_MARK} ", "wrong": f"{WRONG_MARK} ", "": ""}
 def palette() -> str:
     """The colours as CSS: classes c0, c1, ... for runs and layers, and what right and wrong look like."""
     runs = [f".c{number} {{ --colour: {_both(colour)}; }}" for number, colour in enumerate(PALETTE)]
-    meanings = {"right": RIGHT, "wrong": WRONG, "neutral": NEUTRAL}
+    meanings = {"right": RIGHT, "wrong": WRONG, "neutral": f"light-dark({NEUTRAL}, oklch(from {NEUTRAL} calc(l / 2) c h))"}
     named = " ".join(f"--{name}: {colour};" for name, colour in meanings.items())
     return "\n".join([f":root {{ {named} }}", *runs])
 
@@ -48,6 +48,11 @@ def facts(rows: Mapping[str, Any]) -> str:
     """A table of names and values."""
     lines = (f"<tr><th>{escape(name)}</th><td>{escape(value_text(value))}</td></tr>" for name, value in rows.items())
     return f"<table>{''.join(lines)}</table>"
+
+
+def scrolled(content: str, words: str) -> str:
+    """Content that may be wider than the page: it scrolls by itself, with the keys too. `words`: what it is."""
+    return f'<div class="wide" tabindex="0" role="region" aria-label="{escape(words)}">{content}</div>'
 
 
 def picture(pixels: Any, kind: str, words: str, *, side: int | None = None, style: str = "") -> str:

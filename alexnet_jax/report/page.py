@@ -87,7 +87,7 @@ def render(runs: Sequence[Run], split: str) -> str:
     explanation = "The share of each class that a run gets wrong, in percent, and the class that it is most often taken for."
     page.by_images("Errors by class", explanation, lambda group: [classes.errors(group)])
     explanation = "Rows are the right classes, columns what the network says. A shade is a share of its row."
-    page.by_images("Confusions", explanation, classes.confusions)
+    page.by_images("Confusions", explanation, classes.confusions, "charts")
     explanation = "Figure 3 of the paper. Zero is grey; each kernel is scaled by its largest weight."
     page.by_run("Kernels of conv1, by tower", explanation, lambda run: pictures.kernels(run.results) if run.results else "")
     explanation = "Chosen at random, by --sample_seed alone: pages with the same split and seed show the same images."
@@ -95,7 +95,7 @@ def render(runs: Sequence[Run], split: str) -> str:
     page.by_images("Predictions", explanation, pictures.predictions, "cards")
     explanation = "The query, then its nearest training images by features, with their place in the split and distance."
     explanation += " Solid frame and ✓: the same class. Dashed frame and ✗: another class."
-    page.by_images("Nearest training images", explanation, pictures.nearest)
+    page.by_images("Nearest training images", explanation, pictures.nearest, "charts")
     explanation = "The last update should be near a thousandth of the weights. cuda-convnet's author debugged with these."
     charts = {run.number: page.curves.magnitudes(run) for run in runs}  # of all runs, before the first is drawn
     none = "<p>This run recorded none.</p>"

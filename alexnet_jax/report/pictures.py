@@ -10,7 +10,7 @@ from alexnet_jax.inference.analysis import Guessed, Neighbour, Query, last_hidde
 from alexnet_jax.report.gather import Results, Run
 from alexnet_jax.report.markup import MARKS, bar, heading, named, picture
 
-SIDE, SMALL = 160, 112  # the longest side of a photograph, and of one among its neighbours, in pixels
+SIDE, SMALL = 192, 112  # the longest side of a photograph, and of one among its neighbours, in pixels
 COLUMNS = 16  # kernels in one row
 
 

@@ -8,7 +8,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 from alexnet_jax.report.charts import Chart, Curves, Series
 
-WIDTH, HEIGHT = 480, 280
+WIDTH, HEIGHT = 420, 250
 LEFT, RIGHT, TOP, BOTTOM = 56, WIDTH - 12, 20, HEIGHT - 34
 APART = 70  # labels of drops that are nearer to each other than this are left out
 
@@ -38,7 +38,7 @@ class Scale:
         """Round values."""
         narrow = self._log and self.high < 30 * self.low
         locator = LogLocator(subs=(1, 2, 5) if narrow else (1,)) if self._log else MaxNLocator(5, steps=[1, 2, 5, 10])
-        return [tick for tick in locator.tick_values(self.low, self.high).tolist() if self.low <= tick <= self.high]
+        return [tick for tick in map(float, locator.tick_values(self.low, self.high)) if self.low <= tick <= self.high]
 
 
 def drawing(chart: Chart, curves: Curves) -> str:
