@@ -341,7 +341,6 @@ def broken_runs(runs: Path, folder: Path) -> dict[str, str]:
     (folder / "older" / "config.json").write_text(json.dumps(record))
     (folder / "damaged" / "metrics.jsonl").write_text("text\n")
     return {
-        "none": "--workdir={} holds no run",
         "bare": "--workdir={} has no metrics yet: train longer than --log_every=1 steps",
         "lost": "the run in {} has no finished checkpoint yet",
         "older": "{}/config.json: config has unknown fields warp_drive: it was written by another version",
@@ -364,8 +363,8 @@ def test_a_broken_run_is_refused_alone_and_noted_beside_another(runs, data_dir, 
     assert [one.problems for one in found[:1]] == [()]
     for (name, message), one in zip(broken.items(), found[1:], strict=True):
         assert [problem.startswith(message.format(tmp_path / name)) for problem in one.problems] == [True]
-        assert (one.config is None) == (name in ("none", "older"))
-        assert (one.results is None) == (name in ("none", "older", "lost"))
+        assert (one.config is None) == (name == "older")
+        assert (one.results is None) == (name in ("older", "lost"))
         assert (len(one.rows) == 0) == (name != "lost")
     page = read(render(found, "test"))
     assert all(problem in page.text for one in found for problem in one.problems)
@@ -375,6 +374,8 @@ def test_a_broken_run_is_refused_alone_and_noted_beside_another(runs, data_dir, 
 def test_several_runs_without_results_are_refused(runs, tmp_path, data_dir):
     broken_runs(runs, tmp_path)
     options = {"step": "latest", "split": "test", "data_dir": str(data_dir), "batch_size": 16, "sample_seed": 0}
+    with pytest.raises(UserError, match="none holds no run: there is no config.json"):
+        gather.gather([str(runs / "0"), str(tmp_path / "none")], **options)
     with pytest.raises(UserError, match="lost has no finished checkpoint yet"):
         gather.gather([str(tmp_path / "lost"), str(tmp_path / "older")], **options)
     with pytest.raises(UserError, match="--dataset=tiny is not prepared at 66 px under --data_dir=/nowhere"):
@@ -383,10 +384,11 @@ def test_several_runs_without_results_are_refused(runs, tmp_path, data_dir):
 
 @pytest.mark.slow
 def test_a_damaged_run_costs_a_note_and_no_page(runs, tmp_path):
-    (tmp_path / "empty").mkdir()
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "config.json").write_text('{"config": 5}')
     out = tmp_path / "report.html"
-    result = run("report", f"--workdir={runs / '0'}", f"--workdir={tmp_path / 'empty'}", f"--out={out}")
-    note = f"--workdir={tmp_path / 'empty'} holds no run: there is no config.json"
+    result = run("report", f"--workdir={runs / '0'}", f"--workdir={tmp_path / 'damaged'}", f"--out={out}")
+    note = f"{tmp_path / 'damaged' / 'config.json'} is not the config of a run: 'dataset' is missing or of the wrong type"
     assert (result.returncode, result.stdout, result.stderr) == (0, f"{out}\n", f"note: {note}\n")
     assert note in read(out.read_text()).text
 

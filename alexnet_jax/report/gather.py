@@ -111,9 +111,12 @@ def gather(
         sample_seed: for choosing images.
 
     Raises:
-        UserError: a single run is damaged or lacks metrics, a checkpoint or its data; or none of several has results. What
-            the folders lack is known before anything is compiled.
+        UserError: a folder holds no run; a single run is damaged or lacks metrics, a checkpoint or its data; none of several
+            has results. What the folders lack is known before anything is compiled.
     """
+    for workdir in workdirs:
+        if not (Path(workdir) / "config.json").exists():
+            read_config(workdir)  # a slip of the hand, not a damaged run: it raises
     problems = {workdir: _Problems(raises=len(workdirs) == 1) for workdir in workdirs}
     opened = [_open(workdir, problems[workdir], step, split, data_dir, batch_size) for workdir in workdirs]
     if not any(run.dataset for run in opened):
