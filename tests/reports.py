@@ -49,7 +49,7 @@ def made_results(seed: int, split: Split, classes: int = CLASSES) -> Results:
     ]
     near = [Neighbour(split.images[at], names[split.labels[at]], at, 0.5 + at) for at in range(6)]
     queries = [(split.images[at], names[split.labels[at]], near) for at in range(3)]
-    return Results(trained, ("a hash", np.arange(len(split)).tobytes(), names), judged, guessed, queries)
+    return Results(trained, "test", ("a hash", np.arange(len(split)).tobytes(), names), judged, guessed, queries)
 
 
 def made_rows(rows: int, seconds: bool = True, rate_falls_after: int = 60) -> list[dict]:

@@ -139,7 +139,7 @@ def seen_by_chromium(folder: Path, page: str, look: str, width: int = 1200, sand
 def page() -> str:
     """Three runs; the second is shorter and has no times, the third lacks everything."""
     lost = replace(made_run(2), rows=[], results=None, config=None, problems=("--workdir=runs/2 holds no run" * 3,))
-    return render([made_run(0), made_run(1, rows=made_rows(45, seconds=False)), lost], "test")
+    return render([made_run(0), made_run(1, rows=made_rows(45, seconds=False)), lost])
 
 
 @pytest.mark.parametrize("width", [1200, 400])
@@ -201,13 +201,13 @@ def test_a_reader_can_use_it(page, tmp_path, width):
 
 def test_a_run_without_times_offers_no_axis_of_times(tmp_path):
     look = 'seen.axes = [...page.getElementById("axis").options].map((one) => one.value);'
-    seen = seen_by_chromium(tmp_path, render([made_run(0, rows=made_rows(20, seconds=False))], "test"), look)
+    seen = seen_by_chromium(tmp_path, render([made_run(0, rows=made_rows(20, seconds=False))]), look)
     assert seen["axes"] == ["epoch", "step"]
 
 
 def test_a_browser_runs_nothing_that_a_run_says(tmp_path):
     nasty = replace(made_run(0), label=NASTY, problems=(NASTY,))
     look = LAYOUT + 'plot().focus(); press("End"); seen.tip = tip().innerText;'
-    seen = seen_by_chromium(tmp_path, render([nasty, made_run(1)], "test"), look, 400)
+    seen = seen_by_chromium(tmp_path, render([nasty, made_run(1)]), look, 400)
     assert seen["overflow"] == 0
     assert f"{NASTY}, train: {2 + math.sin(90):.4g} at epoch 90" in seen["tip"]

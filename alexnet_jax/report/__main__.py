@@ -5,6 +5,7 @@ python -m alexnet_jax.report --workdir=W [--workdir=W2 ...] [--out=FILE] [--spli
 
 from pathlib import Path
 
+import matplotlib
 from absl import flags
 
 from alexnet_jax.config import parsed
@@ -24,11 +25,12 @@ def main(options: flags.FlagValues) -> None:
         read_config(options.workdir[0])  # it says so if the folder is no run
     check_output(f"--out={out}", out, (".html", ".htm"))
     runtime.start(**parsed(options, ("host_devices",)))
+    matplotlib.use("agg")
     runs = gather(
         options.workdir, step=options.step, split=options.split, data_dir=options.data_dir, batch_size=options.batch_size,
         sample_seed=options.sample_seed,
     )  # fmt: skip
-    page = render(runs, options.split)
+    page = render(runs)
     with output_file(out) as file:
         file.write(page)
     print(out)

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
-from alexnet_jax.figures import PALETTE
+from alexnet_jax.figures.style import PALETTE
 from alexnet_jax.report.gather import Run
 
 POINTS = 1000  # the most points of a curve

@@ -11,7 +11,7 @@ import jax
 from alexnet_jax.config import as_dict
 from alexnet_jax.figures.curves import WHEREABOUTS
 from alexnet_jax.inference.analysis import error_interval
-from alexnet_jax.report.gather import Run
+from alexnet_jax.report.gather import Results, Run
 from alexnet_jax.report.markup import facts, named, scrolled
 from alexnet_jax.run.flags import changed, value_text
 
@@ -37,18 +37,18 @@ class Column:
     best: Callable[[list[float]], float] | None = None
 
 
-def alike(runs: Sequence[Run]) -> list[list[Run]]:
+def alike(runs: Sequence[Run]) -> list[list[tuple[Run, Results]]]:
     """The runs with results, those together that were shown the same images."""
-    groups = dict[Any, list[Run]]()
+    groups = dict[Any, list[tuple[Run, Results]]]()
     for run in runs:
         if run.results is not None:
-            groups.setdefault(run.results.images, []).append(run)
+            groups.setdefault(run.results.images, []).append((run, run.results))
     return list(groups.values())
 
 
-def comparison(runs: Sequence[Run], split: str) -> str:
-    """The table, with a warning if its errors do not compare."""
-    columns = _columns(runs, split)
+def comparison(runs: Sequence[Run]) -> str:
+    """The table, with a warning if its errors do not compare. At least one of the runs has results."""
+    columns = _columns(runs)
     cells = {run.number: [column.cell(run) for column in columns] for run in runs if run.config is not None}
     bests = [_best(column, [row[place].value for row in cells.values()]) for place, column in enumerate(columns)]
     titles = "".join(f'<th scope="col">{_unbroken(column.title)}</th>' for column in columns)
@@ -83,16 +83,17 @@ def _best(column: Column, values: list[float | None]) -> float | None:
     return column.best(known) if column.best is not None and len(known) > 1 else None
 
 
-def _columns(runs: Sequence[Run], split: str) -> list[Column]:
+def _columns(runs: Sequence[Run]) -> list[Column]:
     """Errors are marked only if they are of the same images."""
-    same_test = min if len(alike(runs)) == 1 else None
+    ((_, results), *_), *others = alike(runs)
+    split, same_images = results.split, None if others else min
     folds = {(run.results.images[0], run.config.fold) for run in runs if run.results and run.config}
     columns = [
-        Column(f"{split} top-1 error", lambda run: _error(run, 1), same_test),
-        Column(f"{split} top-5 error", lambda run: _error(run, 5), same_test),
-        Column(f"{split} loss (nats)", _loss, same_test),
+        Column(f"{split} top-1 error", lambda run: _error(run, 1), same_images),
+        Column(f"{split} top-5 error", lambda run: _error(run, 5), same_images),
+        Column(f"{split} loss (nats)", _loss, same_images),
         Column("lowest validation top-1 error", _validation, min if len(folds) == 1 else None),
-        Column("training time", _time),
+        Column("training time (h:m:s)", _time),
         Column("images/s", _speed, max),
         Column("steps", _steps),
         Column("parameters", _parameters),
@@ -128,11 +129,11 @@ def _time(run: Run) -> Cell:
 
 
 def duration(seconds: float) -> str:
-    """A time in the two units that matter: 1 h 5 min, 5 min 14 s, 14.2 s."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60} min"
+    """'1:02:03', and '2 d 1:02:03' from a day on."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    return f"{f'{days} d ' if days else ''}{hour}:{minute:02}:{second:02}"
 
 
 def _speed(run: Run) -> Cell:
@@ -193,11 +194,11 @@ def details(run: Run) -> str:
 
 def _warning(runs: Sequence[Run]) -> str:
     """Names the runs that were judged on other images than the first, and why."""
-    first, *others = alike(runs) or [[]]
-    texts = [f"{escape(run.label)}: {escape(_other_data(first[0], run))}" for group in others for run in group]
+    ((first, _), *_), *others = alike(runs)
+    texts = [f"{escape(run.label)}: {escape(_other_data(first, run))}" for group in others for run, _ in group]
     if not texts:
         return ""
-    said = f"Not all runs saw the images of {escape(first[0].label)}, so their errors do not compare. {'; '.join(texts)}."
+    said = f"Not all runs saw the images of {escape(first.label)}, so their errors do not compare. {'; '.join(texts)}."
     return f'<p class="problem">{said}</p>'
 
 

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 from alexnet_jax.config import Config
 from alexnet_jax.data.dataset import Dataset
-from alexnet_jax.figures import PALETTE, run_labels
+from alexnet_jax.figures.curves import run_labels
+from alexnet_jax.figures.style import PALETTE
 from alexnet_jax.inference import analysis
 from alexnet_jax.inference.predictor import Trained, load_trained
 from alexnet_jax.run.intervals import Intervals
@@ -29,6 +30,7 @@ class Results:
     """What a network says of a split. Runs with equal `images` were shown the same ones, and have the same classes."""
 
     trained: Trained
+    split: str  # its name
     images: tuple[str, bytes, tuple[str, ...]]  # fingerprint of the set, places of the split's images in it, class names
     judged: analysis.Judged
     guessed: list[analysis.Guessed]
@@ -185,4 +187,5 @@ def _look(trained: Trained | None, dataset: Dataset | None, name: str, sample_se
     judged = analysis.judge(trained, split)
     guessed = analysis.guessed(trained, judged, analysis.sample(split, SHOWN, sample_seed))
     queries = analysis.neighbours(trained, judged, analysis.sample(split, QUERIES, sample_seed), dataset.split("train"))
-    return Results(trained, (dataset.fingerprint, split.rows.tobytes(), trained.classes), judged, guessed, queries)
+    images = dataset.fingerprint, split.rows.tobytes(), trained.classes
+    return Results(trained, name, images, judged, guessed, queries)

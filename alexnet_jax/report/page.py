@@ -27,7 +27,7 @@ class Page:
     def __init__(self, runs: Sequence[Run]):
         """`runs`: at least one has results."""
         self._runs, self._parts, self.curves = runs, list[str](), Curves(runs)
-        self._groups = [[(run, run.results) for run in group if run.results] for group in alike(runs)]
+        self._groups = alike(runs)
 
     def section(self, title: str, explanation: str, content: str) -> None:
         """Adds a section. `explanation` is plain text."""
@@ -79,10 +79,10 @@ def columns(cells: Iterable[str], kind: str = "") -> str:
     return f'<div class="columns {kind}">{"".join(f"<div>{cell}</div>" for cell in cells)}</div>'
 
 
-def render(runs: Sequence[Run], split: str) -> str:
-    """The report as one HTML file. `split`: the one that the networks were shown."""
+def render(runs: Sequence[Run]) -> str:
+    """The report as one HTML file. `runs`: at least one has results."""
     page = Page(runs)
-    _results(page, runs, split)
+    _results(page, runs)
     _curves(page, runs)
     explanation = "The share of each class that a run gets wrong, in percent, and the class that it is most often taken for."
     page.by_images("Errors by class", explanation, lambda group: [classes.errors(group)])
@@ -103,13 +103,13 @@ def render(runs: Sequence[Run], split: str) -> str:
     return page.html()
 
 
-def _results(page: Page, runs: Sequence[Run], split: str) -> None:
-    judged = [run.results.judged.score.examples for run in runs if run.results]
-    counts = " or ".join(f"{count:,}" for count in dict.fromkeys(judged))
-    explanation = f"One view, the centre crop, of each of the {counts} images of the {split} split. "
+def _results(page: Page, runs: Sequence[Run]) -> None:
+    results = [run.results for run in runs if run.results]
+    counts = " or ".join(dict.fromkeys(f"{one.judged.score.examples:,}" for one in results))
+    explanation = f"One view, the centre crop, of each of the {counts} images of the {results[0].split} split. "
     explanation += "Below an error: where it would lie on endless such images, with 95 % confidence (Wilson's interval)."
     explanation += f" {BEST}: the best run." * (len(runs) > 1)
-    page.section("Results", explanation, comparison(runs, split) + "".join(map(details, runs)))
+    page.section("Results", explanation, comparison(runs) + "".join(map(details, runs)))
 
 
 def _curves(page: Page, runs: Sequence[Run]) -> None:

@@ -5,7 +5,7 @@ from html import escape
 
 import numpy as np
 
-from alexnet_jax.figures import kernel_images, tiled
+from alexnet_jax.figures.kernels import kernel_images, tiled
 from alexnet_jax.inference.analysis import Guessed, Neighbour, Query, last_hidden
 from alexnet_jax.report.gather import Results, Run
 from alexnet_jax.report.markup import MARKS, bar, heading, named, picture
