@@ -15,13 +15,13 @@ from PIL import Image
 from alexnet_jax.data.splits import whole
 from alexnet_jax.data.store import Split
 from alexnet_jax.evaluate import Score
-from alexnet_jax.inference import analysis
 from alexnet_jax.inference.analysis import Judged, Neighbour
 from alexnet_jax.inference.predictor import Trained, top_classes
 from alexnet_jax.report.gather import Results, Run
 from alexnet_jax.run.workdir import Stored
 
 LAYERS = ("conv1", "fc8")
+NASTY = "<script>alert(\"1\")</script> & 'co' </script><b>"
 
 
 def made_split(examples: int = 40, size: int = SIZE, classes: int = CLASSES) -> Split:
@@ -131,8 +131,3 @@ def cells(html: str) -> list[list[str]]:
     rows = re.findall(r"<tr>(.*?)</tr>", html, flags=re.DOTALL)
     found = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, flags=re.DOTALL) for row in rows]
     return [[" ".join(" ".join(read(cell).words).split()) for cell in row] for row in found]
-
-
-def sample(split: Split, count: int, seed: int = 0) -> list[int]:
-    """The places that `analysis.sample` chooses."""
-    return analysis.sample(whole(split), count, seed).tolist()

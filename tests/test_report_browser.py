@@ -14,13 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from reports import made_rows, made_run
+from reports import NASTY, made_rows, made_run
 
 from alexnet_jax.report.page import render
 
 pytestmark = pytest.mark.nightly
 
-NASTY = "<script>alert(\"1\")</script> & 'co' </script><b>"
 # A page that holds the report in a frame of a given width, uses it, and tells what it sees.
 PROBE = """<!DOCTYPE html><link rel="icon" href="data:,">
 <iframe src="report.html" width="WIDTH" height="900" style="border:0" SANDBOX></iframe><pre></pre><script>
