@@ -28,7 +28,7 @@ def test_an_interval_is_that_of_wilson(wrong, examples):
 
 
 def test_the_comparison_has_a_row_for_each_run():
-    runs = [made_run(0), made_run(1, momentum=0.8, rows=made_rows(40, seconds=False))]
+    runs = [made_run(0), made_run(1, momentum=0.8, rows=made_rows(45, seconds=False))]
     head, *rows = cells(comparison(runs))
     assert [title.replace("\N{NON-BREAKING HYPHEN}", "-") for title in head] == [
         "run", "test top-1 error", "test top-5 error", "test loss (nats)", "lowest validation top-1 error",
@@ -46,10 +46,10 @@ def test_the_comparison_has_a_row_for_each_run():
                 assert text == f"{best}{value:.2f} % {low:.1f} to {high:.1f} %"
         assert row[8] == f"{sum(leaf.size for layer in one.results.trained.params.values() for leaf in layer.values()):,}"
     assert [row[0] for row in rows] == ["seed=0 checkpoint 90", "seed=1 checkpoint 90"]
-    assert [row[4] for row in rows] == ["★ 89.00 % at epoch 90.00", "★ 89.00 % at epoch 40.00"]
+    assert [row[4] for row in rows] == ["★ 89.00 % at epoch 90.00", "89.11 % at epoch 40.00"]
     assert [row[5] for row in rows] == ["0:03:00", "not recorded"]
-    assert [row[6] for row in rows] == ["★ 136.0", "111.0"]  # medians of 92 to 180 and of 92 to 130
-    assert [row[7] for row in rows] == ["90 epoch 90.00", "40 epoch 40.00 not finished, 90 planned"]
+    assert [row[6] for row in rows] == ["★ 136.0", "113.5"]  # medians of 92 to 180 and of 92 to 135
+    assert [row[7] for row in rows] == ["90 epoch 90.00", "45 epoch 45.00 not finished, 90 planned"]
     assert [row[9] for row in rows] == [NOTHING, "--momentum=0.8 --seed=1"]
 
 
@@ -245,6 +245,7 @@ def test_three_runs_fit_into_two_megabytes():
     split = made_split(size=256)
     page = render([made_run(number, rows=made_rows(1100), split=split) for number in range(3)])
     assert len(page.encode()) < 2e6
+    assert max(max(image.size) for words, image in read(page).images if words.startswith("colour")) == 192
     assert all(source.startswith("data:") for source in read(page).sources)  # no other file, no network
     assert "http" not in re.sub(r'"http://www.w3.org/2000/svg"', "", page)
 
@@ -255,7 +256,7 @@ def test_what_a_run_says_cannot_become_part_of_the_page():
     stored = replace(results.trained.stored, classes=(NASTY, *results.trained.classes[1:]))
     results = replace(
         results, trained=replace(results.trained, stored=stored), images=(NASTY, b"", (NASTY,)),
-        guessed=[(NASTY, *results.guessed[0][1:-1], NASTY)],
+        guessed=[(NASTY, results.guessed[0][1], [{"class": NASTY, "probability": 0.5}], NASTY)],
         queries=[(results.queries[0][0], NASTY, [replace(results.queries[0][2][0], name=NASTY)])],
     )  # fmt: skip
     record = found.record | {"commit": NASTY, "python": NASTY}

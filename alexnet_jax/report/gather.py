@@ -121,8 +121,6 @@ def gather(
             read_config(workdir)  # a slip of the hand, not a damaged run: it raises
     problems = {workdir: _Problems(raises=len(workdirs) == 1) for workdir in workdirs}
     opened = [_open(workdir, problems[workdir], step, split, data_dir, batch_size) for workdir in workdirs]
-    if not any(run.dataset for run in opened):
-        raise UserError(problems[workdirs[0]].found[0])
     readable = [run.config for run in opened if run.config is not None]
     labels = dict(zip((config.workdir for config in readable), run_labels(readable), strict=True))
     runs = []
