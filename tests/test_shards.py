@@ -177,6 +177,20 @@ def test_a_set_whose_files_have_changed_since_is_an_error_and_the_old_one_stays(
     assert contents(path) == before
 
 
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_other_labels_in_a_file_of_the_same_size_have_another_description(tmp_path, kind):
+    found = set()
+    for labels in ([0, 1], [1, 0]):
+        if kind == "parquet":
+            write_parquet(tmp_path / "train.parquet", [b"1", b"2"], labels)
+        else:
+            write_tar(tmp_path / "train.tar", samples([b"1", b"2"], labels, "cls"))
+        (file,) = tmp_path.iterdir()
+        found.add((file.stat().st_size, open_source(f"{kind}:{file}", None).description))
+    assert len({size for size, _ in found}) == 1
+    assert len({description for _, description in found}) == 2
+
+
 @pytest.mark.parametrize(
     ("files", "counts"),
     [
