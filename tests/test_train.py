@@ -1,5 +1,6 @@
 """The loop end to end: events where the flags say, exact resume, refusals, divergence."""
 
+import io
 import json
 import math
 import shutil
@@ -12,9 +13,12 @@ import jax
 import numpy as np
 import pytest
 from networks import DEVICES, run, small_setup, start, tiny_config, tiny_flags
+from PIL import Image
+from test_tensorboard import events_in, values
 
 from alexnet_jax.augment import COLOUR_NOISE
 from alexnet_jax.config import Config
+from alexnet_jax.inference.pictures import kernel_sheet
 from alexnet_jax.inference.predictor import load_trained
 from alexnet_jax.run.checkpoint import Checkpoints
 from alexnet_jax.run.display import duration
@@ -260,6 +264,18 @@ def test_rows_say_when_they_were_written_and_how_long_was_trained(whole):
     assert start["seconds"] == start["phases"]["training"]
     assert sum(start["phases"].values()) == pytest.approx(start["wall_seconds"], abs=0.01)
     assert min(start["phases"][phase] for phase in ("compiling", "validating", "saving")) > 0
+    # The first row is of two steps, of which the first has compiled and does not count.
+    assert rows[0]["images_per_second"] * rows[0]["seconds"] == pytest.approx(8, rel=0.3)
+
+
+def test_tensorboard_gets_the_kernels_at_each_validation_and_the_confusions_at_the_end(whole):
+    found = values(events_in(whole[0])[0])
+    shown = {(tag, step): value.image for (tag, step), value in found.items() if value.HasField("image")}
+    assert sorted(shown) == [*(("train/conv1_kernels", step) for step in (3, 6, 9)), ("validation/confusions", 9)]
+    kernels = np.asarray(Image.open(io.BytesIO(shown["train/conv1_kernels", 9].encoded_image_string)))
+    with Checkpoints(whole[0], keep=1, writable=False) as checkpoints:
+        kernel = checkpoints.restore_params(small_setup(), 9)["conv1"]["kernel"]
+    np.testing.assert_array_equal(kernels, kernel_sheet(np.asarray(kernel)))
 
 
 @pytest.mark.slow
