@@ -83,7 +83,7 @@ def test_two_processes_train_what_one_trains_and_a_signal_to_one_stops_both_at_o
     assert step >= 5
     assert saved_in(workdir)[-1] == step
     # The first process alone reports.
-    assert log.read_text().count("epoch ") == len(steps_of(workdir, "validation")) == step // 5
+    assert log.read_text().count("validation loss") == len(steps_of(workdir, "validation")) == step // 5
     shutil.copytree(workdir, tmp_path / "stopped")
 
     options = OPTIONS | {"steps": step + 2, "checkpoint_every": 5}
