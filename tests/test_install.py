@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from networks import ROOT, run, tiny_flags
+from pictures import encode, smooth
 from test_sweep import space_file
 
 from alexnet_jax import __version__
@@ -114,30 +115,22 @@ def test_every_extra_is_in_the_project_and_in_a_file_of_requirements():
     assert not any(module.replace("_", "-") in base for module in extras.EXTRAS)
 
 
+def copied(folder: Path) -> list[str]:
+    """What git has of the package and the experiments, in a folder where setuptools may write. Returns the names."""
+    parts = ("alexnet_jax", "experiments", "pyproject.toml", "README.md", "LICENSE")
+    listed = subprocess.run(["git", "ls-files", *parts], cwd=ROOT, capture_output=True, text=True, check=True)
+    names = listed.stdout.splitlines()
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
+    return names
+
+
 @pytest.mark.slow
 def test_a_wheel_has_the_program_the_flag_files_and_nothing_else_of_the_experiments(tmp_path):
-    """Built from a copy, since setuptools writes beside the sources."""
-    copy = tmp_path / "copy"
-    copy.mkdir()
-    names = subprocess.run(
-        ["git", "ls-files", "alexnet_jax", "experiments", "pyproject.toml", "README.md", "LICENSE"],
-        cwd=ROOT, capture_output=True, text=True, check=True,
-    ).stdout.splitlines()  # fmt: skip
-    for name in names:
-        (copy / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, copy / name, follow_symlinks=False)
-    build = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-deps",
-        "--no-build-isolation",
-        f"--wheel-dir={tmp_path}",
-        str(copy),
-    ]
-    subprocess.run(build, check=True, timeout=300)
+    names = copied(tmp_path / "copy")
+    build = ["pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", f"--wheel-dir={tmp_path}"]
+    subprocess.run([sys.executable, "-m", *build, str(tmp_path / "copy")], check=True, timeout=300)
     (wheel,) = tmp_path.glob("*.whl")
     assert wheel.name == f"alexnet_jax-{__version__}-py3-none-any.whl"
     inside = zipfile.ZipFile(wheel).namelist()
@@ -156,7 +149,8 @@ def test_an_installed_package_trains_evaluates_and_predicts_in_an_empty_folder(t
     """From `pip install .` in a new environment: what a person does first, at full size for three steps."""
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
     installed = tmp_path / "venv" / "bin"
-    subprocess.run([str(installed / "pip"), "install", "--quiet", str(ROOT)], check=True, timeout=1800)
+    copied(tmp_path / "copy")
+    subprocess.run([str(installed / "pip"), "install", "--quiet", str(tmp_path / "copy")], check=True, timeout=1800)
     empty = tmp_path / "empty"
     empty.mkdir()
 
@@ -171,9 +165,7 @@ def test_an_installed_package_trains_evaluates_and_predicts_in_an_empty_folder(t
     assert "\n    alexnet train --flagfile=quickstart.cfg --workdir=runs/first\n" in alexnet("train", "--help")
     alexnet("train", "--flagfile=quickstart.cfg", "--workdir=w", "--steps=3")
     assert '"examples": 661' in alexnet("evaluate", "--workdir=w")
-    from test_imagenet import photograph
-
-    (empty / "photo.png").write_bytes(photograph(0, "PNG"))
+    (empty / "photo.png").write_bytes(encode(smooth(90, 70), "PNG"))
     assert alexnet("predict", "--workdir=w", "photo.png").count("%") == 5
     lacking = subprocess.run(
         [str(installed / "alexnet"), "sweep", "--space=sweeps/quickstart.toml", "--workdir=s"],
