@@ -117,7 +117,7 @@ def _curves(page: Page, runs: Sequence[Run]) -> None:
     charts = [
         learning("loss", "loss (nats)", drops=True),
         learning("top1_error", "top-1 error (%)", drops=True),
-        learning("learning_rate", "learning rate", log=True, only="train"),
+        learning("learning_rate", "learning rate", log=True, only="train", noisy=False),
         learning("images_per_second", "training throughput (images/s)", only="train"),
     ]
     explanation = "Solid: train; dashed: validation. Point at a curve to see its values, or use the arrow keys."
