@@ -14,7 +14,7 @@ from PIL import Image
 
 from alexnet_jax.data.splits import whole
 from alexnet_jax.data.store import Split
-from alexnet_jax.evaluate import Score
+from alexnet_jax.evaluation import Score
 from alexnet_jax.inference.analysis import Judged, Neighbour
 from alexnet_jax.inference.predictor import Trained, top_classes
 from alexnet_jax.report.gather import Results, Run

@@ -50,7 +50,7 @@ def test_the_comparison_has_a_row_for_each_run():
     assert [row[5] for row in rows] == ["0:03:00", "not recorded"]
     assert [row[6] for row in rows] == ["★ 136.0", "113.5"]  # medians of 92 to 180 and of 92 to 135
     assert [row[7] for row in rows] == ["90 epoch 90.00", "45 epoch 45.00 not finished, 90 planned"]
-    assert [row[9] for row in rows] == [NOTHING, "--momentum=0.8 --seed=1"]
+    assert [row[9] for row in rows] == [NOTHING, "--seed=1 --momentum=0.8"]
 
 
 def test_a_machine_a_version_and_a_commit_are_differences_too():

@@ -7,17 +7,16 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Float32, Int, Int64, UInt8
+from jaxtyping import Float, Float32, Int, Int64
 from numpy.typing import ArrayLike
 from rich.console import Console
 from rich.progress import track
 
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.data.splits import Subset, evaluation_order
-from alexnet_jax.evaluate import Evaluator, Score, make_eval_fn, not_finite
+from alexnet_jax.evaluation import Evaluator, Score, make_eval_fn, not_finite
+from alexnet_jax.inference.images import Square
 from alexnet_jax.inference.predictor import Features, Trained, hidden_layers, top_classes
-
-Square = UInt8[np.ndarray, "size size 3"]
 
 
 @dataclass(frozen=True)
