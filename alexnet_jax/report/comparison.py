@@ -13,6 +13,7 @@ from alexnet_jax.figures.curves import WHEREABOUTS
 from alexnet_jax.inference.analysis import error_interval
 from alexnet_jax.report.gather import Results, Run
 from alexnet_jax.report.markup import facts, named, scrolled
+from alexnet_jax.run.display import duration
 from alexnet_jax.run.flags import changed, value_text
 
 BEST = "\N{BLACK STAR}"
@@ -126,14 +127,6 @@ def _validation(run: Run) -> Cell:
 def _time(run: Run) -> Cell:
     seconds = run.rows[-1].get("seconds") if run.rows else None
     return Cell(duration(seconds) if isinstance(seconds, int | float) else "not recorded" if run.rows else NOTHING)
-
-
-def duration(seconds: float) -> str:
-    """'1:02:03', and '2 d 1:02:03' from a day on."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    days, hour = divmod(hours, 24)
-    return f"{f'{days} d ' if days else ''}{hour}:{minute:02}:{second:02}"
 
 
 def _speed(run: Run) -> Cell:
