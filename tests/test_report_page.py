@@ -55,9 +55,14 @@ def test_the_comparison_has_a_row_for_each_run():
 
 def test_a_machine_a_version_and_a_commit_are_differences_too():
     first, second = made_run(0), made_run(0)
-    other = {"devices": ["gpu:0 H100", "gpu:1 H100"], "versions": {"jax": "0.12"}, "python": "3.12.0", "commit": None}
+    other = {
+        "devices": ["gpu:0 H100", "gpu:1 H100"],
+        "versions": {"jax": "0.12"},
+        "python": "3.12.0",
+        "commit": "1234567890" * 4,
+    }
     rows = cells(comparison([first, replace(second, record=other)]))
-    assert rows[2][-1] == "machine: 2 x H100 software: Python 3.12.0, jax 0.12 commit: not in a git checkout"
+    assert rows[2][-1] == "machine: 2 x H100 software: Python 3.12.0, jax 0.12 commit: 12345678901234567890123456789…"
     assert cells(comparison([first, second]))[2][-1] == "nothing"
 
 

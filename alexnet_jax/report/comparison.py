@@ -10,6 +10,7 @@ import jax
 
 from alexnet_jax.config import as_dict
 from alexnet_jax.figures.curves import WHEREABOUTS
+from alexnet_jax.figures.style import short
 from alexnet_jax.inference.analysis import error_interval
 from alexnet_jax.report.gather import Results, Run
 from alexnet_jax.report.markup import facts, named, scrolled
@@ -18,6 +19,7 @@ from alexnet_jax.run.flags import changed, value_text
 
 BEST = "\N{BLACK STAR}"
 DATA_FLAGS = ("dataset", "image_size", "resize", "fold")
+SHORT = 30  # letters of what differs in machine, software or commit; the details have all of them
 NOTHING = "\N{EN DASH}"
 
 
@@ -159,7 +161,7 @@ def _differences(first: Run, run: Run) -> str:
     codes = [f"--{name}={value_text(new[name])}" for name in new if new[name] != old[name] and name not in WHEREABOUTS]
     if first.record and run.record:
         before, after = _origin(first.record), _origin(run.record)
-        codes += [f"{name}: {after[name]}" for name in after if after[name] != before[name]]
+        codes += [f"{name}: {short(after[name], SHORT)}" for name in after if after[name] != before[name]]
     return "".join(f"<code>{escape(code)}</code>" for code in codes) or "nothing"
 
 
