@@ -123,6 +123,7 @@ def test_arrows_cross_where_a_layer_reads_every_tower(table):
 @pytest.mark.parametrize("name", ["source2012", "caffe", "cifar_18pct"])
 def test_no_word_covers_another_or_leaves_the_picture(name):
     figure = drawn(ARCHITECTURES[name])
+    figure.set_dpi(150)  # as it is saved; words are relatively wider than at 100
     figure.canvas.draw()
     whole = figure.bbox
     boxes = [(text.get_text(), text.get_window_extent()) for text in figure.axes[0].texts if text.get_text()]
