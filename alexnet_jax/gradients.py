@@ -26,8 +26,8 @@ def convolution(
     """`ops.convolution`. On the CPU the weight gradient is summed over small parts of the batch: 1.2 to 2 times as fast.
 
     That of a convolution with a stride, such as conv1, is taken from the equal convolution of blocks: 5 times as fast.
-    Kernels of 5x5 and 3x3 are computed by `winograd` there: 2.6 and 1.6 times as fast. There are no group counts: two dense convolutions are
-    faster (gradients up to 17x).
+    Kernels of 5x5 and 3x3 are computed by `winograd` there: 2.6 and 1.6 times as fast. There are no group counts: two dense
+    convolutions are faster (gradients up to 17x).
     """
     return _convolution_forward(x, kernel, stride, padding)[0]
 
