@@ -4,6 +4,8 @@ All arrays are NHWC. Every function returns the dtype that it is given: bfloat16
 forms in `alexnet_jax.gradients`, which have the same values and faster derivatives.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -13,12 +15,16 @@ from alexnet_jax.layers import MaxPool, ResponseNorm, sliding_windows
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
+# Of products: operands are multiplied as they are. By default a TPU rounds float32 to bfloat16, and a GPU to TF32.
+EXACT = lax.Precision.HIGHEST
+
 
 def convolution(
     x: Float[Array, "batch height width cin"], kernel: Float[Array, "kh kw cin cout"], stride: int, padding: Padding
 ) -> Float[Array, "batch oh ow cout"]:
     """Dense cross-correlation of one tower."""
-    return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    names = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=names, precision=EXACT)
 
 
 def local_convolution(
@@ -29,8 +35,9 @@ def local_convolution(
     padding: Padding,
 ) -> Float[Array, "batch oh ow cout"]:
     """Cross-correlation with a kernel of its own at each position; `taps` are cin x size x size, maps outermost."""
+    names = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated_local(
-        x, kernel, (stride, stride), padding, (size, size), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x, kernel, (stride, stride), padding, (size, size), dimension_numbers=names, precision=EXACT
     )
 
 
@@ -38,7 +45,7 @@ def dense(
     x: Float[Array, "towers batch units"], kernel: Float[Array, "towers units outputs"]
 ) -> Float[Array, "towers batch outputs"]:
     """One matrix product for each tower held, all of them in one batched product: stacked kernels are never copied apart."""
-    return jnp.einsum("tbk,tkn->tbn", x, kernel)
+    return jnp.einsum("tbk,tkn->tbn", x, kernel, precision=EXACT)
 
 
 def relu(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -66,10 +73,12 @@ def norm_powers(d: Float[Array, "..."], beta: float) -> tuple[Float[Array, "..."
     return power, power / d
 
 
-def response_norm(x: Float[Array, "batch height width maps"], norm: ResponseNorm) -> Float[Array, "batch height width maps"]:
+def response_norm(
+    x: Float[Array, "batch height width maps"], norm: ResponseNorm, map_sum: Callable[[Array, int], Array] = window_sum
+) -> Float[Array, "batch height width maps"]:
     """Local response normalisation of the maps given, one tower's or all, Section 3.3: x / (k + alpha * sum x^2) ** beta.
 
-    bfloat16 is computed in float32.
+    bfloat16 is computed in float32. `map_sum`: another form of `window_sum`.
 
     Raises:
         ValueError: an even window.
@@ -80,7 +89,7 @@ def response_norm(x: Float[Array, "batch height width maps"], norm: ResponseNorm
     if norm.across == "space":
         total = lax.reduce_window(wide * wide, 0.0, lax.add, (1, norm.size, norm.size, 1), (1, 1, 1, 1), "SAME")
     else:
-        total = window_sum(wide * wide, norm.size)
+        total = map_sum(wide * wide, norm.size)
     scale, _ = norm_powers(norm.k + norm.alpha * total, norm.beta)
     return (wide * scale).astype(x.dtype)
 
