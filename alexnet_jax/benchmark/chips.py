@@ -4,9 +4,12 @@ Rates are the makers' own, of dense bfloat16 products. The clocks follow from th
 """
 
 import importlib.metadata
+import importlib.util
 import math
+import mmap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,6 +19,7 @@ from alexnet_jax.system.errors import UserError
 
 INSTALL = "pip install -r requirements-accelerators.txt, with Python 3.12 or newer"
 GB = 10**9
+GPUS_PER_HOST = 8
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ CHIPS: Mapping[str, Chip] = {
     "v6e": Chip(918e12, 1640e9, 32 * GB, 1.75e9),
     "a100": Chip(312e12, 2039e9, 80 * GB, None, description="NVIDIA A100-SXM4-80GB"),
     "h100": Chip(989e12, 3350e9, 80 * GB, None, description="NVIDIA H100 80GB HBM3"),
+    "h200": Chip(989e12, 4800e9, 141 * GB, None, description="NVIDIA H200 141GB HBM3e"),
+    "b200": Chip(2250e12, 8000e9, 180 * GB, None, description="NVIDIA B200"),
 }
 
 
@@ -117,8 +123,31 @@ class Slice:
 
     def _topology(self) -> topologies.TopologyDescription:
         if not self.is_tpu:
-            raise NotImplementedError
+            target = _gpu_target(self.chip.description)
+            hosts, gpus = -(-self.count // GPUS_PER_HOST), min(self.count, GPUS_PER_HOST)
+            return topologies.get_topology_desc(
+                platform="cuda", topology_name=self.name, target_config=target, topology=f"1x{hosts}x{gpus}"
+            )
         sides = (*self.sides, 1, 1)[: self.chip.dimensions]
         shape = f"{self.name}:{'x'.join(map(str, sides))}"
         whole = {} if self.count >= 4 else {"chips_per_host_bounds": (*self.sides, 1)[:3]}  # a host has four chips or more
         return topologies.get_topology_desc(platform="tpu", topology_name=shape, **whole)
+
+
+def _gpu_target(description: str) -> str:
+    """What the compiler has to know of a GPU. The CUDA plugin has such a text for every card that it knows.
+
+    Raises:
+        ValueError: not for this one.
+    """
+    plugin = importlib.util.find_spec("jax_plugins.xla_cuda13")
+    folder = next(iter(plugin.submodule_search_locations or ())) if plugin else ""
+    with (
+        Path(folder, "xla_cuda_plugin.so").open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as library,
+    ):
+        named = library.find(f'device_description_str: "{description}"'.encode())
+        start = library.rfind(b"gpu_device_info {", 0, max(named, 0))
+        if start < 0:
+            raise ValueError(f"the CUDA plugin does not describe {description}")
+        return library[start : library.find(b"\0", named)].decode()

@@ -21,9 +21,10 @@ from jax.sharding import PartitionSpec as P
 
 from alexnet_jax.benchmark import hlo
 from alexnet_jax.benchmark.chips import GB, Chip, Slice
-from alexnet_jax.benchmark.ours import CLASSES
+from alexnet_jax.benchmark.ours import CLASSES, training_flops
 from alexnet_jax.config import from_dict
 from alexnet_jax.data.splits import Batch
+from alexnet_jax.layers import trace
 from alexnet_jax.mesh import TowerMesh, make_mesh
 from alexnet_jax.run.workdir import provenance
 from alexnet_jax.step import (
@@ -76,14 +77,14 @@ def describe(compiled: Any, chip: Chip) -> dict[str, Any]:
     A TPU's seconds are the compiler's cycles. `unestimated` has what it gives none for, with the seconds of the bytes alone.
     A GPU's seconds are all those of the bytes.
     """
-    module, cost, memory = hlo.parse(compiled.as_text()), compiled.cost_analysis(), compiled.memory_analysis()
+    module = hlo.parse(compiled.as_text())
     places: dict[str, float] = defaultdict(float)
     copies, collectives = Counter(), defaultdict(Counter)
     unestimated: dict[str, dict[str, float]] = defaultdict(lambda: {"count": 0, "bytes_seconds": 0.0})
     loops: dict[str, dict[str, Any]] = {}
-    moved = written = needed = 0
+    count = moved = written = needed = 0
     for one, times, place, loop, touched in module.running():
-        moving, moved = touched / chip.bytes_per_second, moved + times * touched
+        count, moved, moving = count + times, moved + times * touched, touched / chip.bytes_per_second
         seconds = moving if chip.clock is None else (one.cycles or 0) / chip.clock
         places[place] += times * seconds
         size, beside = hlo.array_bytes(one.result), one.opcode.startswith(BESIDE)
@@ -103,9 +104,8 @@ def describe(compiled: Any, chip: Chip) -> dict[str, Any]:
     total = sum(places.values())
     return {
         "estimated_seconds": total or None,
-        "flops": cost["flops"], "flops_seconds": cost["flops"] / chip.flops_per_second,
-        "bytes": moved, "bytes_seconds": moved / chip.bytes_per_second,
-        "memory": _memory(memory),
+        "instructions": count, "bytes": moved, "bytes_seconds": moved / chip.bytes_per_second,
+        "memory": _memory(compiled.memory_analysis()),
         "places": dict(sorted(places.items(), key=lambda item: -item[1])),
         "unestimated": unestimated, "collectives": collectives, "copies": copies,
         "padding": 1 - needed / written if written else 0.0,
@@ -139,7 +139,19 @@ def compile_all(setup: Setup, chips: Slice) -> Iterator[tuple[str, dict[str, Any
         record = describe(compiled, chips.chip)
         if record["memory"]["total"] > chips.chip.memory:
             raise _too_large(setup, chips, name, record["memory"]["total"])
-        yield name, {**record, "compile_seconds": time.perf_counter() - started}
+        flops = network_flops(setup, name)
+        products = {"flops": flops, "flops_seconds": flops / chips.chip.flops_per_second}
+        yield name, {**record, **products, "compile_seconds": time.perf_counter() - started}
+
+
+def network_flops(setup: Setup, program: str) -> float:
+    """Floating point operations of the layers' products on one device: the least that the program has to do."""
+    table, crop, share = setup.config.table(), setup.config.crop, setup.config.batch_size / setup.mesh.grid.size
+    if program == "train":
+        return share * training_flops(table, crop, setup.classes)
+    return (
+        share * 2 * sum(layer.multiply_adds for layer in trace(table, crop, setup.classes)) if program == "evaluate" else 0.0
+    )
 
 
 def _too_large(setup: Setup, chips: Slice, program: str, needed: float) -> UserError:
@@ -181,6 +193,7 @@ def main(words: Sequence[str]) -> None:
             "tower_pairs_adjacent": pairs_are_adjacent(mesh),
             **provenance(),
         }  # fmt: skip
+        del about["devices"]  # of this machine, which compiles only
         about["versions"] |= {name: importlib.metadata.version(name) for name in chips.packages}
         print(json.dumps({"about": about}), file=lines, flush=True)
     except UserError as error:
