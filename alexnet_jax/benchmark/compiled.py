@@ -74,7 +74,10 @@ def compile_programs(config: Config, chips: Slice) -> dict[str, Any]:
 
 def read_record(path: str) -> dict[str, Any]:
     """An earlier result of `compile_programs`. Raises UserError if the file is no such thing."""
-    record = read_json(Path(path))
+    try:
+        record = read_json(Path(path))
+    except UserError as error:  # it begins with the file
+        raise UserError(f"--against={error}") from error
     if not isinstance(record, dict) or "compiled_for" not in record:
         raise UserError(f"--against={path} is no record of --compile_for")
     return record
@@ -124,28 +127,17 @@ def _milliseconds(seconds: float | None) -> str:
 
 def _programs_table(result: dict[str, Any], earlier: dict[str, Any] | None) -> Table:
     chip = Slice.parse(result["compiled_for"]).chip
-    columns = (
-        "estimate, ms",
-        "earlier",
-        "no estimate",
-        "FLOPs at peak",
-        "bytes at bandwidth",
-        "memory, GB",
-        "copied, GB",
-        "padding",
-    )
-    table = new_table(title(result), *columns)
+    before = ("earlier",) if earlier else ()
+    rest = ("no estimate", "FLOPs at peak", "bytes at bandwidth", "memory, GB", "copied, GB", "padding")
+    table = new_table(title(result), "estimate", *before, *rest)
     for name, each in result["programs"].items():
-        then = earlier["programs"][name]["estimated_seconds"] if earlier else None
+        then = (earlier["programs"][name]["estimated_seconds"],) if earlier else ()
         beside = sum(one["bytes_seconds"] for one in each["unestimated"].values())
-        times = (each["flops_seconds"], each["bytes_seconds"])
+        times = (each["estimated_seconds"], *then, beside, each["flops_seconds"], each["bytes_seconds"])
         memory = f"{each['memory']['total'] / GB:.2f} of {chip.memory / GB:.0f}"
         copied, padding = each["copies"].get("bytes", 0) / GB, 100 * each["padding"]
-        table.add_row(
-            name, _milliseconds(each["estimated_seconds"]), _milliseconds(then) if earlier else "", _milliseconds(beside),
-            *map(_milliseconds, times), memory, f"{copied:.3f}", f"{padding:.0f} %",
-        )  # fmt: skip
-    table.caption = "For one device, in ms where no unit stands. The compiler's opinion: nothing was run."
+        table.add_row(name, *map(_milliseconds, times), memory, f"{copied:.3f}", f"{padding:.0f} %")
+    table.caption = "Times in ms on one device. They are the compiler's opinion: nothing was run."
     return table
 
 

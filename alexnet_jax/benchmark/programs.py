@@ -25,7 +25,7 @@ from alexnet_jax.benchmark.ours import CLASSES, training_flops
 from alexnet_jax.config import from_dict
 from alexnet_jax.data.splits import Batch
 from alexnet_jax.layers import trace
-from alexnet_jax.mesh import TowerMesh, make_mesh
+from alexnet_jax.mesh import make_mesh
 from alexnet_jax.run.workdir import provenance
 from alexnet_jax.step import (
     ImageStats,
@@ -47,7 +47,7 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def lowered(setup: Setup) -> Iterator[tuple[str, Any]]:
-    """The training step, one view of evaluation and the checksum of a state, by name, lowered for the mesh's devices."""
+    """The training step, one view of evaluation and the checksum of parameters, by name, lowered for the mesh's devices."""
     config, mesh = setup.config, setup.mesh
 
     def shapes(tree: Any, specs: Any) -> Any:
@@ -68,7 +68,7 @@ def lowered(setup: Setup) -> Iterator[tuple[str, Any]]:
     view = shapes((np.int32(0), np.int32(0), np.bool_(False), number), P())
     yield "train", make_train_step(setup).lower(state, batch, hparams, stats)  # pyright: ignore
     yield "evaluate", make_view_step(setup).lower(state.params, batch.images, stats.mean, *view)  # pyright: ignore
-    yield "checksum", make_checksum(mesh, setup.state_specs).lower(state)  # pyright: ignore
+    yield "checksum", make_checksum(mesh, setup.specs).lower(state.params)  # pyright: ignore
 
 
 def describe(compiled: Any, chip: Chip) -> dict[str, Any]:
@@ -167,11 +167,11 @@ def _too_large(setup: Setup, chips: Slice, program: str, needed: float) -> UserE
     )
 
 
-def pairs_are_adjacent(mesh: TowerMesh) -> bool | None:
+def pairs_are_adjacent(devices: np.ndarray) -> bool | None:
     """Whether the devices of each row of the mesh are neighbours on the chips' network; None where they have no places."""
-    if not hasattr(mesh.grid.devices.flat[0], "coords"):
+    if not hasattr(devices.flat[0], "coords"):
         return None
-    places = np.array([[device.coords for device in row] for row in mesh.grid.devices])
+    places = np.array([[device.coords for device in row] for row in devices])
     return bool((np.abs(np.diff(places, axis=1)).sum(axis=-1) <= 1).all())
 
 
@@ -190,7 +190,7 @@ def main(words: Sequence[str]) -> None:
                 "precision": config.precision, "accumulate": config.accumulate,
                 "mesh": f"{mesh.data_size}x{mesh.tower_size}",
             },
-            "tower_pairs_adjacent": pairs_are_adjacent(mesh),
+            "tower_pairs_adjacent": pairs_are_adjacent(mesh.grid.devices),
             **provenance(),
         }  # fmt: skip
         del about["devices"]  # of this machine, which compiles only
