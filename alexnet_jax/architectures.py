@@ -1,11 +1,13 @@
 """Layer tables as data: the 2012 network, its relatives and the ablations of the paper.
 
-Sources: the paper (Krizhevsky, Sutskever, Hinton, NIPS 2012), the 2012 source (cuda-convnet, layer file 145, its lab notes,
-and its example layers for CIFAR-10), Caffe's `bvlc_alexnet`, torchvision's `alexnet`.
+Sources: the paper (Krizhevsky, Sutskever, Hinton, NIPS 2012), the 2012 source (cuda-convnet, layer file 145, and its lab
+notes), Caffe's `bvlc_alexnet`, torchvision's `alexnet`. The networks for CIFAR-10 are in `cifar_architectures`.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
+from alexnet_jax.cifar_architectures import cifar_architectures
 from alexnet_jax.layers import (
     Architecture,
     Classifier,
@@ -17,9 +19,9 @@ from alexnet_jax.layers import (
     Operation,
     Relu,
     ResponseNorm,
-    Tanh,
 )
 from alexnet_jax.system.errors import UserError
+from alexnet_jax.values import LayerDecay
 
 
 def _paper() -> Architecture:
@@ -141,42 +143,13 @@ def _torchvision() -> Architecture:
     )
 
 
-def _cifar() -> Architecture:
-    """cuda-convnet's `layers-conv-local-11pct`: the four-layer network for CIFAR-10 of Sections 3.1 and 3.3, 24 px crops."""
-    pooled = (Relu(), ResponseNorm(alpha=1e-3 / 5, k=1.0), MaxPool())
-    return Architecture(
-        name="cifar",
-        towers=1,
-        crop_size=24,
-        layers=(
-            Convolution(name="conv1", width=64, kernel=5, padding=2, reads="image", init_std=1e-4, after=pooled),
-            Convolution(name="conv2", width=64, kernel=5, padding=2, after=pooled),
-            Convolution(name="local3", width=32, kernel=3, padding=1, shared=False, init_std=0.04),
-            Convolution(name="local4", width=32, kernel=3, padding=1, shared=False, init_std=0.04),
-            Classifier(name="fc10"),
-        ),
-    )
-
-
 def _with_pooled(table: Architecture, name: str, *after: Operation) -> Architecture:
     """The table with other operations after its first two layers."""
     return replace(table.changed("conv1", after=after).changed("conv2", after=after), name=name)
 
 
-def _saturating(table: Architecture, name: str) -> Architecture:
-    """The table with tanh in place of every ReLU."""
-    layers = []
-    for layer in table.layers:
-        if not isinstance(layer, Classifier):
-            layer = replace(layer, after=tuple(Tanh() if op == Relu() else op for op in layer.after))
-        layers.append(layer)
-    return replace(table, name=name, layers=tuple(layers))
-
-
 def _architectures() -> dict[str, Architecture]:
-    paper, cifar = _paper(), _cifar()
-    cifar_no_lrn = _with_pooled(cifar, "cifar_no_lrn", Relu(), MaxPool())  # `layers-conv-local-13pct`
-    cifar_norm = ResponseNorm(alpha=1e-3 / 5, k=1.0)
+    paper = _paper()
     tables = (
         paper,
         _source2012(paper),
@@ -191,28 +164,45 @@ def _architectures() -> dict[str, Architecture]:
         _without(paper, "conv4"),
         _narrow(paper, "paper_eighth", 8),  # two towers that train in seconds: for tests and first steps
         _torchvision(),
-        cifar,
-        cifar_no_lrn,
-        _saturating(cifar_no_lrn, "cifar_tanh"),
-        _with_pooled(cifar, "cifar_non_overlapping_pool", Relu(), cifar_norm, MaxPool(size=2)),
+        *cifar_architectures(),
     )
     return {table.name: table for table in tables}
 
 
 ARCHITECTURES = _architectures()
+# What flag files and config.json of an earlier version call them.
+OLD_ARCHITECTURES = {"cifar": "cifar_11pct_early", "cifar_no_lrn": "cifar_13pct", "cifar_tanh": "cifar_13pct_tanh"}
 
 
-def with_overrides(architecture: Architecture, *, bias: float | None, dropout: float | None) -> Architecture:
-    """The table with its nonzero initial biases set to `bias` and its dropout rates to `dropout`; None keeps the table's.
+def with_overrides(
+    architecture: Architecture,
+    *,
+    bias: float | None = None,
+    dropout: float | None = None,
+    weight_decay: float | None = None,
+    layer_decays: Sequence[LayerDecay] = (),
+) -> Architecture:
+    """The table with other values in place of its own; None keeps the table's.
 
-    A dropout rate of 0 takes the dropout out. Raises UserError on a rate outside [0, 1).
+    Args:
+        architecture: the table.
+        bias: in place of its nonzero initial biases.
+        dropout: in place of its dropout rates; 0 takes the dropout out.
+        weight_decay: of every layer.
+        layer_decays: weight decays of single layers, whatever `weight_decay` is.
+
+    Raises:
+        UserError: a dropout rate outside [0, 1).
     """
     if dropout is not None and not 0 <= dropout < 1:
         raise UserError(f"--dropout={dropout} is not a rate: use at least 0 and less than 1")
-    layers: list[Layer] = []
+    own_decays, layers = dict(layer_decays), list[Layer]()
     for layer in architecture.layers:
         if bias is not None and layer.bias:
             layer = replace(layer, bias=bias)
+        decay = own_decays.get(layer.name, weight_decay)
+        if decay is not None:
+            layer = replace(layer, weight_decay=decay)
         if dropout is not None and not isinstance(layer, Classifier):
             kept = (replace(op, rate=dropout) if isinstance(op, Dropout) else op for op in layer.after)
             layer = replace(layer, after=tuple(op for op in kept if not (isinstance(op, Dropout) and op.rate == 0)))

@@ -8,11 +8,12 @@ from typing import Any
 
 from absl import flags
 
-from alexnet_jax.architectures import ARCHITECTURES, Architecture, with_overrides
+from alexnet_jax.architectures import ARCHITECTURES, OLD_ARCHITECTURES, Architecture, with_overrides
 from alexnet_jax.fields import check_field, define_flag, from_text, setting, to_text
 from alexnet_jax.system import cli
 from alexnet_jax.system.errors import UserError
-from alexnet_jax.values import Fold, LayerRate, MeshShape, Spmd, number_text, parse_epochs
+from alexnet_jax.system.help import Group
+from alexnet_jax.values import RESIZES, Fold, LayerDecay, LayerRate, MeshShape, Spmd, number_text, parse_epochs
 
 SCHEDULES = ("plateau", "steps", "staged", "constant")
 
@@ -21,35 +22,45 @@ SCHEDULES = ("plateau", "steps", "staged", "constant")
 class Config:
     """Everything that defines a training run. The defaults are the paper's, as `alexnet_jax.architectures` says."""
 
-    workdir: str = setting("", "folder of the run; the same command resumes it", fixed_on_resume=False)
+    # Run
+    workdir: str = setting("", "`folder` of the run; the same command resumes it", fixed_on_resume=False)
     start_over: bool = setting(
         False,
         "begin at step 0 if no checkpoint of the run can be read; what it has is kept in damaged/",
         fixed_on_resume=False,
     )
+    seed: int = setting(0, "seed of the parameters, the order of images, crops and dropout", minimum=0, maximum=2**32 - 1)
     # Network
-    architecture: str = setting("paper", "layer table", choices=tuple(ARCHITECTURES))
-    bias_init: float | None = setting(None, "initial bias in place of the table's nonzero ones (paper: 1; Caffe: 0.1)")
-    dropout: float | None = setting(None, "dropout rate in place of the table's (Section 4.2: 0.5)")
+    architecture: str = setting("paper", "layer table", choices=tuple(ARCHITECTURES), old_values=OLD_ARCHITECTURES)
+    bias_init: float | None = setting(None, "initial `bias` in place of the table's nonzero ones (paper: 1; Caffe: 0.1)")
+    dropout: float | None = setting(None, "dropout `rate` in place of the table's (Section 4.2: 0.5)")
     precision: str = setting(
         "float32",
-        "of activations and products; parameters stay float32, so that a run may change it when it is resumed",
+        "precision of activations and products, on every platform: float32 is never rounded to bfloat16 or TF32; parameters "
+        "stay float32, so that a run may change it when it is resumed",
         choices=("float32", "bfloat16"),
         fixed_on_resume=False,
     )
     init: str = setting(
-        "", "folder of a run whose last parameters this one starts from; layers of another shape are re-initialised"
+        "", "`folder` of a run whose last parameters this one starts from; layers of another shape are re-initialised"
     )
-    init_layers: tuple[str, ...] = setting((), "layers taken over from --init, comma-separated; default: all that fit")
+    init_layers: tuple[str, ...] = setting((), "`layers` taken over from --init, comma-separated; default: all that fit")
+    init_velocity: bool = setting(
+        False, "take over the velocity of --init too, so that this run goes on where that one ended"
+    )
     # Data
-    dataset: str = setting("groceries", "'groceries' (embedded photographs), 'synthetic', 'folder:PATH', or a TFDS name")
-    data_dir: str = setting("data", "folder of the prepared sets", fixed_on_resume=False)
-    image_size: int = setting(256, "side in pixels of the prepared images (Section 2: 256)", minimum=1)
+    dataset: str = setting(
+        "groceries",
+        "`name` of the set: groceries (embedded photographs), synthetic (noise), folder:PATH, parquet:GLOB, tar:GLOB, or a "
+        "name in TFDS",
+    )
+    data_dir: str = setting("data", "`folder` of the prepared sets", fixed_on_resume=False)
+    image_size: int = setting(256, "side in `pixels` of the prepared images (Section 2: 256)", minimum=1)
     resize: str = setting(
-        "centre", "how they were prepared: the centre square (Section 2), or warped (Caffe)", choices=("centre", "warp")
+        "centre", "how they were prepared: the centre square (Section 2), or warped (Caffe)", choices=RESIZES
     )
     crop_size: int | None = setting(
-        None, "side in pixels of the random crops; 0: the table's own, 224 or 227", minimum=1, absent=0
+        None, "side in `pixels` of the random crops; 0: the table's own, 224 or 227", minimum=1, absent=0
     )
     mean: str = setting(
         "auto",
@@ -62,41 +73,51 @@ class Config:
     )
     colour_noise: str = setting("2012", "colour noise of Section 4.1, as the 2012 source or the paper's text has it",
                                choices=("2012", "paper", "none"))  # fmt: skip
-    colour_noise_epochs: float = setting(65.0, "epochs with colour noise (2012: all but the last 25)", minimum=0)
+    colour_noise_epochs: float = setting(65.0, "`epochs` with colour noise (2012: all but the last 25)", minimum=0)
     fold: Fold | None = setting(
-        None, "I/K: hold out fold I of K of train and validation together as the validation split",
+        None, "`I/K` holds out fold I of K of train and validation together as the validation split",
         parse=Fold.parse, absent="",
     )  # fmt: skip
-    # Optimisation
-    batch_size: int = setting(128, "examples per step over all devices (Section 5: 128)", minimum=1)
+    # Optimiser
+    batch_size: int = setting(128, "`examples` per step over all devices (Section 5: 128)", minimum=1)
     accumulate: int = setting(1, "micro-batches that a step is computed in, to save memory", minimum=1)
-    epochs: float = setting(90.0, "passes over the training images (Section 5: about 90)", fixed_on_resume=False, minimum=0)
-    steps: int | None = setting(
-        None, "optimiser steps in all; overrides --epochs", fixed_on_resume=False, minimum=1, absent=0
-    )
-    learning_rate: float = setting(0.01, "initial learning rate of the weights (Section 5: 0.01)", minimum=0)
+    learning_rate: float = setting(0.01, "initial learning `rate` of the weights (Section 5: 0.01)", minimum=0)
     momentum: float = setting(0.9, "momentum (Section 5: 0.9)", minimum=0, maximum=1)
     rate_in_velocity: bool = setting(True, "the rate is inside the velocity (Section 5), not outside as in later libraries")
-    weight_decay: float = setting(5e-4, "weight decay (Section 5: 0.0005)", minimum=0)
-    bias_rate: float = setting(2.0, "learning rate of biases as a multiple of the weights' (2012 source: 2)", minimum=0)
+    weight_decay: float | None = setting(
+        None, "weight `decay` of every layer in place of the table's (Section 5: 0.0005)", minimum=0
+    )
+    layer_decays: tuple[LayerDecay, ...] = setting(
+        (), "`LAYER:DECAY`, comma-separated: weight decays of single layers in place of the table's or of --weight_decay",
+        parse=LayerDecay.parse,
+    )  # fmt: skip
+    bias_rate: float = setting(2.0, "learning rate of biases as a `multiple` of the weights' (2012 source: 2)", minimum=0)
     bias_decay: bool = setting(False, "decay biases too (the paper's text; the 2012 source does not)")
     layer_rates: tuple[LayerRate, ...] = setting(
-        (), "LAYER:FACTOR or LAYER:FACTOR@EPOCH, comma-separated: a layer's rate as a multiple, from that epoch on",
+        (), "`LAYER:FACTOR` or LAYER:FACTOR@EPOCH, comma-separated: a layer's rate as a multiple, from that epoch on",
         parse=LayerRate.parse,
     )  # fmt: skip
-    freeze: tuple[str, ...] = setting((), "layers that keep their initial parameters, comma-separated")
+    freeze: tuple[str, ...] = setting((), "`layers` that keep their initial parameters, comma-separated")
+    # Schedule
+    epochs: float = setting(
+        90.0, "passes (`epochs`) over the training images (Section 5: about 90)", fixed_on_resume=False, minimum=0
+    )
+    steps: int | None = setting(
+        None, "optimiser `steps` in all; overrides --epochs", fixed_on_resume=False, minimum=1, absent=0
+    )
     schedule: str = setting("plateau", "how the rate falls: on a validation plateau (Section 5), at --drop_epochs, in four "
                            "equal stages (2012 lab notes), or never", choices=SCHEDULES)  # fmt: skip
-    drop_factor: float = setting(10.0, "the rate is divided by this at a plateau or a drop epoch (Section 5: 10)", minimum=1)
-    max_drops: int = setting(3, "drops of the plateau schedule (Section 5: three)", minimum=0)
-    patience: int = setting(5, "validations without a new best that make a plateau", minimum=1)
-    drop_epochs: tuple[float, ...] = setting(
-        (25.0, 51.0, 79.0), "epochs of --schedule=steps (2012 network: 25, 51, 79)", parse=parse_epochs
+    drop_factor: float = setting(
+        10.0, "`number` that the rate is divided by at a plateau or a drop epoch (Section 5: 10)", minimum=1
     )
-    seed: int = setting(0, "of the parameters, the order of images, crops and dropout", minimum=0, maximum=2**32 - 1)
-    # Machine
+    max_drops: int = setting(3, "drops of the plateau schedule (Section 5: three)", minimum=0)
+    patience: int = setting(5, "`validations` without a new best that make a plateau", minimum=1)
+    drop_epochs: tuple[float, ...] = setting(
+        (25.0, 51.0, 79.0), "`epochs`, comma-separated, of --schedule=steps (2012 network: 25, 51, 79)", parse=parse_epochs
+    )
+    # Devices
     mesh: MeshShape | None = setting(
-        None, "DATAxTOWER devices, such as 4x2, or auto", fixed_on_resume=False, parse=MeshShape.parse, absent="auto"
+        None, "`DATAxTOWER` devices, such as 4x2, or auto", fixed_on_resume=False, parse=MeshShape.parse, absent="auto"
     )
     data_on_device: str = setting(
         "auto",
@@ -106,27 +127,30 @@ class Config:
     )
     distributed: bool = setting(False, "one of several processes that train together, started alike", fixed_on_resume=False)
     host_devices: int | None = setting(
-        None, "force this many CPU devices; 0: the machine's", fixed_on_resume=False, minimum=1, maximum=512, absent=0
+        None, "force this many CPU `devices`; 0: the machine's", fixed_on_resume=False, minimum=1, maximum=512, absent=0
     )
     spmd: Spmd = setting("shard_map", "how the per-device step is run", choices=("shard_map", "pmap"), fixed_on_resume=False)
     step_timeout: float = setting(
         300.0,
-        "seconds after which a step that does not end is given up: all stacks are written and the process ends with exit "
+        "`seconds` after which a step that does not end is given up: all stacks are written and the process ends with exit "
         "status 75, which means 'run me again'; at least 20 times the usual step, and half an hour for what compiles or "
         "saves; 0: never",
         fixed_on_resume=False,
         minimum=0,
     )
     # Records (in steps)
-    log_every: int = setting(50, "steps between rows of training metrics", fixed_on_resume=False, minimum=1)
+    log_every: int = setting(50, "`steps` between rows of training metrics", fixed_on_resume=False, minimum=1)
     log_examples: bool = setting(False, "note the examples of each step in examples.jsonl", fixed_on_resume=False)
+    wandb: str = setting(
+        "", "`project` at Weights & Biases that is sent the rows of metrics.jsonl too", fixed_on_resume=False
+    )
     eval_every: int | None = setting(
-        None, "steps between validations; 0: after every epoch", fixed_on_resume=False, minimum=1, absent=0
+        None, "`steps` between validations; 0: after every epoch", fixed_on_resume=False, minimum=1, absent=0
     )
     checkpoint_every: int | None = setting(
-        None, "steps between checkpoints; 0: at every validation", fixed_on_resume=False, minimum=1, absent=0
+        None, "`steps` between checkpoints; 0: at every validation", fixed_on_resume=False, minimum=1, absent=0
     )
-    keep: int = setting(2, "latest checkpoints kept, next to the best validated one", fixed_on_resume=False, minimum=1)
+    keep: int = setting(2, "`checkpoints` kept, next to the best validated one", fixed_on_resume=False, minimum=1)
 
     def __post_init__(self) -> None:
         if self.mean == "auto":  # so that a config says what it means
@@ -134,7 +158,13 @@ class Config:
 
     def table(self) -> Architecture:
         """The layer table with the overrides applied. Raises UserError on an impossible override."""
-        return with_overrides(ARCHITECTURES[self.architecture], bias=self.bias_init, dropout=self.dropout)
+        return with_overrides(
+            ARCHITECTURES[self.architecture],
+            bias=self.bias_init,
+            dropout=self.dropout,
+            weight_decay=self.weight_decay,
+            layer_decays=self.layer_decays,
+        )
 
     @property
     def crop(self) -> int:
@@ -143,6 +173,11 @@ class Config:
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+# The groups of `--help`, each with its first field. A field is in the last group that has begun.
+FIRST: dict[str, Group] = {
+    "workdir": "run", "architecture": "network", "dataset": "data", "batch_size": "optimiser", "epochs": "schedule",
+    "mesh": "devices", "log_every": "records",
+}  # fmt: skip
 OLD_NAMES = {field.metadata["old_name"]: name for name, field in FIELDS.items() if field.metadata["old_name"]}
 
 
@@ -162,14 +197,17 @@ def check(config: Config) -> None:
         raise UserError(f"--init={config.init} is the --workdir itself: a run starts from another one")
     if config.init_layers and not config.init:
         raise UserError("--init_layers needs --init, the folder of the run that they are taken from")
+    if config.init_velocity and not config.init:
+        raise UserError("--init_velocity needs --init, the folder of the run that it is taken from")
     _check_lists(config)
 
 
 def _check_lists(config: Config) -> None:
     """Layers that are not there, and what is said twice."""
     layers = [layer.name for layer in config.table().layers]
-    rates = [rate.layer for rate in config.layer_rates]
-    for flag, names in (("layer_rates", rates), ("freeze", config.freeze), ("init_layers", config.init_layers)):
+    rates, decays = [rate.layer for rate in config.layer_rates], [decay.layer for decay in config.layer_decays]
+    mentioned = {"layer_rates": rates, "layer_decays": decays, "freeze": config.freeze, "init_layers": config.init_layers}
+    for flag, names in mentioned.items():
         for name in names:
             if name not in layers:
                 known = f"--architecture={config.architecture} has {', '.join(layers)}"
@@ -178,18 +216,18 @@ def _check_lists(config: Config) -> None:
         raise UserError(f"--freeze={both[0]}: --layer_rates gives it a rate: name it in one of them")
     starts = [f"{rate.layer}@{number_text(rate.epoch)}" for rate in config.layer_rates]
     epochs = [number_text(epoch) for epoch in config.drop_epochs]
-    listed = {"layer_rates": starts, "freeze": config.freeze, "init_layers": config.init_layers, "drop_epochs": epochs}
-    for flag, names in listed.items():
+    for flag, names in (mentioned | {"layer_rates": starts, "drop_epochs": epochs}).items():
         if twice := [name for name in names if names.count(name) > 1]:
             raise UserError(f"--{flag} names {twice[0]} twice")
 
 
-def define_flags(options: flags.FlagValues, only: Sequence[str] | None = None) -> None:
-    """One absl flag per field of `Config`, or for those in `only`."""
-    for field in FIELDS.values():
-        if only is not None and field.name not in only:
-            continue
-        define_flag(field, options)
+def define_flags(options: flags.FlagValues, only: Sequence[str] | None = None, unset: str = "") -> None:
+    """One absl flag per field of `Config`, or for those in `only`; `unset` as for `define_flag`."""
+    group: Group = "run"
+    for name, field in FIELDS.items():
+        group = FIRST.get(name, group)
+        if only is None or name in only:
+            define_flag(field, options, group, unset)
 
 
 def as_dict(config: Config) -> dict[str, Any]:
@@ -215,7 +253,7 @@ def parsed(options: flags.FlagValues, names: Sequence[str]) -> dict[str, Any]:
 
 def from_words(words: Sequence[str]) -> Config:
     """The Config of a command line. Raises UserError on a word or a value that no run can have."""
-    options = flags.FlagValues()
+    options = cli.Options()
     define_flags(options)
     cli.parse_flags(options, words)
     return from_flags(options)
@@ -242,6 +280,12 @@ def changed_flags(old: Config, new: Config) -> list[str]:
         alters |= {"epochs", "steps"}  # the stages are quarters of the whole
     if "plateau" in (old.schedule, new.schedule):
         alters.add("eval_every")  # patience counts validations
+    if old.table() == new.table():  # an earlier version wrote the paper's decay down; today it is the table's
+        alters -= {"weight_decay", "layer_decays"}
     before, after = as_dict(old), as_dict(new)
     changed = [name for name in sorted(alters) if before[name] != after[name]]
-    return [f"--{name} was {before[name]} and is now {after[name]}" for name in changed]
+    return [f"--{name} was {_shown(before[name])} and is now {_shown(after[name])}" for name in changed]
+
+
+def _shown(text: Any) -> Any:
+    return "not given" if text is None else text

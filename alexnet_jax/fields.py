@@ -3,12 +3,13 @@
 import dataclasses
 import math
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
 
 from alexnet_jax.system.errors import UserError
+from alexnet_jax.system.help import Group
 from alexnet_jax.values import number_text
 
 INT32_MAX, FLOAT32_MAX = 2**31 - 1, 3.4e38
@@ -27,12 +28,13 @@ def setting(
     parse: Callable[[Any], Any] | None = None,
     absent: str | int | None = None,
     old_name: str = "",
+    old_values: Mapping[str, str] | None = None,
 ) -> Any:
     """One field and its flag.
 
     Args:
         default: of the field.
-        help: of the flag.
+        help: of the flag; a word in backquotes stands for its value, as `alexnet_jax.system.help` says.
         choices: all values that the flag may have.
         fixed_on_resume: whether a run that is resumed must keep the value.
         minimum: of a number.
@@ -40,10 +42,11 @@ def setting(
         parse: makes the field's value of the flag's text or texts.
         absent: what the flag says for None.
         old_name: by which flag files and config.json of an earlier version know it.
+        old_values: what an earlier version called some of the choices, each with its name of today.
     """
     metadata = {
         "help": help, "choices": tuple(choices), "fixed_on_resume": fixed_on_resume, "minimum": minimum, "maximum": maximum,
-        "parse": parse, "absent": absent, "old_name": old_name,
+        "parse": parse, "absent": absent, "old_name": old_name, "old_values": old_values or {},
     }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -78,24 +81,40 @@ def _is_list(field: Field) -> bool:
     return type(field.default) is tuple
 
 
-def define_flag(field: Field, options: flags.FlagValues) -> None:
-    """The absl flag of the field, and its alias."""
-    default: Any = to_text(field, field.default)
+class _Choices(flags.EnumParser):
+    """One of several values. A value's name of an earlier version is read as that of today."""
+
+    def __init__(self, choices: Sequence[str], old_values: Mapping[str, str]):
+        super().__init__(choices)
+        self._old_values = old_values
+
+    def parse(self, argument: str) -> str:
+        return super().parse(self._old_values.get(argument, argument))
+
+
+def define_flag(field: Field, options: flags.FlagValues, group: Group, unset: str = "") -> None:
+    """The absl flag of the field, in a group of `--help`, and its alias.
+
+    `unset`: what holds if the flag is not given, where that is not the field's default. The flag is then None.
+    """
+    default: Any = None if unset else to_text(field, field.default)
     name, help, choices = field.name, field.metadata["help"], field.metadata["choices"]
+    help = f"{help}; default: {unset}" if unset else help
     if choices:
-        flags.DEFINE_enum(name, default, choices, help, options)
+        parser, serializer = _Choices(choices, field.metadata["old_values"]), flags.ArgumentSerializer()
+        flags.DEFINE(parser, name, default, help, options, serializer, group)
     elif _kind(field) is bool:
-        flags.DEFINE_boolean(name, default, help, options)
+        flags.DEFINE_boolean(name, default, help, options, group)
     elif _kind(field) is int:
-        flags.DEFINE_integer(name, default, help, flag_values=options)
+        flags.DEFINE_integer(name, default, help, flag_values=options, module_name=group)
     elif _kind(field) is float:
-        flags.DEFINE_float(name, default, help, flag_values=options)
+        flags.DEFINE_float(name, default, help, flag_values=options, module_name=group)
     elif _is_list(field):
-        flags.DEFINE_list(name, default, help, options)
+        flags.DEFINE_list(name, default, help, flag_values=options, module_name=group)
     else:
-        flags.DEFINE_string(name, default, help, options)
+        flags.DEFINE_string(name, default, help, options, module_name=group)
     if field.metadata["old_name"]:
-        flags.DEFINE_alias(field.metadata["old_name"], name, flag_values=options)
+        flags.DEFINE_alias(field.metadata["old_name"], name, flag_values=options, module_name=group)
 
 
 def to_text(field: Field, value: Any) -> Any:
@@ -122,4 +141,4 @@ def from_text(field: Field, text: Any) -> Any:
         raise UserError(f"--{field.name}={text!r} is of the wrong type: {type(text).__name__}")
     if parse is not None:
         return parse(text)
-    return tuple(text) if _is_list(field) else text
+    return tuple(text) if _is_list(field) else field.metadata["old_values"].get(text, text)

@@ -53,13 +53,24 @@ class MaxPool:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AveragePool:
+    """The mean of each window. One that reaches over the edge, as in `MaxPool`, is the mean of its real pixels."""
+
+    size: int = 3
+    stride: int = 2
+    ceil_mode: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class Dropout:
     """Section 4.2. Survivors are rescaled in training, which equals the paper's factor at test time."""
 
     rate: float = 0.5
 
 
-Operation = Relu | Tanh | ResponseNorm | MaxPool | Dropout
+Operation = Relu | Tanh | ResponseNorm | MaxPool | AveragePool | Dropout
+
+WEIGHT_DECAY = 5e-4  # Section 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +90,7 @@ class Convolution:
     reads: Reads = "own"
     init_std: float | None = 0.01
     bias: float = 0.0
+    weight_decay: float = WEIGHT_DECAY
     after: tuple[Operation, ...] = (Relu(),)
 
 
@@ -91,6 +103,7 @@ class Dense:
     reads: Reads = "all"
     init_std: float | None = 0.01
     bias: float = 0.0
+    weight_decay: float = WEIGHT_DECAY
     after: tuple[Operation, ...] = (Relu(), Dropout())
 
 
@@ -101,6 +114,7 @@ class Classifier:
     name: str = "fc8"
     init_std: float | None = 0.01
     bias: float = 0.0
+    weight_decay: float = WEIGHT_DECAY
 
 
 Layer = Convolution | Dense | Classifier
@@ -213,7 +227,7 @@ def trace(table: Architecture, crop_size: int, classes: int = 1000) -> tuple[Lay
 def _sides(table: Architecture, layer: Convolution, side: int, crop_size: int) -> tuple[int, int]:
     """Pixels along a side after the convolution, and after the pooling that follows it."""
     windows = [(layer.kernel, layer.stride, layer.ceil_mode)]
-    windows += [(op.size, op.stride, op.ceil_mode) for op in layer.after if isinstance(op, MaxPool)]
+    windows += [(op.size, op.stride, op.ceil_mode) for op in layer.after if isinstance(op, MaxPool | AveragePool)]
     sides, padding = [side], 2 * layer.padding
     for window, stride, ceil_mode in windows:
         if sides[-1] + padding < window:

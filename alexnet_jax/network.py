@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Key
 from alexnet_jax import gradients, ops
 from alexnet_jax.layers import (
     Architecture,
+    AveragePool,
     Classifier,
     Convolution,
     Dense,
@@ -63,7 +64,14 @@ class Weights(nnx.Module):
 
 
 class Network(nnx.Module):
-    """A layer table made into a network. `__call__` is the per-device program.
+    """A layer table made into a network. `__call__` is the per-device program; by itself a device holds all towers.
+
+    >>> from alexnet_jax import ARCHITECTURES, Network
+    >>> network = Network(ARCHITECTURES["paper"], rngs=nnx.Rngs(0))
+    >>> network(jnp.zeros((1, 224, 224, 3))).shape
+    (1, 1000)
+    >>> network.layers["conv3"].kernel.shape
+    (2, 3, 3, 256, 192)
 
     Use its tree-safe form in anything jitted: `split` once, then `nnx.merge(graph, {"layers": params})` inside.
     """
@@ -72,8 +80,8 @@ class Network(nnx.Module):
         self,
         architecture: Architecture,
         *,
-        classes: int,
-        crop_size: int,
+        classes: int = 1000,
+        crop_size: int | None = None,
         dtype: jnp.dtype = jnp.dtype(jnp.float32),
         rngs: nnx.Rngs,
     ):
@@ -82,7 +90,7 @@ class Network(nnx.Module):
         Args:
             architecture: the layer table.
             classes: number of outputs.
-            crop_size: side of the input in pixels.
+            crop_size: side of the input in pixels; None: the table's own.
             dtype: of activations and products, float32 or bfloat16; parameters and logits are float32.
             rngs: its `params` stream draws the initial kernels.
 
@@ -91,7 +99,7 @@ class Network(nnx.Module):
         """
         self.architecture = architecture
         self.dtype = dtype
-        shapes = trace(architecture, crop_size, classes)
+        shapes = trace(architecture, crop_size or architecture.crop_size, classes)
         self.layers = nnx.Dict({layer.name: Weights(layer, rngs) for layer in shapes})
 
     def __call__(
@@ -183,6 +191,8 @@ def _operate(operation: Operation, x: Towers, number: int, tower: Axis, dropout_
             return tuple(gradients.response_norm(x_t, operation) for x_t in x)
         case MaxPool():
             return tuple(gradients.max_pool(x_t, operation) for x_t in x)
+        case AveragePool():
+            return tuple(ops.average_pool(x_t, operation) for x_t in x)
         case Dropout():
             if dropout_keys is None:
                 return x

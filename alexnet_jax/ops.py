@@ -8,10 +8,11 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
-from alexnet_jax.layers import MaxPool, ResponseNorm, sliding_windows
+from alexnet_jax.layers import AveragePool, MaxPool, ResponseNorm, sliding_windows
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
@@ -34,11 +35,17 @@ def local_convolution(
     stride: int,
     padding: Padding,
 ) -> Float[Array, "batch oh ow cout"]:
-    """Cross-correlation with a kernel of its own at each position; `taps` are cin x size x size, maps outermost."""
-    names = ("NHWC", "HWIO", "NHWC")
-    return lax.conv_general_dilated_local(
-        x, kernel, (stride, stride), padding, (size, size), dimension_numbers=names, precision=EXACT
-    )
+    """Cross-correlation with a kernel of its own at each position; `taps` are cin x size x size, maps outermost.
+
+    Each position has one matrix product with the patches of all images, which are copied map by map. On the CPU it takes an
+    eighth of the time of `lax.conv_general_dilated_local`, which convolves to cut the patches out.
+    """
+    (oh, ow, _, cout), cin = kernel.shape, x.shape[-1]
+    padded = jnp.pad(x, ((0, 0), *padding, (0, 0))).transpose(1, 2, 0, 3)
+    rows, columns = (oh - 1) * stride + 1, (ow - 1) * stride + 1
+    taps = [padded[i : i + rows : stride, j : j + columns : stride] for i in range(size) for j in range(size)]
+    by_tap = kernel.reshape(oh, ow, cin, size**2, cout).swapaxes(2, 3).reshape(kernel.shape)
+    return jnp.einsum("hwbk,hwko->bhwo", jnp.concatenate(taps, axis=-1), by_tap, precision=EXACT)
 
 
 def dense(
@@ -99,6 +106,22 @@ def max_pool(x: Float[Array, "batch height width maps"], pool: MaxPool) -> Float
     padding = [(0, sliding_windows(side, pool.size, pool.stride, pool.ceil_mode)[1]) for side in x.shape[1:3]]
     window, strides = (1, pool.size, pool.size, 1), (1, pool.stride, pool.stride, 1)
     return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, ((0, 0), *padding, (0, 0)))
+
+
+def average_pool(x: Float[Array, "batch height width maps"], pool: AveragePool) -> Float[Array, "batch oh ow maps"]:
+    """The mean of each window. At the edge it counts the pixels that are there, as in cuda-convnet.
+
+    bfloat16 is summed in float32.
+    """
+    windows = [sliding_windows(side, pool.size, pool.stride, pool.ceil_mode) for side in x.shape[1:3]]
+    padding = ((0, 0), *((0, reach) for _, reach in windows), (0, 0))
+    window, strides = (1, pool.size, pool.size, 1), (1, pool.stride, pool.stride, 1)
+    total = lax.reduce_window(at_least_float32(x), 0.0, lax.add, window, strides, padding)
+    rows, columns = (
+        np.minimum(pool.size, side - pool.stride * np.arange(count))
+        for side, (count, _) in zip(x.shape[1:3], windows, strict=True)
+    )
+    return (total / np.outer(rows, columns)[:, :, None].astype(total.dtype)).astype(x.dtype)
 
 
 def dropout(

@@ -4,6 +4,7 @@ v := 0.9 v - 0.0005 eps w - eps g;  w := w + v. The rate eps is inside the veloc
 and differ after every change of rate: `--norate_in_velocity`.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,22 +18,25 @@ Rates = dict[str, dict[str, Any]]  # one scalar per parameter, shaped as Params
 
 
 def momentum_2012(
-    rates: Rates, *, momentum: float, weight_decay: float, bias_decay: bool, rate_in_velocity: bool = True
+    rates: Rates, *, momentum: float, decays: Mapping[str, float], bias_decay: bool, rate_in_velocity: bool = True
 ) -> optax.GradientTransformation:
     """The velocity update of Section 5 from Optax's parts.
 
     Args:
         rates: learning rate of each parameter; they may be traced, for the state does not depend on them.
         momentum: 0.9 in the paper.
-        weight_decay: 0.0005 in the paper.
+        decays: weight decay of each layer; 0.0005 in the paper.
         bias_decay: decay biases as well.
         rate_in_velocity: False multiplies the velocity by the rate when it is added to the parameters.
     """
 
-    def decays(params: Params) -> dict[str, dict[str, bool]]:
+    def decaying(params: Params) -> dict[str, dict[str, bool]]:
         return {layer: {name: bias_decay or name != "bias" for name in weights} for layer, weights in params.items()}
 
-    decay = optax.add_decayed_weights(weight_decay, mask=decays)
+    def add_decayed(gradients: Any, params: Any) -> Any:
+        return jax.tree.map_with_path(lambda path, g, w: g + decays[path[0].key] * w, gradients, params)
+
+    decay = optax.masked(optax.stateless(add_decayed), decaying)
     rate = optax.stateless(lambda gradients, _: jax.tree.map(lambda g, rate: -rate * g, gradients, rates))
     velocity = optax.trace(decay=momentum)
     return optax.chain(decay, rate, velocity) if rate_in_velocity else optax.chain(decay, velocity, rate)

@@ -71,8 +71,9 @@ class Setup:
     def transformation(self, rates: Rates) -> optax.GradientTransformation:
         """The run's optimiser at these learning rates."""
         config = self.config
+        decays = {layer.name: layer.weight_decay for layer in config.table().layers}
         return momentum_2012(
-            rates, momentum=config.momentum, weight_decay=config.weight_decay, bias_decay=config.bias_decay,
+            rates, momentum=config.momentum, decays=decays, bias_decay=config.bias_decay,
             rate_in_velocity=config.rate_in_velocity,
         )  # fmt: skip
 

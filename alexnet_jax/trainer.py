@@ -10,23 +10,29 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 import numpy as np
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Int64
+from jaxtyping import Float32, Int32, Int64
 
 from alexnet_jax.augment import COLOUR_NOISE
 from alexnet_jax.data.dataset import Dataset
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.data.splits import Order
-from alexnet_jax.evaluate import Evaluator, make_eval_fn
+from alexnet_jax.evaluation import Evaluator, Score, make_eval_fn
+from alexnet_jax.inference.analysis import confusion
+from alexnet_jax.inference.pictures import confusion_sheet, kernel_sheet
 from alexnet_jax.optimizer import Schedule
 from alexnet_jax.run.checkpoint import Checkpoints
+from alexnet_jax.run.clock import Clock, SpeedMeter
 from alexnet_jax.run.diagnostics import DeadNetwork, label_entropy
 from alexnet_jax.run.intervals import Intervals, Progress
-from alexnet_jax.run.metrics import MetricSums, Recorder, Row, SpeedMeter, Stopwatch
+from alexnet_jax.run.metrics import MetricSums, Row
 from alexnet_jax.run.param_stats import ParamStatsMeter
+from alexnet_jax.run.recorder import Recorder
 from alexnet_jax.step import ImageStats, Metrics, Setup, StepHparams, TrainState, make_nonfinite_count, make_train_step
 from alexnet_jax.system.errors import Diverged
 from alexnet_jax.system.signals import RESUME_STATUS, Interrupted, Interruption
 from alexnet_jax.system.watchdog import Watchdog
+
+SHOWN_CLASSES = 100  # the most classes whose confusions are drawn for TensorBoard
 
 
 class _Pending(NamedTuple):
@@ -51,8 +57,9 @@ class Trainer:
         intervals: Intervals,
         interruption: Interruption,
         watchdog: Watchdog,
+        clock: Clock,
     ):
-        config = setup.config
+        config, self._clock = setup.config, clock
         self._setup, self._dataset, self._intervals, self._watchdog = setup, dataset, intervals, watchdog
         self._checkpoints, self._recorder, self._interruption = checkpoints, recorder, interruption
         self._schedule = Schedule(config, tuple(setup.shapes), intervals.examples, intervals.total_steps)
@@ -63,7 +70,7 @@ class Trainer:
         self._loaders = {name: Loader(setup.mesh, dataset.splits[name], config.data_on_device) for name in used}
         self._count_nonfinite = make_nonfinite_count(setup)
         self._param_stats = ParamStatsMeter(setup)
-        self._speed = SpeedMeter(config.batch_size)
+        self._speed = SpeedMeter(clock, config.batch_size)
         self._vote = setup.mesh.vote() if jax.process_count() > 1 else None
         self._saved: int | None = None  # the step of the last checkpoint of this start
         self._dead = DeadNetwork(label_entropy(dataset.splits["train"].labels), len(dataset.classes))
@@ -77,6 +84,7 @@ class Trainer:
         """
         if progress.validation_due:
             progress = self._pause(state, progress)
+        self._clock.enter("compiling")
         hparams = _OnDevices(self._setup.mesh.put)
         stats = ImageStats(self._eval_fn.mean, self._setup.mesh.put(self._dataset.colours, P()))
         pending = None
@@ -92,6 +100,7 @@ class Trainer:
                     progress, stopping = self._pause(state, progress), stopping or voted
                 if self._stops(stopping) and progress.step < self._intervals.total_steps:
                     self._stop(state, self._read(pending, progress)[0])
+            self._clock.enter("saving")  # until all is on the disk
 
     def _batches(self, first: int) -> Generator[tuple[Any, Int64[np.ndarray, "batch"]]]:
         """The batches of all steps from `first` on, each with the numbers of its examples."""
@@ -124,13 +133,15 @@ class Trainer:
         loss, top1_error, top5_error = (float(value) for value in fetch(pending.metrics, P()))
         if not math.isfinite(loss):
             raise self._diverged(pending.step, f"the loss is {loss}")
-        self._speed.count()
+        if self._clock.phase == "training":
+            self._speed.count()
+        self._clock.enter("training")  # the first step of this start has compiled
         self._recorder.examples(pending.step, pending.examples)
         sums = progress.sums.plus(loss, top1_error, top5_error)
         if self._intervals.logs(pending.step):
             self._write_row(pending, sums)
             sums = MetricSums()
-        self._recorder.progress(pending.step, loss, top1_error, self._speed.last)
+        self._recorder.progress(pending.step, loss, top1_error, pending.rate)
         return replace(progress, sums=sums), stopping
 
     def _write_row(self, pending: _Pending, sums: MetricSums) -> None:
@@ -146,6 +157,8 @@ class Trainer:
             learning_rate=pending.rate,
             images_per_second=self._speed.lap(),
             examples=sums.steps * self._setup.config.batch_size,
+            time=round(self._clock.now(), 3),
+            seconds=round(self._clock.training, 3),
         )
         self._recorder.write(row)
         if warning := self._dead.warning(pending.step, row.loss):
@@ -153,26 +166,22 @@ class Trainer:
 
     def _pause(self, state: TrainState, progress: Progress) -> Progress:
         """Validation, then checkpoint, where the intervals say."""
-        with self._speed.paused():
-            error, best = None, progress.plateau.best_error
-            if self._intervals.validates_after(progress.step):
-                try:
+        error, best = None, progress.plateau.best_error
+        if self._intervals.validates_after(progress.step):
+            try:
+                with self._clock.during("validating"):
                     progress, error = self._validate(state, progress)
-                except Interrupted:
-                    self._stop(state, replace(progress, validation_due=True))
-            if self._intervals.saves_after(progress.step) or (error is not None and error < best):
-                self._save(state, progress, error)
+            except Interrupted:
+                self._stop(state, replace(progress, validation_due=True))
+        if self._intervals.saves_after(progress.step) or (error is not None and error < best):
+            self._save(state, progress, error)
         return progress
 
     def _validate(self, state: TrainState, progress: Progress) -> tuple[Progress, float]:
         """Top-1 error in percent on the validation split, recorded and shown to the schedule."""
         step, config = progress.step, self._setup.config
-        watch, begins = Stopwatch(), self._watchdog.watch
-        begins("reading", step)
-        # Several processes finish a validation: none of them may leave it alone.
-        stop = lambda: begins("validation", step) or (not self._vote and self._interruption.requested)  # noqa: E731
-        score, _ = self._evaluator([(self._eval_fn, state.params)], self._loaders["validation"], stop=stop)
-        begins("statistics", step)
+        score, seconds = self._judge(state, step)
+        self._watchdog.watch("statistics", step)
         self._recorder.write(
             Row(
                 step=step,
@@ -182,8 +191,10 @@ class Trainer:
                 top1_error=score.top1_error,
                 top5_error=score.top5_error,
                 learning_rate=self._schedule.rate(step - 1, progress.plateau),
-                images_per_second=score.examples / watch.lap(),
+                images_per_second=score.examples / seconds,
                 examples=score.examples,
+                time=round(self._clock.now(), 3),
+                seconds=round(self._clock.training, 3),
                 magnitudes=self._param_stats(state, self._schedule.rates(step - 1, progress.plateau)),
             )
         )
@@ -194,15 +205,50 @@ class Trainer:
             self._recorder.say(f"no better in {config.patience} validations: learning rate {rate:g} from step {step + 1}")
         return replace(progress, plateau=plateau, validation_due=False), score.top1_error
 
+    def _judge(self, state: TrainState, step: int) -> tuple[Score, float]:
+        """The score on the validation split, and the seconds that it took. Raises Interrupted."""
+        loader, watch, judged = self._loaders["validation"], self._watchdog.watch, itertools.count()
+        batches, began = math.ceil(len(loader.split) / self._setup.config.batch_size), self._clock.spent("validating")
+        watch("reading", step)
+
+        def stop() -> object:
+            """Several processes finish a validation: none of them may leave it alone."""
+            watch("validation", step)
+            self._recorder.validating(next(judged) / batches)
+            return not self._vote and self._interruption.requested
+
+        last = step == self._intervals.total_steps and self._setup.classes <= SHOWN_CLASSES
+        score, logs = self._evaluator([(self._eval_fn, state.params)], loader, stop=stop, keep=last)
+        seconds = self._clock.spent("validating") - began
+        self._show(state, step, loader.split.labels, logs)
+        return score, seconds
+
+    def _show(
+        self, state: TrainState, step: int, labels: Int32[np.ndarray, "n"], logs: Float32[np.ndarray, "n classes"] | None
+    ) -> None:
+        """Pictures for TensorBoard: the kernels of the first layer, and at the end the confusions of classes."""
+        layer = next(iter(self._setup.shapes))
+        kernel = self._setup.mesh.fetch(state.params[layer]["kernel"], self._setup.specs[layer]["kernel"])
+        if self._recorder.silent:
+            return
+        self._recorder.picture(f"train/{layer}_kernels", kernel_sheet(kernel), step)
+        if logs is not None:
+            counts = confusion(labels, logs.argmax(axis=1), self._setup.classes)
+            self._recorder.picture("validation/confusions", confusion_sheet(counts), step)
+
     def _save(self, state: TrainState, progress: Progress, error: float | None) -> None:
         self._watchdog.watch("checkpoint", progress.step)
-        if self._setup.mesh.fetch(self._count_nonfinite(state.params), P()):
-            raise self._diverged(progress.step, "a parameter is not finite")
-        self._checkpoints.save(self._setup, state, progress.as_dict(), error)
+        with self._clock.during("saving"):
+            if self._setup.mesh.fetch(self._count_nonfinite(state.params), P()):
+                raise self._diverged(progress.step, "a parameter is not finite")
+            host = replace(progress, seconds=self._clock.training).as_dict()
+            self._checkpoints.save(self._setup, state, host, error)
+            self._recorder.saved(progress.step)
         self._saved = progress.step
 
     def _stop(self, state: TrainState, progress: Progress) -> NoReturn:
         """Saves what is not, and raises Interrupted."""
+        self._clock.enter("saving")
         if progress.validation_due or self._saved != progress.step:
             self._save(state, progress, None)
         why = self._interruption.requested or "a signal to another process"

@@ -8,6 +8,9 @@ from typing import Literal, NamedTuple
 from alexnet_jax.system.errors import UserError
 
 Spmd = Literal["shard_map", "pmap"]
+SPLITS = ("train", "validation", "test")
+RESIZES = ("centre", "warp")
+ON_ERROR = ("fail", "skip")  # at an image that cannot be decoded
 
 
 class MeshShape(NamedTuple):
@@ -78,6 +81,32 @@ class LayerRate(NamedTuple):
         return rate
 
 
+class LayerDecay(NamedTuple):
+    """A layer's own weight decay: 'fc10:0.01'."""
+
+    layer: str
+    decay: float
+
+    def __str__(self) -> str:
+        return f"{self.layer}:{number_text(self.decay)}"
+
+    @staticmethod
+    def parse(texts: Sequence[str]) -> "tuple[LayerDecay, ...]":
+        """['fc10:0.01'] as (('fc10', 0.01),). Raises UserError naming the entry."""
+        return tuple(LayerDecay._parse_one(text) for text in texts)
+
+    @staticmethod
+    def _parse_one(text: str) -> "LayerDecay":
+        layer, _, number = text.partition(":")
+        try:
+            decay = LayerDecay(layer, float(number))
+        except ValueError:
+            raise UserError(f"--layer_decays={text} is not LAYER:DECAY, such as fc10:0.01") from None
+        if not 0 <= decay.decay < math.inf:
+            raise UserError(f"--layer_decays={text} has a number that is negative or not finite")
+        return decay
+
+
 def parse_epochs(texts: Sequence[str]) -> tuple[float, ...]:
     """Epoch numbers. Raises UserError naming a list of anything else."""
     try:
@@ -96,3 +125,8 @@ def _is_count(text: str) -> bool:
 def number_text(number: float) -> str:
     """The shortest text that gives the number back: 25 for 25.0."""
     return str(int(number)) if float(number).is_integer() else repr(number)
+
+
+def three_digits(number: float) -> str:
+    """The number as a person reads it: '12.3', '0.0123', '1,234'."""
+    return f"{number:,.0f}" if abs(number) >= 999.5 else f"{number:#.3g}".rstrip(".")

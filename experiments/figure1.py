@@ -16,7 +16,7 @@ from absl import flags
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from alexnet_jax.figures import COLOURS, save_figure
+from alexnet_jax.figures.style import PALETTE, save_figure
 from alexnet_jax.run.metrics import read_rows
 from alexnet_jax.system import cli
 from alexnet_jax.system.errors import UserError
@@ -24,7 +24,7 @@ from alexnet_jax.system.files import read_json, replacing
 from experiments.claims.claim import FOLDER, read_claim
 
 FOLDER_OUT = FOLDER.parent / "results" / "figure1"
-STYLES = {"relu": (COLOURS["train"], "-"), "tanh": (COLOURS["validation"], "--")}  # solid and dashed as in the paper
+STYLES = {"relu": (PALETTE[0], "-"), "tanh": (PALETTE[1], "--")}  # solid and dashed as in the paper
 Curve = list[tuple[float, float]]  # of (epoch, training error in percent)
 
 
@@ -62,7 +62,7 @@ def draw(curves: dict[str, Sequence[Curve]], threshold: float, ratio: float) -> 
         f"dotted: {threshold:g} % training error, for which tanh needs {ratio:.1f} times the epochs", (0.99, 0.03),
         xycoords="axes fraction", ha="right", fontsize=9, color="0.25",
     )  # fmt: skip
-    axis.set(xlabel="epoch", ylabel="training error (%)", xlim=(0, None), ylim=(0, None))
+    axis.set(xlabel="epoch", ylabel="training error, top-1 (%)", xlim=(0, None), ylim=(0, None))
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
     return figure

@@ -21,6 +21,7 @@ from absl import flags, logging
 from PIL import Image
 
 from alexnet_jax.benchmark import inputs, results
+from alexnet_jax.benchmark.flags import define_measurement
 from alexnet_jax.benchmark.inputs import Batches, InputStream
 from alexnet_jax.config import Config, from_flags
 from alexnet_jax.config import define_flags as define_config_flags
@@ -159,7 +160,7 @@ def main(options: flags.FlagValues) -> None:
 def define_flags(options: flags.FlagValues) -> None:
     """The flags of this command."""
     define_config_flags(options)
-    results.define_flags(options)
+    define_measurement(options)
 
 
 COMMAND = cli.Command(__doc__, define_flags, main)

@@ -11,13 +11,14 @@ from pathlib import Path
 import matplotlib
 from absl import flags
 
-from alexnet_jax.figures import FIGURE_SUFFIXES, write_figure
+from alexnet_jax.figures import FIGURE_SUFFIXES
+from alexnet_jax.figures.style import PALETTE, write_figure
 from alexnet_jax.run.workdir import read_config
 from alexnet_jax.system import cli
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.files import check_output
 
-PRECISIONS = {"float32": "#0072B2", "bfloat16": "#D55E00"}
+PRECISIONS = dict(zip(("float32", "bfloat16"), PALETTE, strict=False))
 
 
 def training_losses(workdir: str) -> dict[int, float]:

@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 from alexnet_jax.benchmark.ours import CLASSES, noise_batch, training_flops
 from alexnet_jax.benchmark.results import figure_path
 from alexnet_jax.config import Config
-from alexnet_jax.figures import write_figure
+from alexnet_jax.figures.style import PALETTE, write_figure
 from alexnet_jax.layers import trace
 from alexnet_jax.mesh import make_mesh
 from alexnet_jax.step import ImageStats, Setup, StepHparams, make_setup, make_train_step
@@ -172,7 +172,7 @@ def draw(rows: list[dict[str, Any]], path: Path, batch: int) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for towers, colour, name in ((1, "#0072B2", "both towers on each device"), (2, "#D55E00", "one tower on each device")):
+    for towers, colour, name in ((1, PALETTE[0], "both towers on each device"), (2, PALETTE[1], "one tower on each device")):
         mine = [row for row in rows if row["mesh"].endswith(f"x{towers}")]
         devices = [row["devices"] for row in mine]
         axes.plot(devices, [row["images_per_second_overlapped"] for row in mine], "o-", color=colour, label=name)
@@ -181,7 +181,7 @@ def draw(rows: list[dict[str, Any]], path: Path, batch: int) -> None:
     ideal = [first["images_per_second_overlapped"] * n / first["devices"] for n in DEVICES]
     axes.plot(DEVICES, ideal, color="#999999", linewidth=1, label="in proportion")
     axes.plot([], [], "o:", color="#444444", markersize=3, label="nothing overlapped")
-    axes.set(xscale="log", yscale="log", xlabel=f"H200, {batch} images on each", ylabel="images per second (modelled)")
+    axes.set(xscale="log", yscale="log", xlabel=f"H200s, {batch} images on each", ylabel="images per second (modelled)")
     axes.set_xticks(DEVICES, [str(n) for n in DEVICES])
     axes.minorticks_off()
     axes.grid(alpha=0.25)

@@ -3,9 +3,9 @@
     python -m experiments.soak --out=soak --kills=50
 
 Each run is started and killed by SIGKILL or SIGTERM at a random moment, sometimes during a save, until it is complete. Even
-runs stay on one mesh: parameters and metrics.jsonl must be the same, bit for bit. Odd runs change the mesh at every start:
-every parameter and (relative) every loss must agree within 1e-5. In all runs examples.jsonl must show that no example was
-lost or seen twice. Prints one JSON object; progress goes to stderr.
+runs stay on one mesh: parameters and metrics.jsonl without times must be the same, bit for bit. Odd runs change the mesh at
+every start: every parameter and (relative) every loss must agree within 1e-5. In all runs examples.jsonl must show that no
+example was lost or seen twice. Prints one JSON object; progress goes to stderr.
 """
 
 import json
@@ -25,7 +25,7 @@ from absl import flags
 
 from alexnet_jax.mesh import make_mesh
 from alexnet_jax.run.checkpoint import Checkpoints
-from alexnet_jax.run.metrics import read_rows
+from alexnet_jax.run.metrics import read_rows, reproducible_rows
 from alexnet_jax.run.workdir import provenance, read_config
 from alexnet_jax.step import TrainState, make_setup
 from alexnet_jax.system import cli, runtime
@@ -104,11 +104,6 @@ def state_of(workdir: Path) -> TrainState:
     return restored[0]
 
 
-def rows_of(workdir: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without its speeds."""
-    return [{name: value for name, value in row.items() if name != "images_per_second"} for row in read_rows(workdir)]
-
-
 def examples_of(workdir: Path) -> list[dict[str, Any]]:
     """The examples of each step. Raises UserError if a step is missing or an epoch has an example twice."""
     rows = read_rows(workdir, name="examples.jsonl")
@@ -123,14 +118,15 @@ def examples_of(workdir: Path) -> list[dict[str, Any]]:
 def difference(workdir: Path, whole: Path) -> dict[str, Any]:
     """Compares a run with the uninterrupted one."""
     mine, other = state_of(workdir), state_of(whole)
+    rows, expected = reproducible_rows(workdir), reproducible_rows(whole)
     same = jax.tree.map(lambda a, b: bool((a == b).all()), mine, other)
     apart = jax.tree.map(lambda a, b: float(abs(a - b).max()), mine.params, other.params)
-    losses = [abs(a["loss"] - b["loss"]) / b["loss"] for a, b in zip(rows_of(workdir), rows_of(whole), strict=True)]
+    losses = [abs(a["loss"] - b["loss"]) / b["loss"] for a, b in zip(rows, expected, strict=True)]
     return {
-        "same_bits": all(jax.tree.leaves(same)), "same_rows": rows_of(workdir) == rows_of(whole),
+        "same_bits": all(jax.tree.leaves(same)), "same_rows": rows == expected,
         "largest_difference_of_a_parameter": max(jax.tree.leaves(apart)),
         "largest_relative_difference_of_a_loss": max(losses),
-        "rows": len(rows_of(workdir)), "same_examples": examples_of(workdir) == examples_of(whole),
+        "rows": len(rows), "same_examples": examples_of(workdir) == examples_of(whole),
     }  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """Eight forced CPU devices for every test, and a cache of compiled programs that is kept between runs of the suite."""
 
 import os
+import signal
 from pathlib import Path
 
 import jax
@@ -26,6 +27,9 @@ CACHE = {
 
 def pytest_configure(config: pytest.Config) -> None:
     """Before any test module asks for a device."""
+    for number in (signal.SIGINT, signal.SIGHUP):  # nohup and a shell's & ignore them, and every process would inherit that
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     for name, value in CACHE.items():
         os.environ[name.upper()] = str(value)  # for the processes that tests start
         jax.config.update(name, value)

@@ -40,6 +40,8 @@ CORE = {
     "run/reader": ("checkpoint", "lost_runs"),
     "data/splits": ("splits", "loader"),
     "run/metrics": ("metrics", "train"),
+    "run/clock": ("clock", "train"),
+    "run/starts": ("clock", "train"),
 }
 QUICK = "not slow"
 SECONDS = 1800  # of one mutant; one that hangs is killed, and so counts

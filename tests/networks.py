@@ -15,6 +15,12 @@ from alexnet_jax import mesh as meshes
 from alexnet_jax.config import Config, from_dict
 from alexnet_jax.data.example import Example, Listed, Source
 from alexnet_jax.data.splits import Batch
+from alexnet_jax.run.clock import Clock, Phase
+from alexnet_jax.run.display import Display, run_console
+from alexnet_jax.run.intervals import Intervals, Progress
+from alexnet_jax.run.metrics import Row
+from alexnet_jax.run.recorder import Recorder
+from alexnet_jax.run.starts import StartLog
 from alexnet_jax.step import Setup, make_setup
 from alexnet_jax.values import MeshShape, Spmd
 
@@ -104,6 +110,31 @@ def record_row(step: int, split: str, **fields) -> dict:
     """A row of metrics.jsonl."""
     defaults = {"step": step, "epoch": float(step), "split": split, "loss": 2.5, "top1_error": 50.0, "top5_error": 10.0}
     return defaults | {"learning_rate": 0.01, "images_per_second": 100.0, "examples": 8} | fields
+
+
+class StillTime:
+    """A clock that stands still until a test moves it."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.clock = Clock(monotonic=lambda: self.seconds, now=lambda: 1e9 + self.seconds)
+
+    def work(self, phase: Phase, seconds: float) -> None:
+        """Some seconds in a phase."""
+        self.clock.enter(phase)
+        self.seconds += seconds
+
+
+def recorded(step: int, split: str = "train", **fields) -> Row:
+    """A row as a trainer writes it."""
+    return Row(step, step / 10, split, 2.5, 50.0, 10.0, 0.01, 123.4, 16, 1.5e9, 7.5, **fields)
+
+
+def recording(workdir: Path, progress: Progress = Progress(), *, silent: bool = False, **fields) -> Recorder:
+    """A recorder as a trainer has it, which resumes at `progress`, with what it shows on stderr."""
+    config, clock = small_config(workdir=str(workdir), **fields), Clock()
+    display = Display(clock, Intervals(config, 400, True), run_console(silent=silent))
+    return Recorder(config, display, StartLog(workdir, clock, silent=True), progress, silent=silent)
 
 
 class Finished(NamedTuple):

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from alexnet_jax.data.example import Example, Listed, Source
-from alexnet_jax.figures import write_figure
+from alexnet_jax.figures.style import write_figure
 
 SIZE = 16
 
@@ -70,12 +70,21 @@ def recorded(monkeypatch, module):
     return drawn
 
 
-def assert_bars(figure, rows):
-    """A bar for each row of a benchmark, the first one topmost."""
-    widths = [bar.get_width() for bar in figure.axes[0].patches]
-    names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert dict(zip(names, widths, strict=True)) == {name: row["images_per_second"] for name, row in rows.items()}
+def assert_rates(figure, rows):
+    """The rate of each row of a benchmark, the first one topmost: bars from zero, or dots on a logarithmic axis."""
+    (axis,) = figure.axes
+    names = [label.get_text() for label in axis.get_yticklabels()]
     assert names == list(rows)[::-1]
+    if axis.get_xscale() == "log":
+        assert not axis.patches
+        lines, dots = axis.collections
+        rates = dots.get_offsets()[:, 0].tolist()
+        ranges = [[rows[name]["low"], rows[name]["high"]] for name in names]
+        assert [line[:, 0].tolist() for line in lines.get_segments()] == ranges
+    else:
+        assert {bar.get_x() for bar in axis.patches} == {0}
+        rates = [bar.get_width() for bar in axis.patches]
+    assert dict(zip(names, rates, strict=True)) == {name: row["images_per_second"] for name, row in rows.items()}
 
 
 def png(samples, depth, colour_type, **chunks):

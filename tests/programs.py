@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 # What a program depends on. The other fields of a config are about files, intervals and rates, which are arguments.
 COMPILED_FOR = (
     "architecture", "bias_init", "dropout", "precision", "image_size", "crop_size", "flip", "colour_noise", "batch_size",
-    "accumulate", "momentum", "rate_in_velocity", "weight_decay", "bias_decay", "seed",
+    "accumulate", "momentum", "rate_in_velocity", "weight_decay", "layer_decays", "bias_decay", "seed",
 )  # fmt: skip
 
 
@@ -42,7 +42,7 @@ def _once(make: Callable[..., Any]) -> Callable[..., Any]:
 @pytest.fixture(scope="session", autouse=True)
 def shared_programs() -> Iterator[None]:
     """What trainer, evaluation and checkpoints compile is compiled once. `alexnet_jax.step` itself stays as it is."""
-    from alexnet_jax import evaluate, trainer
+    from alexnet_jax import evaluation, trainer
     from alexnet_jax.run import reader
     from alexnet_jax.step import Setup
 
@@ -50,7 +50,7 @@ def shared_programs() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module, name in (
             (trainer, "make_train_step"), (trainer, "make_nonfinite_count"), (trainer, "ParamStatsMeter"),
-            (trainer, "Evaluator"), (evaluate, "make_view_step"), (reader, "make_checksum"),
+            (trainer, "Evaluator"), (evaluation, "make_view_step"), (reader, "make_checksum"),
         ):  # fmt: skip
             patch.setattr(module, name, _once(getattr(module, name)))
         # A training step is given the state's memory, so every run gets a copy.

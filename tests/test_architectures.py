@@ -10,6 +10,7 @@ from alexnet_jax.architectures import ARCHITECTURES, with_overrides
 from alexnet_jax.layers import Architecture, Classifier, Convolution, Dense, Dropout, convolution_padding, trace
 from alexnet_jax.network import initial_params, merge, split
 from alexnet_jax.system.errors import UserError
+from alexnet_jax.values import LayerDecay
 
 PARAMETERS = {
     "paper": 60_965_224,
@@ -22,7 +23,10 @@ PARAMETERS = {
     "init_001": 60_965_224,
     "no_conv4": 60_965_224 - 2 * 3 * 3 * 192 * 192 - 384,
     "torchvision": 61_100_840,
-    "cifar": 2_257_960,  # of them 1,141,470 for 990 classes more than CIFAR-10 has
+    # Of these 1,141,470 and 1,014,750 are for 990 classes more than CIFAR-10 has.
+    "cifar_13pct": 2_257_960,
+    "cifar_11pct": 3_254_440,
+    "cifar_18pct": 89_578 + 1_014_750,
 }
 
 
@@ -98,6 +102,30 @@ def test_overrides_leave_zero_biases_and_take_dropout_out():
         with_overrides(ARCHITECTURES["paper"], bias=None, dropout=1.0)
 
 
+def test_the_networks_for_cifar10_begin_and_decay_as_in_cuda_convnet():
+    """`initW` of its layer files, `wc` of its layer parameter files."""
+    found = {
+        name: [(layer.init_std, layer.weight_decay, layer.bias) for layer in ARCHITECTURES[name].layers]
+        for name in ("cifar_13pct", "cifar_11pct", "cifar_18pct")
+    }
+    four = [(0.0001, 0, 0), (0.01, 0, 0), (0.04, 0.004, 0), (0.04, 0.004, 0)]
+    assert found == {
+        "cifar_13pct": [*four, (0.01, 0.004, 0)],
+        "cifar_11pct": [*four, (0.01, 0.01, 0)],
+        "cifar_18pct": [(0.0001, 0.004, 0), (0.01, 0.004, 0), (0.01, 0.004, 0), (0.01, 1, 0)],
+    }
+
+
+def test_decays_are_the_tables_then_those_of_all_layers_then_those_of_single_ones():
+    def decays(**given):
+        return [layer.weight_decay for layer in with_overrides(ARCHITECTURES["cifar_11pct"], **given).layers]
+
+    assert decays() == [0, 0, 0.004, 0.004, 0.01]
+    assert decays(weight_decay=0.0) == [0] * 5
+    assert decays(layer_decays=[LayerDecay("fc10", 1.0)]) == [0, 0, 0.004, 0.004, 1]
+    assert decays(weight_decay=0.5, layer_decays=[LayerDecay("conv2", 0.0)]) == [0.5, 0, 0.5, 0.5, 0.5]
+
+
 def test_a_layer_without_a_deviation_is_drawn_as_pytorch_draws_it():
     """Kernels and biases from U(-1, 1) / sqrt(fan in); a locally connected layer has the fan in of one position."""
     conv = {"init_std": None, "after": ()}
@@ -136,7 +164,7 @@ def forward_shape(table: Architecture, layer: str | None = None, **options):
     return jax.eval_shape(run, params, images)
 
 
-@pytest.mark.parametrize("name", ["caffe", "source2012", "torchvision", "cifar", "cifar_tanh"])
+@pytest.mark.parametrize("name", ["caffe", "source2012", "torchvision", "cifar_18pct", "cifar_13pct_tanh"])
 def test_a_table_gives_float32_logits(name):
     logits = forward_shape(ARCHITECTURES[name])
     assert (logits.shape, logits.dtype) == ((2, 10), jnp.float32)

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from networks import SIZE, run, tiny_config, tiny_flags
 from PIL import Image
+from shard_files import write_parquet, write_tar
 
-from alexnet_jax.train import train
+from alexnet_jax.training import train
 
 TRAIN: list[tuple[str, str]] = [
     # Numbers.
@@ -263,6 +264,23 @@ PREPARE: list[tuple[str, str]] = [
     ("--dataset=folder:{place}/sets/twice", "sets/twice/valid is a second validation split"),
     ("--dataset=folder:{place}/sets/stranger", "sets/stranger/other is out of place beside the splits"),
     ("--dataset=folder:{place}/sets/untrained", "class 'b' of split test has no training images"),
+    ("--dataset=folder:{place}/sets/flat", "val/1.jpg is out of place: expected a folder for each class, or val_labels.txt"),
+    ("--dataset=folder:{place}/sets/short", "sets/short/val_labels.txt must have a line for each of the 2 images of"),
+    *((f"--dataset={kind}:{glob}", f"--dataset={kind}:{said}") for kind in ("parquet", "tar") for glob, said in (
+        ("", " matches no file"), ("{place}/none/*", "{place}/none/* matches no file"),
+        ("{place}/folder", "{place}/folder matches the folder {place}/folder: name its files"),
+        ("{place}/fifo", "{place}/fifo: {place}/fifo cannot be read: it is not a regular file"),
+        ("{place}/train-???", "{place}/train-??? matches no file"),
+    )),
+    *((f"--dataset=parquet:{{place}}/{name}", f"{{place}}/{name} is no Parquet file, or was cut short: ")
+      for name in ("text.txt", "black.png", "empty")),
+    *((f"--dataset=tar:{{place}}/{name}", f"{{place}}/{name} is no tar file, or a compressed or damaged one, or was cut")
+      for name in ("text.txt", "black.png", "empty")),
+    ("--dataset=parquet:{place}/shards/out.parquet", "row 1 of {place}/shards/out.parquet has label 2: there are 2 classes"),
+    ("--dataset=parquet:{place}/shards/other-*", "{place}/shards/other-1.parquet have other class names: prepare"),
+    ("--dataset=tar:{place}/shards/twice.tar", "{place}/shards/twice.tar has a.jpg twice: keep one of them"),
+    ("--dataset=tar:{place}/shards/bare.tar", "a.jpg of {place}/shards/bare.tar has no label a.cls or a.json"),
+    ("--dataset=tar:{place}/shards/cut.tar", "{place}/shards/cut.tar is no tar file, or a compressed or damaged one"),
     ("--dataset=", "--dataset is empty"),
     ("--dataset=synthetic", "needs no preparation"),
     ("--dataset=cifar11", "did you mean cifar10"),
@@ -382,6 +400,9 @@ FIGURES: list[tuple[str, str]] = [
     ("--workdir={run} --sample_seed=x", "--sample_seed"),
     ("--workdir={run} --lot=-1", "sample_seed"),
     ("--workdir={run} --host_devices=-1", "--host_devices=-1"),
+    ("--workdir={run} --architecture=paper", "--architecture=paper, and --workdir={run} is a run of paper_eighth"),
+    ("--workdir={run} --out={place}/a.png", "--out needs --architecture without --workdir"),
+    ("--workdir={run} --classes=3", "--classes needs --architecture without --workdir"),
 ]
 REPORT: list[tuple[str, str]] = [
     *SHOWN,
@@ -548,11 +569,14 @@ def make_lists_and_sets(folder: Path, data_dir: Path) -> None:
         "sets/case/A/1", "sets/no-train/val/a/1", "sets/no-train/test/a/1", "sets/twice/train/a/1", "sets/twice/val/a/1",
         "sets/twice/valid/a/1", "sets/stranger/train/a/1", "sets/stranger/other/a/1", "sets/untrained/train/a/1",
         "sets/untrained/test/b/1", "tfds/odd/1.0.0/features.json", "stores/groceries-1/x", "stores/groceries-3/x",
+        "sets/flat/train/a/1", "sets/flat/val/1.jpg", "sets/short/train/a/1", "sets/short/val/1", "sets/short/val/2",
     )  # fmt: skip
     for name in files:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
     os.mkfifo(folder / "sets/fifo/a/fifo")
+    (folder / "sets/short/val_labels.txt").write_text("a\n")
+    make_shards(folder / "shards")
     (folder / "sets/dangling/a/lost").symlink_to("nowhere")
     (folder / "sets/device/a/zero").symlink_to("/dev/zero")
     (folder / "tfds/odd/1.0.0/dataset_info.json").write_text("{")
@@ -562,6 +586,18 @@ def make_lists_and_sets(folder: Path, data_dir: Path) -> None:
         (folder / f"stores/groceries-{size}").mkdir()
         (folder / f"stores/groceries-{size}/meta.json").write_bytes(content)
     (folder / f"stores/groceries-{SIZE}").symlink_to(data_dir / f"tiny-{SIZE}")
+
+
+def make_shards(folder: Path) -> None:
+    """Parquet files and tars that are no set."""
+    write_parquet(folder / "out.parquet", [b"x", b"y"], [0, 2])
+    write_parquet(folder / "other-0.parquet", [b"x"], [0], ("a", "b"))
+    write_parquet(folder / "other-1.parquet", [b"x"], [0], ("b", "a"))
+    whole = [("a.jpg", b"x"), ("a.cls", b"0")]
+    write_tar(folder / "twice.tar", [*whole, whole[0]])
+    write_tar(folder / "bare.tar", whole[:1])
+    write_tar(folder / "cut.tar", whole)
+    os.truncate(folder / "cut.tar", 1536)
 
 
 def contents(*folders: Path) -> dict[str, tuple[int, int]]:

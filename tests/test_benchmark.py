@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pytest
 from matplotlib.colors import to_hex
 from networks import CROP, SIZE, make_mesh, run, small_config
-from pictures import assert_bars, recorded
+from pictures import assert_rates, recorded
 
 from alexnet_jax.benchmark import peers as peer_module
 from alexnet_jax.benchmark import results, steps
@@ -112,18 +112,21 @@ def test_every_peer_has_each_form_once():
 
 
 @pytest.mark.parametrize("fastest", [50.0, 5000.0])
-def test_bars_are_the_rows(tmp_path, monkeypatch, fastest):
+def test_rates_are_bars_from_zero_or_dots_on_a_logarithmic_axis(tmp_path, monkeypatch, fastest):
     drawn = recorded(monkeypatch, results)
     rows = {"ours": results.row([20.0, 10.0, 30.0]), "other": results.row([fastest, 40.0, 9000.0])}
-    results.draw_bars(rows, {"ours"}, "images per second", tmp_path / "f.svg")
+    results.draw_rates(rows, {"ours"}, "images per second", tmp_path / "f.svg")
     (axis,) = drawn[0].axes
-    bars = {label.get_text(): bar for label, bar in zip(axis.get_yticklabels(), axis.patches, strict=True)}
-    assert {name: bar.get_width() for name, bar in bars.items()} == {"ours": 20.0, "other": fastest}
-    assert to_hex(bars["ours"].get_facecolor()) == results.OUR_COLOUR.lower() != to_hex(bars["other"].get_facecolor())
-    assert bars["ours"].get_y() > bars["other"].get_y()  # the first row is the topmost
-    assert [text.get_text().strip() for text in axis.texts] == [f"{fastest:,.1f}" if fastest < 100 else "5,000", "20.0"]
     assert axis.get_xscale() == ("log" if fastest > 200 else "linear")
-    assert "<!-- images per second -->" in (tmp_path / "f.svg").read_text()
+    assert_rates(drawn[0], rows)
+    assert axis.get_ylim()[0] < 0 < 1 < axis.get_ylim()[1]  # upwards: the first row is the topmost
+    colours = axis.collections[1].get_facecolors() if fastest > 200 else [bar.get_facecolor() for bar in axis.patches]
+    other, ours = map(to_hex, colours)
+    assert ours == results.OUR_COLOUR.lower() != other
+    assert [text.get_text() for text in axis.texts] == [f"{fastest:,.1f}" if fastest < 100 else "5,000", "20.0"]
+    marks = "dot: median, line: range; logarithmic axis" if fastest > 200 else "bar: median, line: range"
+    assert axis.get_xlabel() == f"images per second\n{marks}"
+    assert f"<!-- {marks} -->" in (tmp_path / "f.svg").read_text()
 
 
 @pytest.mark.parametrize(
@@ -220,7 +223,7 @@ def test_the_network_is_measured_and_drawn(tmp_path, monkeypatch):
         assert each["flops_per_second"] * each["seconds"] == pytest.approx(2 * 8 * macs[each["layer"]])
     assert (result["ratios"], result["peers_tried"], result["pytorch"]) == ({}, {}, None)
     assert all(name in done.stderr for name in (*rows, *macs, *directions))
-    assert_bars(drawn[0], rows)
+    assert_rates(drawn[0], rows)
     assert (tmp_path / "steps.svg").read_text().count("<svg") == 1
 
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 from networks import SIZE, run, small_config, tiny_flags
-from pictures import assert_bars, recorded
+from pictures import assert_rates, recorded
 from PIL import Image
 
 from alexnet_jax.benchmark import inputs, results
@@ -62,7 +62,7 @@ def measured(module: str, data_dir, tmp_path, monkeypatch) -> tuple[dict, dict]:
     assert ratios["training from the store to the same batch again"]["median"] == pytest.approx(expected)
     assert result["settings"]["batch_size"] == 8
     (figure,) = drawn
-    assert_bars(figure, rows)
+    assert_rates(figure, rows)
     with Image.open(tmp_path / "input.png") as image:
         assert image.size == pytest.approx(150 * figure.get_size_inches(), abs=1)
     assert all(name in done.stderr for name in rows)

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from experiments import figure1
 from experiments.claims import __main__ as command
 from experiments.claims import runs, scoreboard
 from experiments.claims.claim import CONFIDENCE, FOLDER, judge, read_claim
+from experiments.claims.forest import VERDICTS, draw_forest, effect_text
 from experiments.claims.measures import MEASURES, colour_selectivity
 
 CLAIMS = sorted(path.stem for path in FOLDER.glob("*.toml"))
@@ -86,32 +88,67 @@ def test_the_scoreboard_changes_nothing_but_its_table(tmp_path):
     assert text.endswith(f"{scoreboard.END}\n\nafter\n")
     assert "| with 39 ± 1.4; without 41 ± 1.4 % | 2 (1 to 3) | small | **supported** | `python` |" in text
     with Image.open(tmp_path / "results" / "claims" / "scoreboard.png") as picture:
-        assert picture.size == (4 * 3 * 150, int(2.9 * 150))  # a row of four panels
+        assert picture.size[0] == 11 * 150
         pixels = np.asarray(picture.convert("RGB")).astype(int)
-    first, others = pixels[:, :450], pixels[:, 500:]
-    orange = np.abs(first - (213, 94, 0)).sum(axis=2) < 10  # the line of the means
-    assert orange.sum() > 300
-    assert (others == 255).all()  # without records
+    assert (np.abs(pixels - (0, 114, 178)).sum(axis=2) < 10).sum() > 300  # the interval, in the colour of `supported`
     readme.write_text("no marks")
     with pytest.raises(UserError, match="are missing"):
         scoreboard.update(tmp_path)
 
 
-def test_a_panel_of_the_scoreboard_has_a_line_for_each_seed_and_their_mean():
-    record = {
-        "claim": "Dropout helps", "unit": "% top-1 error", "verdict": "supported",
-        "values": {"with_it": [38.0, 40.0, 39.0], "without": [40.0, 42.0, 44.0]},
+def claim_record(claim: str, favoured: list[float], other: list[float], *, unit: str = "% top-1 error", ratio: bool = False):
+    """A record with its true result."""
+    about = {"claim": claim, "paper": "no number", "unit": unit, "scale": "small", "command": "python", "ratio": ratio}
+    return about | {"values": {"a": favoured, "b": other}} | asdict(judge(favoured, other, ratio=ratio))
+
+
+def test_the_forest_has_a_row_for_each_claim_beside_the_line_of_no_effect():
+    records = [
+        claim_record("small", [40.0, 41.0, 42.0], [41.0, 41.5, 43.5]),
+        claim_record("quotient", [2.0, 2.0, 2.0], [4.0, 4.2, 3.8], unit="epochs until 25 %", ratio=True),
+        claim_record("against", [9.0, 8.0, 9.0], [1.0, 1.0, 1.5], unit="epochs"),
+        claim_record("large", [40.0, 40.0, 40.0], [50.0, 51.0, 49.0]),
+    ]
+    points, epochs, quotients = draw_forest(records).axes
+    by_name = {record["claim"]: record for record in records}
+    for axis, names, zero in ((points, ["large", "small"], 0), (epochs, ["against"], 0), (quotients, ["quotient"], 1)):
+        assert [label.get_text() for label in axis.get_yticklabels()] == names
+        *rows, line = axis.get_lines()
+        assert (line.get_xdata(), line.get_ydata()) == ([zero, zero], [0, 1])
+        for place, name in enumerate(names):
+            record, (interval, effect, seeds) = by_name[name], rows[3 * place : 3 * place + 3]
+            assert interval.get_xydata().tolist() == [[record["low"], place], [record["high"], place]]
+            assert effect.get_xydata().tolist() == [[record["effect"], place]]
+            colour, marker = VERDICTS[record["verdict"]]
+            assert (effect.get_color(), effect.get_marker()) == (colour, marker)
+            pairs = zip(*record["values"].values(), strict=True)
+            assert seeds.get_xdata().tolist() == [b / a if zero else b - a for a, b in pairs]
+            assert seeds.get_markersize() < effect.get_markersize()
+            assert axis.texts[place].get_text() == f"{effect_text(record)}\n{record['verdict']}"
+        low, high = axis.get_xlim()  # the line of no effect is in the middle
+        assert (np.sqrt(low * high) if zero else (low + high) / 2) == pytest.approx(zero, abs=1e-9)
+        assert axis.get_xscale() == ("log" if zero else "linear")
+    assert points.get_ylim()[0] > points.get_ylim()[1]  # the first row is on top
+    assert points.get_xlabel() == "difference of the arms: points of top-1 error"
+    assert quotients.get_xlabel() == "quotient of the arms: epochs until 25 % (logarithmic axis)"
+    assert [record["verdict"] for record in records] == [
+        "supported", "supported", "contradicted", "supported",
+    ]  # fmt: skip
+    plt.close("all")
+
+
+def test_without_a_claim_only_table_and_figure_are_made_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "FOLDER", tmp_path / "claims")
+    (tmp_path / "README.md").write_text(f"{scoreboard.BEGIN}\n{scoreboard.END}\n")
+    (tmp_path / "results" / "claims").mkdir(parents=True)
+    record = claim_record("Dropout helps", [38.0, 40.0], [40.0, 42.5])
+    (tmp_path / "results" / "claims" / "dropout.json").write_text(json.dumps(record))
+    done = run("experiments.claims")
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path}/results/claims/scoreboard.png\n")
+    assert "| Dropout helps | no number |" in (tmp_path / "README.md").read_text()
+    assert {path.name for path in (tmp_path / "results" / "claims").iterdir()} == {
+        "dropout.json", "scoreboard.png", "scoreboard.svg",
     }  # fmt: skip
-    figure = scoreboard.draw([record] * 5)
-    assert len(figure.axes) == 8  # two rows of four
-    assert [axis.axison for axis in figure.axes] == [True] * 5 + [False] * 3
-    axis = figure.axes[4]
-    *seeds, mean = axis.get_lines()
-    assert [line.get_ydata().tolist() for line in seeds] == [[38, 40], [40, 42], [39, 44]]
-    assert mean.get_ydata().tolist() == [39, 42]
-    assert [label.get_text() for label in axis.get_xticklabels()] == ["with it", "without"]
-    assert (axis.get_title(), axis.get_ylabel()) == ("Dropout helps\nsupported", "% top-1 error")
-    plt.close(figure)
 
 
 def test_new_records_do_not_count_as_changed_code(tmp_path, monkeypatch):

@@ -98,7 +98,7 @@ def test_ctrl_c_ends_a_command_with_one_line():
 
 
 def test_ctrl_c_while_a_command_is_imported_is_one_line_too():
-    process = subprocess.Popen([sys.executable, "-m", "alexnet_jax.train", "--help"], cwd=ROOT, stderr=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-m", "alexnet_jax.train"], cwd=ROOT, stderr=subprocess.PIPE)
     while "jaxlib" not in Path(f"/proc/{process.pid}/maps").read_text():
         assert process.poll() is None
     process.send_signal(signal.SIGINT)

@@ -13,7 +13,7 @@ from networks import SIZE, run, tiny_config
 from PIL import Image
 from test_bad_input import contents
 
-from alexnet_jax.train import train
+from alexnet_jax.training import train
 
 
 @pytest.fixture(scope="module")

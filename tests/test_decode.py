@@ -113,7 +113,7 @@ def test_an_odd_rest_is_cut_off_in_halves(wide):
 UNKNOWN = "in no image format or kind of pixels that is decoded"
 BROKEN = {
     "jpeg": "OSError: Truncated File Read", "jpeg end": "OSError: image file is truncated",
-    "png": "OSError: image file is truncated", "text": UNKNOWN, "empty": UNKNOWN,
+    "png": "OSError: image file is truncated", "text": UNKNOWN, "empty": "it has no bytes",
     "channels": "uint8 pixels of shape (9, 9, 5)", "no pixels": "it has no pixels",
 }  # fmt: skip
 
@@ -135,4 +135,4 @@ def test_an_error_becomes_one_line_but_a_lack_of_memory_is_not_a_broken_image(mo
 
     monkeypatch.setattr(Image, "open", fail)
     with pytest.raises(raised, match=f"^{said}$"):
-        square_rgb(b"", SIZE)
+        square_rgb(b"image", SIZE)

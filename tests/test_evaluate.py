@@ -1,5 +1,7 @@
 """Evaluation counts every example once and gives the same numbers for every batch size and mesh."""
 
+import contextlib
+import io
 import json
 import re
 
@@ -13,9 +15,11 @@ from alexnet_jax.augment import views
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.data.splits import Subset, whole
 from alexnet_jax.data.store import Split
-from alexnet_jax.evaluate import Evaluator, make_eval_fn
+from alexnet_jax.evaluate import COMMAND
+from alexnet_jax.evaluation import Evaluator, Score, make_eval_fn, readable
 from alexnet_jax.network import merge
-from alexnet_jax.train import train
+from alexnet_jax.training import train
+from alexnet_jax.values import three_digits
 
 
 def noise_split(count: int) -> Subset:
@@ -114,6 +118,23 @@ def evaluate(*flags: str) -> dict:
     return json.loads(result.stdout.splitlines()[-1])
 
 
+class Terminal(io.StringIO):
+    """What stdout is when a person looks on."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_is_told_three_digits_within_80_columns():
+    score = Score(examples=50000, loss=1.9876, top1_error=40.4211, top5_error=9.0771)
+    assert readable(score, "validation", 10, [440], 12.345).splitlines() == [
+        "top-1 error 40.4 %  top-5 error 9.08 %  loss 1.99",
+        "50,000 validation images, 10 views, step 440, 12.3 s",
+    ]
+    perfect = readable(Score(33, 0.0, 100.0, 0.0), "test", 1, [4, 12], 1234.5).splitlines()
+    assert perfect == ["top-1 error 100 %  top-5 error 0.00 %  loss 0.00", "33 test images, 1 view, step 4, 12, 1,234 s"]
+
+
 @pytest.mark.slow
 def test_the_command_line(runs, tmp_path):
     one = evaluate(f"--workdir={runs / '0'}", f"--predictions={tmp_path / 'p.npz'}")
@@ -124,6 +145,14 @@ def test_the_command_line(runs, tmp_path):
     np.testing.assert_allclose(predictions["probabilities"].sum(1), 1, rtol=1e-4)
     wrong = (predictions["probabilities"].argmax(1) != predictions["labels"]).mean()
     assert one["top1_error"] == pytest.approx(100 * wrong)
+
+    with contextlib.redirect_stdout(Terminal()) as terminal:
+        assert COMMAND([f"--workdir={runs / '0'}"]) == 0
+    first, second = terminal.getvalue().splitlines()
+    assert first == "top-1 error {} %  top-5 error {} %  loss {}".format(
+        *(three_digits(one[name]) for name in ("top1_error", "top5_error", "loss"))
+    )
+    assert re.fullmatch(r"33 test images, 1 view, step 4, [0-9.]+ s", second)
 
     elsewhere = evaluate(f"--workdir={runs / '0'}", "--mesh=2x2", "--spmd=pmap", "--batch_size=10")
     assert elsewhere["loss"] == pytest.approx(one["loss"], rel=1e-5)

@@ -19,12 +19,13 @@ import numpy as np
 import orbax.checkpoint._src.futures.future as orbax_future
 import pytest
 from networks import DEVICES, ROOT, run, start, tiny_config, tiny_flags
-from test_train import assert_same, leaves_of, rows_of, saved_in
+from test_train import assert_same, leaves_of, saved_in
 
-from alexnet_jax.evaluate import Evaluator
-from alexnet_jax.run.metrics import Recorder, read_rows
+from alexnet_jax.evaluation import Evaluator
+from alexnet_jax.run.metrics import read_rows, reproducible_rows
+from alexnet_jax.run.recorder import Recorder
 from alexnet_jax.system.signals import IN_USE_STATUS, RESUME_STATUS, Interrupted, Interruption
-from alexnet_jax.train import train
+from alexnet_jax.training import train
 
 OPTIONS = {"steps": 12, "log_every": 3, "eval_every": 4, "checkpoint_every": 6, "schedule": "plateau", "patience": 1,
            "mesh": "1x1"}  # fmt: skip
@@ -120,7 +121,7 @@ def test_a_signal_in_a_validation_puts_it_off_and_changes_nothing(data_dir, tmp_
     with pytest.raises(Interrupted, match="SIGTERM: stopped after step 4, which is saved"):
         train(tiny_config(data_dir, tmp_path / "run", **OPTIONS))
     monkeypatch.undo()
-    assert [row["step"] for row in rows_of(tmp_path / "run")] == [3]
+    assert [row["step"] for row in reproducible_rows(tmp_path / "run")] == [3]
     # A run that was killed between the validation and the next save has left its row behind.
     with (tmp_path / "run" / "metrics.jsonl").open("a") as record:
         record.writelines(json.dumps(row) + "\n" for row in read_rows(whole) if row["step"] == 4)

@@ -2,6 +2,7 @@
 
 import html
 import re
+import shutil
 from pathlib import Path
 
 import jax
@@ -10,18 +11,20 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 from absl import flags
+from matplotlib import pyplot as plt
 from networks import CROP, SIZE, run, small_setup, tiny_config
 from PIL import Image
 
 from alexnet_jax.data.splits import Subset
-from alexnet_jax.figures import kernel_images, save_figure, tiled
+from alexnet_jax.figures.kernels import kernel_images, tiled
+from alexnet_jax.figures.style import save_figure
 from alexnet_jax.inference.analysis import confusion, judge, neighbours, right_and_wrong
 from alexnet_jax.inference.predictor import load_trained
 from alexnet_jax.network import merge
 from alexnet_jax.run.flags import define_shown_runs
 from alexnet_jax.run.metrics import read_rows
 from alexnet_jax.system import cli
-from alexnet_jax.train import train
+from alexnet_jax.training import train
 
 mpl.use("agg")
 
@@ -86,7 +89,7 @@ def drawn(workdir):
         return save_figure(figure, folder, name)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("alexnet_jax.figures.save_figure", save)
+        patch.setattr("alexnet_jax.figures.command.save_figure", save)
         result = run("figures", f"--workdir={workdir}", "--layer=fc6")
     assert result.returncode == 0, result.stderr
     return found, result.stdout.splitlines()
@@ -142,7 +145,7 @@ def test_the_figures_of_the_command_line_show_the_network_and_its_images(drawn, 
     for axis, mine in zip(figures["conv1_kernels"].axes, pictures, strict=True):
         np.testing.assert_array_equal(axis.images[0].get_array(), tiled(mine, 16, 1.0))
     counts = confusion(judged.split.labels, judged.guesses, len(trained.classes))
-    shares = figures["confusion"].axes[0].images[0].get_array()
+    shares = figures["confusion"].axes[0].images[0].get_array().data
     np.testing.assert_array_equal(shares, counts / np.maximum(counts.sum(1, keepdims=True), 1))
     assert f"{judged.score.top1_error:.1f} % top-1 error, test split" in figures["confusion"].get_suptitle()
 
@@ -168,6 +171,38 @@ def test_the_figures_of_the_command_line_show_the_network_and_its_images(drawn, 
     assert list(towers) == ["tower 0", "tower 1"]
     assert all(np.isfinite(values).sum() == 256 for values in towers.values())
     assert not np.array_equal(*towers.values(), equal_nan=True)
+
+
+@pytest.mark.slow
+def test_a_run_that_still_trains_says_in_each_figure_what_it_lacks(workdir, tmp_path, monkeypatch):
+    """The first step of four, before the first validation and the first checkpoint."""
+    young = tmp_path / "young"
+    shutil.copytree(workdir, young, ignore=shutil.ignore_patterns("checkpoints", "figures"))
+    (young / "metrics.jsonl").write_text((workdir / "metrics.jsonl").read_text().splitlines(keepends=True)[0])
+    found = {}
+    monkeypatch.setattr("alexnet_jax.figures.save_figure", lambda figure, folder, name: found.setdefault(name, figure))
+    result = run("figures", f"--workdir={young}")
+    assert result.returncode == 0, result.stderr
+    said = {name: [text.get_text() for text in figure.texts] for name, figure in found.items() if not figure.axes}
+    title = "paper_eighth on tiny, seed 0"
+    absent = "the run has no finished checkpoint yet"
+    unrecorded = "the run has no validation yet, or an earlier version trained it"
+    assert said == {
+        "magnitudes": [f"magnitudes, {title}", f"none recorded: {unrecorded}"],
+        "conv1_kernels": [f"kernels, {title}", absent],
+        "predictions": [f"predictions, {title}", absent],
+        "nearest": [f"nearest, {title}", absent],
+        "confusion": [f"confusion, {title}", absent],
+        "activations_conv1": [f"activations, {title}", absent],
+    }
+    assert found["curves"].get_suptitle() == f"{title}\nnot finished: epoch 0.16 of 0.64"
+    (line,) = found["training_error"].axes[0].get_lines()
+    assert (line.get_label(), line.get_marker()) == ("young, not finished: epoch 0.16 of 0.64", "o")
+    for asked in ("--only=kernels", "--step=4"):
+        refused = run("figures", f"--workdir={young}", asked)
+        assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+        assert "has no finished checkpoint yet" in refused.stderr
+    plt.close("all")
 
 
 @pytest.mark.slow

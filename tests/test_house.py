@@ -12,16 +12,18 @@ PACKAGE = ROOT / "alexnet_jax"
 LAYERS = (
     ("system",),
     ("values", "fields", "layers"),
-    ("architectures", "ops", "gradients", "mesh", "pmap"),
+    ("architectures", "cifar_architectures", "ops", "gradients", "mesh", "pmap"),
     ("network", "augment"),
     ("config", "optimizer"),
     ("data",),
     ("step",),
     ("run",),
-    ("evaluate",),
+    ("evaluation",),
     ("inference",),
     ("figures",),
-    ("train", "trainer", "predict", "prepare", "convert", "report", "sweep", "benchmark"),
+    ("train", "evaluate", "predict", "prepare"),
+    ("trainer", "training", "prediction", "preparation", "convert", "report", "sweep", "benchmark"),
+    ("__main__",),
 )
 FILE_LINES, FUNCTION_LINES = 300, 50
 
@@ -58,8 +60,9 @@ def layer(module: str) -> int:
 
 def test_imports_go_down_and_in_no_circle():
     known = modules()
-    graph = {module: set(imported(path, known)) - {module} for module, path in known.items()}
-    upward = [(a, b) for a, names in graph.items() for b in names if a and b and layer(b) > layer(a)]
+    # The package itself has no row: it imports what is public when that is asked for.
+    graph = {module: set(imported(path, known)) - {module, ""} for module, path in known.items() if module}
+    upward = [(a, b) for a, names in graph.items() for b in names if layer(b) > layer(a)]
     assert upward == []
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
 

@@ -18,7 +18,7 @@ from alexnet_jax.run.checkpoint import Checkpoints
 from alexnet_jax.run.metrics import read_rows
 from alexnet_jax.run.workdir import locked
 from alexnet_jax.system.errors import InUse, UserError
-from alexnet_jax.train import train
+from alexnet_jax.training import train
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +84,8 @@ def test_a_run_without_a_readable_checkpoint_begins_anew_only_if_the_user_says_s
     assert [row["step"] for row in read_rows(copied) if row["split"] == "train"] == [1, 2]
     kept = contents(copied / "damaged")
     assert kept["metrics.jsonl"] == before["metrics.jsonl"]
+    assert kept["starts.jsonl"] == before["starts.jsonl"]
+    assert [row["step"] for row in read_rows(copied, "starts.jsonl")] == [0]
     lost = {name.removeprefix("checkpoints/") for name in before if name.startswith("checkpoints/")}
     assert lost <= kept.keys()
 
@@ -108,6 +110,8 @@ def test_a_run_that_ended_before_its_first_checkpoint_begins_anew_by_itself(data
     config = tiny_config(data_dir, tmp_path / "run", steps=6, log_every=1)
     train(config)
     assert not (tmp_path / "run" / "damaged").exists()
+    ends = [(row["step"], row["end"]) for row in read_rows(tmp_path / "run", "starts.jsonl")]
+    assert ends == [(0, "failed"), (0, "finished")]
 
 
 MIDDLE = {

@@ -10,7 +10,7 @@ from alexnet_jax.run.checkpoint import Checkpoints
 from alexnet_jax.run.metrics import read_rows
 from alexnet_jax.run.param_stats import ParamStatsMeter
 from alexnet_jax.step import ImageStats, StepHparams, make_train_step
-from alexnet_jax.train import train
+from alexnet_jax.training import train
 
 
 def mean_magnitude(x) -> float:
@@ -46,7 +46,7 @@ def test_a_validation_records_what_the_checkpoints_hold(data_dir, tmp_path):
         for name in ("kernel", "bias"):
             check(values, name, before[layer][name], after[layer][name])
     (events,) = (tmp_path / "run" / "tensorboard").glob("events.out.tfevents.*")
-    assert b"magnitudes/conv1/kernel_update" in events.read_bytes()
+    assert b"weights/conv1/kernel_update" in events.read_bytes()
 
 
 @pytest.mark.slow

@@ -1,63 +1,37 @@
-"""The record: rows once each, also after a resume or a cut-off line; TensorBoard beside it."""
+"""The records: rows once each, also after a resume or a cut-off line; those of older versions."""
 
-import io
-import struct
-import subprocess
-import sys
-import time
-from pathlib import Path
+import json
 
 import numpy as np
 import pytest
-from networks import ROOT
-from tensorboardX.proto import event_pb2
+from networks import record_row, recording
+from networks import recorded as row
 
-from alexnet_jax.run.metrics import MetricSums, Recorder, Row, SpeedMeter, Stopwatch, read_rows
-
-
-def row(step: int, split: str = "train", **fields) -> Row:
-    return Row(step, step / 10, split, 2.5, 50.0, 10.0, 0.01, 123.4, 16, **fields)
-
-
-def events_in(workdir: Path) -> list[list[event_pb2.Event]]:
-    """What TensorBoard would read, a list for each file in the order of their names.
-
-    A record is its length in eight bytes, their checksum in four, the content, and its checksum in four.
-    """
-    files = []
-    for path in sorted((workdir / "tensorboard").iterdir()):
-        content, found = path.read_bytes(), []
-        while content:
-            (length,) = struct.unpack("<Q", content[:8])
-            found.append(event_pb2.Event.FromString(content[12 : 12 + length]))
-            content = content[16 + length :]
-        files.append(found)
-    return files
-
-
-def scalars(events: list[event_pb2.Event]) -> dict[tuple[str, int], float]:
-    return {(value.tag, event.step): value.simple_value for event in events for value in event.summary.value}
+from alexnet_jax.run.intervals import Progress
+from alexnet_jax.run.metrics import MetricSums, check_records, read_rows, reproducible_rows
+from alexnet_jax.system.errors import UserError
 
 
 def test_rows_have_the_documented_fields_and_are_there_at_once(tmp_path):
-    with Recorder(tmp_path, resume_step=0, total_steps=10) as recorder:
+    with recording(tmp_path) as recorder:
         recorder.write(row(1))
         (written,) = read_rows(tmp_path)
         assert not (tmp_path / "examples.jsonl").exists()
     assert list(written) == [
         "step", "epoch", "split", "loss", "top1_error", "top5_error", "learning_rate", "images_per_second", "examples",
+        "time", "seconds",
     ]  # fmt: skip
-    assert list(written.values()) == [1, 0.1, "train", 2.5, 50.0, 10.0, 0.01, 123.4, 16]
+    assert list(written.values()) == [1, 0.1, "train", 2.5, 50.0, 10.0, 0.01, 123.4, 16, 1.5e9, 7.5]
 
 
 def test_a_resume_drops_what_will_be_written_again_and_a_cut_line(tmp_path):
-    with Recorder(tmp_path, resume_step=0, total_steps=10) as recorder:
+    with recording(tmp_path) as recorder:
         for step in (2, 4, 6):
             recorder.write(row(step))
         recorder.write(row(4, "validation"))
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 8, "lo')
-    with Recorder(tmp_path, resume_step=4, total_steps=10) as recorder:
+    with recording(tmp_path, Progress(4)) as recorder:
         recorder.write(row(6))
     found = [(line["step"], line["split"]) for line in read_rows(tmp_path)]
     assert found == [(2, "train"), (4, "train"), (4, "validation"), (6, "train")]
@@ -69,7 +43,7 @@ def test_a_record_on_another_disk_stays_there(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "metrics.jsonl").touch()
     (tmp_path / "run" / "metrics.jsonl").symlink_to("../metrics.jsonl")
-    with Recorder(tmp_path / "run", resume_step=0, total_steps=10) as recorder:
+    with recording(tmp_path / "run") as recorder:
         recorder.write(row(2))
     assert (tmp_path / "run" / "metrics.jsonl").is_symlink()
     assert [line["step"] for line in read_rows(tmp_path)] == [2]
@@ -77,20 +51,20 @@ def test_a_record_on_another_disk_stays_there(tmp_path):
 
 def test_a_resume_drops_the_validation_that_is_due_and_no_other_row(tmp_path):
     rows = [row(2), row(2, "validation"), row(4), row(4, "validation")]
-    with Recorder(tmp_path, resume_step=0, total_steps=10) as recorder:
+    with recording(tmp_path) as recorder:
         for one in rows:
             recorder.write(one)
-    with Recorder(tmp_path, resume_step=4, total_steps=10, validation_due=True):
+    with recording(tmp_path, Progress(4, validation_due=True)):
         pass
     assert read_rows(tmp_path) == [one.as_dict() for one in rows[:3]]
 
 
 def test_examples_are_noted_at_once_and_dropped_like_rows(tmp_path):
-    with Recorder(tmp_path, resume_step=0, total_steps=10, log_examples=True) as recorder:
+    with recording(tmp_path, log_examples=True) as recorder:
         for step in (1, 2, 3):
             recorder.examples(step, np.array([step, 7]))
         assert len(read_rows(tmp_path, name="examples.jsonl")) == 3
-    with Recorder(tmp_path, resume_step=2, total_steps=10, log_examples=True) as recorder:
+    with recording(tmp_path, Progress(2), log_examples=True) as recorder:
         recorder.examples(3, np.array([9, 9]))
     assert read_rows(tmp_path, name="examples.jsonl") == [
         {"step": 1, "examples": [1, 7]},
@@ -100,82 +74,12 @@ def test_examples_are_noted_at_once_and_dropped_like_rows(tmp_path):
 
 
 def test_a_silent_recorder_writes_and_shows_nothing(tmp_path, capsys):
-    with Recorder(tmp_path, resume_step=0, total_steps=10, silent=True, log_examples=True) as recorder:
+    with recording(tmp_path, silent=True, log_examples=True) as recorder:
         recorder.write(row(1, "validation"))
         recorder.examples(1, np.array([1]))
         recorder.say("nothing")
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
     assert capsys.readouterr().err == ""
-
-
-def test_tensorboard_shows_every_number_at_its_step(tmp_path):
-    magnitudes = {"conv1": {"kernel": 0.25, "kernel_update": 0.125}, "fc8": {"bias": 2.0}}
-    with Recorder(tmp_path, resume_step=0, total_steps=10) as recorder:
-        recorder.write(row(3))
-        recorder.write(row(4, "validation", magnitudes=magnitudes))
-    (events,) = events_in(tmp_path)
-    numbers = {"loss": 2.5, "top1_error": 50.0, "top5_error": 10.0, "images_per_second": pytest.approx(123.4)}
-    expected = {(f"train/{name}", 3): value for name, value in numbers.items()}
-    expected |= {(f"validation/{name}", 4): value for name, value in numbers.items()}
-    expected[("learning_rate", 3)] = pytest.approx(0.01)
-    expected |= {(f"magnitudes/{key}", 4): value for key, value in
-                 {"conv1/kernel": 0.25, "conv1/kernel_update": 0.125, "fc8/bias": 2.0}.items()}  # fmt: skip
-    assert scalars(events) == expected
-
-
-def test_tensorboard_forgets_what_a_resume_writes_again(tmp_path, monkeypatch):
-    """It drops what it has read from the step of a START on. A file's name has the second of its making."""
-    for now, resumed, steps in ((1e9, 0, (2, 4, 6)), (2e9, 4, (6, 8))):
-        monkeypatch.setattr(time, "time", lambda now=now: now)
-        with Recorder(tmp_path, resume_step=resumed, total_steps=10) as recorder:
-            for step in steps:
-                recorder.write(row(step))
-    first, second = events_in(tmp_path)
-    starts = [[event.step for event in events if event.session_log.status == event_pb2.SessionLog.START]
-              for events in (first, second)]  # fmt: skip
-    assert starts == [[1], [5]]
-    assert [[step for tag, step in scalars(events) if tag == "train/loss"] for events in (first, second)] == [
-        [2, 4, 6],
-        [6, 8],
-    ]
-
-
-def test_a_log_is_told_validations_and_nothing_else(tmp_path, capsys):
-    with Recorder(tmp_path, resume_step=0, total_steps=10) as recorder:
-        recorder.write(row(1))
-        recorder.progress(1, 2.5, 0.5, 100.0)
-        recorder.write(row(2, "validation"))
-        recorder.say("a [line] " + 200 * "x")
-    assert capsys.readouterr().err.splitlines() == [
-        "epoch    0.20  step 2  validation loss 2.5000  top-1 error 50.00 %  top-5 10.00 %",
-        "a [line] " + 200 * "x",
-    ]
-
-
-class Terminal(io.StringIO):
-    """What stderr is when a person looks on."""
-
-    def isatty(self) -> bool:
-        return True
-
-
-def test_a_terminal_has_a_live_line_which_goes_with_the_run(tmp_path, monkeypatch):
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
-    with Recorder(tmp_path, resume_step=3, total_steps=10) as recorder:
-        recorder.progress(4, 2.5, 0.5, 0.0)
-        recorder._progress.refresh()
-        before = terminal.getvalue()
-        recorder.progress(7, 2.25, 0.25, 1234.0)
-        assert "\x1b[?25h" not in terminal.getvalue()  # the cursor is hidden
-    shown = terminal.getvalue()
-    assert "loss 2.500  error 50.0 %" in before
-    assert "images/s" not in before
-    assert "loss 2.250  error 25.0 %  1,234 images/s" in shown
-    assert "7/10" in shown.replace(" 7", "7")
-    assert "\x1b[?25h" in shown
 
 
 def test_a_window_sums_its_steps():
@@ -184,47 +88,38 @@ def test_a_window_sums_its_steps():
     assert window.means() == (2.5, 37.5, 18.75)
 
 
-def test_speed_counts_the_steps_since_the_last_row_and_leaves_out_pauses(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr("alexnet_jax.run.metrics.time.monotonic", lambda: now[0])
-    meter = SpeedMeter(batch_size=8)
-    for _ in range(3):
-        meter.count()
-    with meter.paused():
-        now[0] = 7.0
-    now[0] = 9.0
-    assert meter.last == 0
-    assert meter.lap() == meter.last == 3 * 8 / 2
-    meter.count()
-    now[0] = 10.0
-    assert meter.lap() == 8
-
-
 def test_a_record_that_is_not_there_has_no_rows(tmp_path):
     assert read_rows(tmp_path) == []
 
 
-def test_a_paused_stopwatch_stands_still(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr("alexnet_jax.run.metrics.time.monotonic", lambda: now[0])
-    watch = Stopwatch()
-    now[0] = 3.0
-    with watch.paused():
-        now[0] = 10.0
-    now[0] = 12.0
-    assert watch.lap() == 5.0
-    now[0] = 13.0
-    assert watch.lap() == 1.0
+def test_rows_of_older_versions_are_read_and_wrong_times_are_not(tmp_path):
+    old, new = record_row(1, "train"), record_row(2, "train", time=1e9, seconds=2.5)
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in (old, new)))
+    assert read_rows(tmp_path) == [old, new]
+    del old["images_per_second"]
+    assert reproducible_rows(tmp_path) == [old, {name: new[name] for name in old}]
+    for wrong in ({"time": "noon"}, {"seconds": None}):
+        path.write_text(json.dumps(new | wrong) + "\n")
+        with pytest.raises(UserError, match=r"metrics.jsonl: line 1 is no row of a record"):
+            check_records(tmp_path)
 
 
-def test_a_record_loads_no_pytorch(tmp_path):
-    """tensorboardX would, for two seconds of every start."""
-    script = f"""
-import pathlib, sys
-from alexnet_jax.run.metrics import Recorder
-with Recorder(pathlib.Path({str(tmp_path)!r}), resume_step=0, total_steps=1):
-    pass
-print("torch" in sys.modules)
-"""
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
+@pytest.mark.parametrize(
+    "wrong", [{"step": "0"}, {"last_step": None}, {"wall_seconds": "10"}, {"seconds": []}, {"time": {}}]
+)
+def test_starts_of_another_kind_are_refused(tmp_path, wrong):
+    start = {"step": 0, "last_step": 5, "time": 1e9, "wall_seconds": 10.0, "seconds": 7.0}
+    (tmp_path / "starts.jsonl").write_text(json.dumps(start) + "\n")
+    check_records(tmp_path)
+    (tmp_path / "starts.jsonl").write_text(json.dumps(start | wrong) + "\n")
+    with pytest.raises(UserError, match=r"starts.jsonl: line 1 is no row of a record"):
+        check_records(tmp_path)
+
+
+def test_a_checkpoint_of_an_older_version_has_no_seconds():
+    progress = Progress(3, seconds=2.5)
+    content = progress.as_dict()
+    assert Progress.from_dict(content) == progress
+    del content["seconds"]
+    assert Progress.from_dict(content) == Progress(3)

@@ -10,7 +10,7 @@ from jax import lax
 from networks import as_on
 
 from alexnet_jax import gradients, ops
-from alexnet_jax.layers import MaxPool, ResponseNorm
+from alexnet_jax.layers import AveragePool, MaxPool, ResponseNorm
 
 
 def draw(*shape, seed=0, ties=False):
@@ -237,6 +237,37 @@ def test_a_local_convolution_has_a_kernel_for_each_position():
         expected[:, i, j] = patch @ kernel[i, j]
     ours = ops.local_convolution(jnp.asarray(x), jnp.asarray(kernel), 3, 2, ((1, 1), (1, 0)))
     np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+def average_pool_loop(x, pool):
+    """Values, and the gradient of sum(values * weights), which each window shares out among its real pixels."""
+    count = [1 + int(np.ceil((side - pool.size) / pool.stride)) for side in x.shape[1:3]]
+    y = np.zeros((x.shape[0], *count, x.shape[3]))
+    weights, gradient = draw(*y.shape, seed=9), np.zeros(x.shape)
+    for i, j in np.ndindex(*count):
+        window = np.s_[:, i * pool.stride : i * pool.stride + pool.size, j * pool.stride : j * pool.stride + pool.size]
+        real = x[window].shape[1] * x[window].shape[2]
+        y[:, i, j] = x[window].sum((1, 2), dtype=np.float64) / real
+        gradient[window] += weights[:, i : i + 1, j : j + 1] / real
+    return y, weights, gradient
+
+
+@pytest.mark.parametrize(("height", "width"), [(12, 7), (9, 4)])
+@pytest.mark.parametrize("pool", [AveragePool(), AveragePool(size=2), AveragePool(size=4, stride=3)], ids=str)
+def test_a_mean_at_the_edge_is_that_of_the_pixels_that_are_there(height, width, pool):
+    x = draw(2, height, width, 3)
+    y, weights, gradient = average_pool_loop(x, pool)
+    ours, pull = jax.vjp(lambda x: ops.average_pool(x, pool), jnp.asarray(x))
+    np.testing.assert_allclose(ours, y, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(pull(jnp.asarray(weights))[0], gradient, rtol=1e-5, atol=1e-6)
+
+
+def test_average_pooling_sums_bfloat16_in_float32():
+    x = jnp.asarray(draw(1, 6, 6, 2), jnp.bfloat16)
+    exact = average_pool_loop(np.asarray(x, np.float32), AveragePool())[0]
+    pooled = ops.average_pool(x, AveragePool())
+    assert pooled.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(pooled, jnp.asarray(exact, jnp.bfloat16))
 
 
 PLAIN_FORMS = {

@@ -10,6 +10,7 @@ from alexnet_jax.config import from_dict
 from alexnet_jax.optimizer import Plateau, Schedule, momentum_2012
 
 LAYERS = ("conv1", "fc8")
+DECAYS = {"conv1": 0.0005, "fc8": 0.02}
 
 
 def schedule(examples=1000, total_steps=1000, **fields) -> Schedule:
@@ -29,16 +30,16 @@ def test_ten_steps_across_a_rate_drop(bias_decay):
         for layer in LAYERS:
             for name in ("kernel", "bias"):
                 eps = (0.01 if k < 4 else 0.001) * (0.5 if layer == "fc8" else 1) * (2 if name == "bias" else 1)
-                decay = 0.0005 if name == "kernel" or bias_decay else 0
+                decay = DECAYS[layer] if name == "kernel" or bias_decay else 0
                 v[layer][name] = 0.9 * v[layer][name] - decay * eps * w[layer][name] - eps * gradients[k][layer][name]
                 w[layer][name] = w[layer][name] + v[layer][name]
 
     with jax.enable_x64(True):
-        state = momentum_2012({}, momentum=0.9, weight_decay=5e-4, bias_decay=bias_decay).init(params)
+        state = momentum_2012({}, momentum=0.9, decays=DECAYS, bias_decay=bias_decay).init(params)
 
         @jax.jit
         def step(params, state, gradients, rates):
-            optimizer = momentum_2012(rates, momentum=0.9, weight_decay=5e-4, bias_decay=bias_decay)
+            optimizer = momentum_2012(rates, momentum=0.9, decays=DECAYS, bias_decay=bias_decay)
             updates, state = optimizer.update(gradients, state, params)
             return optax.apply_updates(params, updates), state
 
@@ -52,7 +53,7 @@ def test_ten_steps_across_a_rate_drop(bias_decay):
 def test_the_rate_inside_and_outside_the_velocity(inside):
     """The reason for our own: after a drop optax.sgd carries the old rate's velocity on at the new rate."""
     ours, theirs = {"l": {"kernel": jnp.zeros(1)}}, jnp.zeros(1)
-    options = {"momentum": 0.9, "weight_decay": 0, "bias_decay": False, "rate_in_velocity": inside}
+    options = {"momentum": 0.9, "decays": {"l": 0.0}, "bias_decay": False, "rate_in_velocity": inside}
     state, their_state = momentum_2012({}, **options).init(ours), optax.sgd(1.0, 0.9).init(theirs)
     for rate in (1.0, 0.1):
         updates, state = momentum_2012({"l": {"kernel": rate}}, **options).update(
@@ -68,7 +69,7 @@ def test_the_rate_inside_and_outside_the_velocity(inside):
 @pytest.mark.parametrize("inside", [True, False])
 def test_a_lasting_rate_is_the_common_sgd_with_weight_decay(inside):
     """Decay is added to the gradient before anything else, so that both forms are one as long as the rate lasts."""
-    options = {"momentum": 0.9, "weight_decay": 0.5, "bias_decay": True, "rate_in_velocity": inside}
+    options = {"momentum": 0.9, "decays": {"l": 0.5}, "bias_decay": True, "rate_in_velocity": inside}
     ours = momentum_2012({"l": {"kernel": 0.25, "bias": 0.25}}, **options)
     theirs = optax.chain(optax.add_decayed_weights(0.5), optax.sgd(0.25, 0.9))
     ends = []
@@ -128,3 +129,28 @@ def test_layer_rates_and_freezing():
     rates = schedule(schedule="constant", layer_rates=["conv1:0.1@3", "conv1:0@7"], freeze=["fc8"])
     assert [rates.rates(k, Plateau())["conv1"]["kernel"] for k in (29, 30, 69, 70)] == pytest.approx([0.01, 0.001, 0.001, 0])
     assert rates.rates(0, Plateau())["fc8"] == {"kernel": 0, "bias": 0}
+
+
+@pytest.mark.parametrize(("inside", "most"), [(True, 6.0), (False, 1.1)])
+def test_the_loss_leaps_just_after_a_drop_where_the_rate_is_inside_the_velocity(inside, most):
+    """2,000 weights in the bowl w^2 / 2 with noisy gradients. The rate falls from 0.3 to 0.03 after 100 of 200 steps."""
+
+    def optimizer(rate):
+        options = {"momentum": 0.9, "weight_decay": 0.0, "bias_decay": False, "rate_in_velocity": inside}
+        return momentum_2012({"fc8": {"kernel": rate}}, **options)
+
+    def step(carry, inputs):
+        (params, state), (rate, key) = carry, inputs
+        gradients = jax.tree.map(lambda w: w + jax.random.normal(key, w.shape), params)
+        updates, state = optimizer(rate).update(gradients, state, params)
+        params = optax.apply_updates(params, updates)
+        return (params, state), (params["fc8"]["kernel"] ** 2).mean() / 2
+
+    params = {"fc8": {"kernel": jnp.zeros(2000)}}
+    rates = jnp.where(jnp.arange(200) < 100, 0.3, 0.03)
+    start = params, optimizer(0.0).init(params)
+    _, losses = jax.lax.scan(step, start, (rates, jax.random.split(jax.random.key(0), 200)))
+    before, after = losses[60:100].mean(), losses[100:]
+    assert after[-40:].mean() < 0.2 * before
+    assert after[22:].max() < before  # a tenth of the old velocity is left then
+    assert 0.7 * most < after.max() / before < most

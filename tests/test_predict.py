@@ -18,13 +18,14 @@ from networks import CROP, ROOT, SIZE, run, small_setup, tiny_config
 from pictures import bomb, broken, encode, recorded, smooth
 from PIL import Image
 
-from alexnet_jax import predict
+from alexnet_jax import predict, prediction
 from alexnet_jax.data.store import open_store, store_path
-from alexnet_jax.inference.predictor import load_trained, top_classes
+from alexnet_jax.figures import style
+from alexnet_jax.inference.predictor import Guess, load_trained, top_classes
 from alexnet_jax.network import merge
-from alexnet_jax.predict import image_paths, read_images
+from alexnet_jax.prediction import image_paths, read_images
 from alexnet_jax.system.errors import UserError
-from alexnet_jax.train import train
+from alexnet_jax.training import train
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +104,8 @@ class Terminal(io.StringIO):
 def one_class(monkeypatch):
     """In place of a run, one that gives all images to its only class."""
     found = SimpleNamespace(config=SimpleNamespace(image_size=SIZE, resize="centre"), classes=["a"], title="")
-    monkeypatch.setattr(predict, "load_trained", lambda *_, **__: found)
-    monkeypatch.setattr(predict, "predict", lambda _, images, __: ((*image, np.ones(1, np.float32)) for image in images))
+    monkeypatch.setattr(prediction, "load_trained", lambda *_, **__: found)
+    monkeypatch.setattr(prediction, "predict", lambda _, images, __: ((*image, np.ones(1, np.float32)) for image in images))
 
 
 def test_rows_go_to_the_file_and_the_bar_to_the_terminal(tmp_path, one_class):
@@ -127,9 +128,9 @@ def test_ctrl_c_ends_the_bar_and_the_threads_before_anything_is_said(tmp_path, o
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(predict, "_print", interrupt)
+    monkeypatch.setattr(prediction, "_print", interrupt)
     with contextlib.redirect_stderr(Terminal()), pytest.raises(KeyboardInterrupt) as caught:
-        predict.main(options, [str(tmp_path / "a.png")] * 99)
+        prediction.main(options, [str(tmp_path / "a.png")] * 99)
     assert caught.value.__traceback__  # holds on to the frames
     for thread in set(threading.enumerate()) - before:
         assert not thread.name.startswith("ordered_map")
@@ -146,7 +147,7 @@ def test_top_classes_are_sorted_and_ties_go_to_the_lower_number():
 @pytest.mark.slow
 def test_the_command_line_with_bad_images_among_good_ones(trained, tmp_path, monkeypatch):
     """Eleven images in batches of four and three that cannot be read; logits from the network itself."""
-    drawn = recorded(monkeypatch, predict)
+    drawn = recorded(monkeypatch, style)
     for name, content in {"02b.png": broken("png"), "05b.jpg": b"", "07b.png": bomb()}.items():
         (trained / "images" / name).write_bytes(content)
     features, figure = tmp_path / "f.npz", tmp_path / "figure.png"
@@ -180,6 +181,8 @@ def test_the_command_line_with_bad_images_among_good_ones(trained, tmp_path, mon
         assert list(row["top5"][0]) == ["class", "index", "probability"]
         assert [guess["probability"] for guess in row["top5"]] == pytest.approx(sorted(expected)[:-6:-1], rel=1e-4)
         assert all(guess["class"] == f"colour {guess['index']}" for guess in row["top5"])
+    python = load_trained(trained / "run", batch_size=4, mesh=None).classify(row["image"] for row in rows)
+    assert python == [[Guess(*guess.values()) for guess in row["top5"]] for row in rows]
     with np.load(features) as written:
         np.testing.assert_allclose(written["features"], fc7, rtol=1e-4, atol=1e-5)
         assert written["images"].tolist() == [row["image"] for row in rows]
@@ -197,7 +200,8 @@ def assert_drawn(drawn: list, path, rows: list[dict], title: str) -> None:
         np.testing.assert_array_equal(picture.images[0].get_array(), np.asarray(Image.open(row["image"])))
         assert picture.get_title() == row["image"].rpartition("/")[2]
         assert [bar.get_width() for bar in axis.patches] == pytest.approx([one["probability"] for one in row["top5"]])
-        assert [text.get_text() for text in axis.texts] == [one["class"] for one in row["top5"]]
+        assert [text.get_text() for text in axis.texts[::2]] == [one["class"] for one in row["top5"]]
+        assert [text.get_text() for text in axis.texts[1::2]] == [f"{100 * one['probability']:.1f} %" for one in row["top5"]]
     with Image.open(path) as image:
         image.load()
         assert image.size == pytest.approx(150 * figure.get_size_inches(), abs=1)

@@ -42,7 +42,7 @@ def clone(folder: Path, photographs: int | None) -> Path:
     for name in names:
         if (ROOT / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
+            shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
     (folder / ".venv").symlink_to(PREFIX)
     for number, example in zip(
         range(photographs or sys.maxsize), open_source("groceries", None).splits["train"].read(0), strict=False
@@ -78,6 +78,14 @@ def run_blocks(copy: Path, page: str, timeout: float, **environment: str) -> dic
     return said
 
 
+def run_python(copy: Path, page: str) -> str:
+    """What the first Python block of a page says of a photograph."""
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+    shutil.copy2(next((copy / "photos").rglob("*.jpg")), copy / "apple.jpg")
+    result = subprocess.run([PREFIX / "bin" / "python", "-c", code], cwd=copy, capture_output=True, text=True, check=True)
+    return result.stdout
+
+
 def steps(run: Path) -> list[int]:
     """The steps that a run has rows of training for."""
     rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
@@ -91,6 +99,7 @@ def check_readme(copy: Path, said: dict[str, str]) -> None:
     assert [(score["views"], score["examples"]) for score in scores] == [(1, 661), (10, 661)]
     assert all((copy / line).exists() for line in lines if line.endswith(".png"))
     assert sum(line.endswith(".png") for line in lines) == 8
+    assert "probability=" in run_python(copy, "README.md")
     for workdir, last in {"towers": 6, "pair": 3, "photos": 3, "cifar10": 3, "tuned": 3}.items():
         assert steps(copy / "runs" / workdir)[-1] == last
     for file in ("report.html", "both.npz", "fc7.npz", "predictions.png", "seed1.safetensors", "sweep/best.cfg"):

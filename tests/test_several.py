@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from networks import DEVICES, QUICKLY_COMPILED, ROOT, start, tiny_config, tiny_flags
-from test_train import assert_same, rows_of, saved_in, steps_of
+from test_train import assert_same, saved_in, steps_of
 
-from alexnet_jax.train import train
+from alexnet_jax.run.metrics import reproducible_rows
+from alexnet_jax.training import train
 
 pytestmark = pytest.mark.slow
 OPTIONS = {"log_every": 2, "eval_every": 5, "mesh": "2x2"}
@@ -82,15 +83,15 @@ def test_two_processes_train_what_one_trains_and_a_signal_to_one_stops_both_at_o
     assert step >= 5
     assert saved_in(workdir)[-1] == step
     # The first process alone reports.
-    assert log.read_text().count("epoch ") == len(steps_of(workdir, "validation")) == step // 5
+    assert log.read_text().count("validation loss") == len(steps_of(workdir, "validation")) == step // 5
     shutil.copytree(workdir, tmp_path / "stopped")
 
     options = OPTIONS | {"steps": step + 2, "checkpoint_every": 5}
     train(tiny_config(data_dir, alone, **options))
     train(tiny_config(data_dir, workdir, **options))
     assert_same(workdir, alone, step + 2)
-    both = [row for row in rows_of(alone) if row["step"] <= step]
-    assert rows_of(tmp_path / "stopped") == both
+    both = [row for row in reproducible_rows(alone) if row["step"] <= step]
+    assert reproducible_rows(tmp_path / "stopped") == both
 
 
 def test_the_death_of_one_ends_the_other_and_a_share_that_one_cannot_read_is_given_up_by_all(data_dir, tmp_path):
@@ -112,7 +113,7 @@ def test_the_death_of_one_ends_the_other_and_a_share_that_one_cannot_read_is_giv
     assert f"step {before} of {ENDLESS}" in said
     assert (workdir / "damaged" / str(newest)).exists()
     train(tiny_config(data_dir, alone, steps=newest + 5, **OPTIONS))
-    ours, theirs = ([row for row in rows_of(folder) if row["step"] < newest + 5] for folder in (workdir, alone))
+    ours, theirs = ([row for row in reproducible_rows(folder) if row["step"] < newest + 5] for folder in (workdir, alone))
     assert [(row["step"], row["split"]) for row in ours] == [(row["step"], row["split"]) for row in theirs]
     np.testing.assert_allclose([row["loss"] for row in ours], [row["loss"] for row in theirs], rtol=1e-5)
 

@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from networks import ROOT, tiny_config, tiny_flags
-from test_train import leaves_of, rows_of
+from test_train import leaves_of
 
-from alexnet_jax.train import train
+from alexnet_jax.run.metrics import reproducible_rows
+from alexnet_jax.training import train
 
 missing = [
     name for name in ("slurmctld", "slurmd", "sbatch") if shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") is None
@@ -177,7 +178,7 @@ def test_requeued_jobs_resume_on_two_nodes_and_then_on_one(slurm, data_dir, tmp_
     slurm("scontrol", "update", "NodeName=n2", "State=RESUME")
     assert "1 per node on n1\n" in slurm.said(job)
 
-    ours, theirs = rows_of(workdir), rows_of(whole)
+    ours, theirs = reproducible_rows(workdir), reproducible_rows(whole)
     assert [(row["split"], row["step"], row["examples"]) for row in ours] == [
         (row["split"], row["step"], row["examples"]) for row in theirs
     ]

@@ -28,7 +28,7 @@ def png(value):
     return file.getvalue()
 
 
-def write_tfds(folder, set_name, features, splits):
+def write_tfds(folder, set_name, features, splits, *, shuffled=True):
     """Writes a TFDS set by a TFDS builder, without TensorFlow. The images go in as files."""
 
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -36,7 +36,8 @@ def write_tfds(folder, set_name, features, splits):
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self):
-            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+            features_dict = tfds.features.FeaturesDict(features)
+            return tfds.core.DatasetInfo(builder=self, features=features_dict, disable_shuffling=not shuffled)
 
         def _split_generators(self, downloads):
             return {split: enumerate(examples) for split, examples in splits.items()}

@@ -19,8 +19,9 @@ from sqlalchemy.exc import IntegrityError
 
 from alexnet_jax.run.metrics import read_rows
 from alexnet_jax.run.workdir import read_config
-from alexnet_jax.sweep import __main__ as sweep_command
+from alexnet_jax.sweep import command as sweep_command
 from alexnet_jax.sweep import study as studies
+from alexnet_jax.sweep.__main__ import define_flags
 from alexnet_jax.sweep.folder import check_folder
 from alexnet_jax.system.cli import parse_flags
 from alexnet_jax.system.errors import UserError
@@ -89,7 +90,7 @@ def test_a_killed_sweep_finishes_its_trials_and_none_is_run_twice(data_dir, tmp_
         read_config(str(folder)) for folder in (tmp_path / "again", sweep / "trials" / f"{int(best['trial']):04d}")
     )
     assert replace(mine, workdir="") == replace(theirs, workdir="")
-    for name, size in {"learning_curves": (1050, 600), "history": (1050, 600), "parallel_coordinates": (1110, 600)}.items():
+    for name, size in {"learning_curves": (1050, 600), "history": (1050, 750), "parallel_coordinates": (1110, 600)}.items():
         with Image.open(sweep / f"{name}.png") as picture:
             assert picture.size == size
             colours = {colour for _, colour in picture.convert("RGB").getcolors(maxcolors=1 << 24)}
@@ -134,7 +135,7 @@ def test_ctrl_c_before_the_first_trial_ends_the_sweep_and_leaves_one_that_can_be
         raise KeyboardInterrupt
 
     options = flags.FlagValues()
-    sweep_command.define_flags(options)
+    define_flags(options)
     parse_flags(options, sweep_flags(tmp_path, data_dir, "--trials=1"))
     with monkeypatch.context() as patch:
         patch.setattr(sweep_command, where, pressed)

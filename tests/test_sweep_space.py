@@ -105,14 +105,15 @@ def test_a_grid_has_every_combination_once(tmp_path):
 # A value for each kind of flag that is not its default, as `from_dict` takes it.
 OTHER = {
     "workdir": "runs/x[1] 'é' #?", "architecture": "caffe", "bias_init": 0.3, "dropout": 0.0, "precision": "bfloat16",
-    "init": "runs/a,b", "init_layers": ["conv1", "conv2"], "dataset": "folder:a b", "data_dir": "--data", "image_size": 256,
-    "resize": "warp", "crop_size": None, "mean": "image", "flip": False, "colour_noise": "none", "colour_noise_epochs": 0.1,
-    "fold": "1/3", "batch_size": 6, "accumulate": 3, "epochs": 1e-3, "steps": None, "learning_rate": 1e-17, "momentum": 0.0,
-    "rate_in_velocity": False, "weight_decay": 1 / 3, "bias_decay": True, "layer_rates": ["conv1:0.1@20", "fc8:10"],
-    "freeze": ["conv2"], "schedule": "steps", "drop_epochs": [], "seed": 123456789, "mesh": "2x1", "host_devices": 8,
-    "spmd": "pmap", "log_examples": True, "eval_every": 3,
+    "init": "runs/a,b", "init_layers": ["conv1", "conv2"], "init_velocity": True, "dataset": "folder:a b",
+    "data_dir": "--data", "image_size": 256, "resize": "warp", "crop_size": None, "mean": "image", "flip": False,
+    "colour_noise": "none", "colour_noise_epochs": 0.1, "fold": "1/3", "batch_size": 6, "accumulate": 3, "epochs": 1e-3,
+    "steps": None, "learning_rate": 1e-17, "momentum": 0.0, "rate_in_velocity": False, "weight_decay": 1 / 3,
+    "layer_decays": ["fc8:0.1"], "bias_decay": True, "layer_rates": ["conv1:0.1@20", "fc8:10"], "freeze": ["conv2"],
+    "schedule": "steps", "drop_epochs": [], "seed": 123456789, "mesh": "2x1", "host_devices": 8, "spmd": "pmap",
+    "log_examples": True, "eval_every": 3,
 }  # fmt: skip
-NEEDED = {"init_layers": ["init"], "crop_size": ["image_size"], "accumulate": ["batch_size"]}
+NEEDED = {"init_layers": ["init"], "init_velocity": ["init"], "crop_size": ["image_size"], "accumulate": ["batch_size"]}
 
 
 @pytest.mark.parametrize("name", [*(field.name for field in fields(Config)), "all of them"])

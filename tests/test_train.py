@@ -1,5 +1,6 @@
 """The loop end to end: events where the flags say, exact resume, refusals, divergence."""
 
+import io
 import json
 import math
 import shutil
@@ -12,25 +13,22 @@ import jax
 import numpy as np
 import pytest
 from networks import DEVICES, run, small_setup, start, tiny_config, tiny_flags
+from PIL import Image
+from test_tensorboard import events_in, values
 
 from alexnet_jax.augment import COLOUR_NOISE
 from alexnet_jax.config import Config
+from alexnet_jax.inference.pictures import kernel_sheet
 from alexnet_jax.inference.predictor import load_trained
 from alexnet_jax.run.checkpoint import Checkpoints
+from alexnet_jax.run.display import duration
 from alexnet_jax.run.intervals import Intervals
-from alexnet_jax.run.metrics import read_rows
+from alexnet_jax.run.metrics import read_rows, reproducible_rows
+from alexnet_jax.run.recorder import Recorder
 from alexnet_jax.system.errors import UserError
-from alexnet_jax.system.signals import DIVERGED_STATUS
-from alexnet_jax.train import train
+from alexnet_jax.system.signals import DIVERGED_STATUS, RESUME_STATUS
 from alexnet_jax.trainer import Trainer
-
-
-def rows_of(workdir: Path) -> list[dict]:
-    """metrics.jsonl without the speed, which no two runs share."""
-    rows = read_rows(workdir)
-    for row in rows:
-        del row["images_per_second"]
-    return rows
+from alexnet_jax.training import train
 
 
 def leaves_of(workdir: Path, step: int) -> list[np.ndarray]:
@@ -54,7 +52,7 @@ def saved_in(workdir: Path) -> list[int]:
 
 def assert_same(workdir: Path, other: Path, step: int) -> None:
     """Holds two runs that ended at a step against each other, bit for bit."""
-    assert rows_of(workdir) == rows_of(other)
+    assert reproducible_rows(workdir) == reproducible_rows(other)
     for ours, theirs in zip(leaves_of(workdir, step), leaves_of(other, step), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
@@ -114,7 +112,7 @@ def test_kill_and_resume_is_the_uninterrupted_run_bit_for_bit(data_dir, tmp_path
     assert_same(cut, whole, end)
     assert steps_of(cut, "train") == sorted({*range(3, end, 3), end})
     assert steps_of(cut, "validation") == sorted({*range(4, end, 4), end})
-    assert len({row["learning_rate"] for row in rows_of(cut)}) > 1  # the plateau's drops were resumed too
+    assert len({row["learning_rate"] for row in reproducible_rows(cut)}) > 1  # the plateau's drops were resumed too
 
     rows = read_rows(cut, name="examples.jsonl")
     assert (cut / "examples.jsonl").read_text().splitlines()[:last] == begun
@@ -190,13 +188,94 @@ def test_a_run_that_goes_on_is_the_whole_run_bit_for_bit(data_dir, tmp_path, who
     rows_before = (cut / "metrics.jsonl").read_text().splitlines()
     resumed = run("train", *tiny_flags(data_dir, cut, **WHOLE | {"log_every": 3}))
     assert (resumed.returncode, "step 4 of 9" in resumed.stderr) == (0, True)
+    first, second = read_rows(cut, name="starts.jsonl")
+    assert [(row["step"], row["last_step"], row["end"]) for row in (first, second)] == [(0, 6, "failed"), (4, 9, "finished")]
+    seconds = {row["step"]: row["seconds"] for row in read_rows(cut)}
+    kept = second["seconds"] - second["phases"]["training"]  # by the checkpoint of step 4; two more steps were lost
+    assert seconds[3] <= kept < first["seconds"]
+    assert seconds[9] == pytest.approx(second["seconds"], abs=0.02)
+    assert f"{duration(first['wall_seconds'] + second['wall_seconds'])} in 2 starts" in resumed.stderr
     assert steps_of(cut, "train") == [3, 6, 9]
-    assert [json.loads(line)["loss"] for line in rows_before] == [row["loss"] for row in rows_of(cut)][: len(rows_before)]
+    assert [json.loads(line)["loss"] for line in rows_before] == [row["loss"] for row in read_rows(cut)][: len(rows_before)]
     assert read_rows(cut, name="examples.jsonl") == read_rows(whole[0], name="examples.jsonl")
-    validations = ([row for row in rows_of(place) if row["split"] == "validation"] for place in (cut, whole[0]))
+    validations = ([row for row in reproducible_rows(place) if row["split"] == "validation"] for place in (cut, whole[0]))
     assert next(validations) == next(validations)
     for ours, theirs in zip(leaves_of(cut, 9), leaves_of(whole[0], 9), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_finished_run_is_said_to_be_so_and_is_left_as_it_is(data_dir, whole):
+    """The summary is that of its end, word for word."""
+    workdir, said = whole
+    before = {name: (workdir / name).read_bytes() for name in ("metrics.jsonl", "starts.jsonl")}
+    events = sorted((workdir / "tensorboard").iterdir())
+    done = run("train", *tiny_flags(data_dir, workdir, **WHOLE))
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr.splitlines() == [
+        "already finished: a larger --steps or --epochs trains longer", *said.splitlines()[-6:],
+    ]  # fmt: skip
+    assert {name: (workdir / name).read_bytes() for name in before} == before
+    assert sorted((workdir / "tensorboard").iterdir()) == events
+
+
+def test_a_run_ends_with_its_summary(whole):
+    """The numbers are those of its records."""
+    workdir, said = whole
+    (start,) = read_rows(workdir, name="starts.jsonl")
+    rows = read_rows(workdir)
+    validations = [row for row in rows if row["split"] == "validation"]
+    best = min(validations, key=lambda row: row["top1_error"])
+    lines = said.splitlines()[-6:]
+    assert [line[:10].rstrip() for line in lines] == ["finished", "best error", "last error", "time", "folder", "next"]
+    assert lines[1].startswith(f"best error  {best['top1_error']:.2f} % top-1, ")
+    assert lines[2].endswith("on validation, checkpoint 9")
+    assert f"in 1 start, {duration(start['seconds'])} of it in training steps" in lines[3]
+    assert (start["step"], start["last_step"], start["end"]) == (0, 9, "finished")
+
+
+def test_an_interrupted_start_notes_the_step_that_it_has_saved(data_dir, tmp_path, monkeypatch):
+    """No row of metrics was written before."""
+    progress = Recorder.progress
+
+    def progress_and_signal(recorder, *arguments):
+        progress(recorder, *arguments)
+        if arguments[0] == 1:
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(0.2)  # until the thread for signals has read it
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Recorder, "progress", progress_and_signal)
+        done = run("train", *tiny_flags(data_dir, tmp_path / "run", mesh="1x1", steps=9, log_every=9))
+    assert done.returncode == RESUME_STATUS
+    assert "goodput" not in done.stderr
+    (start,) = read_rows(tmp_path / "run", name="starts.jsonl")
+    assert (start["last_step"], start["end"]) == (saved_in(tmp_path / "run")[-1], "interrupted")
+
+
+def test_rows_say_when_they_were_written_and_how_long_was_trained(whole):
+    workdir, _ = whole
+    rows, (start,) = read_rows(workdir), read_rows(workdir, name="starts.jsonl")
+    times, seconds = ([row[name] for row in rows] for name in ("time", "seconds"))
+    assert times == sorted(times)
+    assert start["time"] <= times[0] <= times[-1] <= start["time"] + start["wall_seconds"]
+    assert time.time() - 3600 < times[0] < time.time()
+    assert seconds == sorted(seconds)
+    assert 0 < seconds[-1] == pytest.approx(start["seconds"], abs=0.02)
+    assert start["seconds"] == start["phases"]["training"]
+    assert sum(start["phases"].values()) == pytest.approx(start["wall_seconds"], abs=0.01)
+    assert min(start["phases"][phase] for phase in ("compiling", "validating", "saving")) > 0
+    # The first row is of two steps, of which the first has compiled and does not count.
+    assert rows[0]["images_per_second"] * rows[0]["seconds"] == pytest.approx(8, rel=0.3)
+
+
+def test_tensorboard_gets_the_kernels_at_each_validation_and_the_confusions_at_the_end(whole):
+    found = values(events_in(whole[0])[0])
+    shown = {(tag, step): value.image for (tag, step), value in found.items() if value.HasField("image")}
+    assert sorted(shown) == [*(("train/conv1_kernels", step) for step in (3, 6, 9)), ("validation/confusions", 9)]
+    kernels = np.asarray(Image.open(io.BytesIO(shown["train/conv1_kernels", 9].encoded_image_string)))
+    with Checkpoints(whole[0], keep=1, writable=False) as checkpoints:
+        kernel = checkpoints.restore_params(small_setup(), 9)["conv1"]["kernel"]
+    np.testing.assert_array_equal(kernels, kernel_sheet(np.asarray(kernel)))
 
 
 @pytest.mark.slow
@@ -232,9 +311,6 @@ def test_a_resumed_run_may_be_longer_and_tell_more(data_dir, tmp_path, whole):
     train(tiny_config(data_dir, workdir, **WHOLE | {"steps": 11, "log_every": 1}))
     assert steps_of(workdir, "train") == [2, 4, 6, 8, 9, 10, 11]
     assert json.loads((workdir / "config.json").read_text())["config"]["steps"] == 11
-    done = run("train", *tiny_flags(data_dir, workdir, **WHOLE | {"steps": 11}))
-    assert (done.returncode, len(done.stderr.splitlines())) == (0, 1)  # there is nothing left to do
-    assert steps_of(workdir, "train")[-1] == 11
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ from collections.abc import Callable
 import pytest
 from networks import ROOT, run, tiny_flags
 
-import alexnet_jax.train
+import alexnet_jax.training
 from alexnet_jax.data.splits import Subset
-from alexnet_jax.evaluate import Evaluator
+from alexnet_jax.evaluation import Evaluator
 from alexnet_jax.system import watchdog as module
 from alexnet_jax.system.signals import RESUME_STATUS
 from alexnet_jax.system.watchdog import Watchdog, Work
@@ -196,7 +196,7 @@ def test_training_that_is_stuck_ends_deaf_to_a_signal_and_the_same_command_resum
     flags = tiny_flags(data_dir, tmp_path / "run", steps=9, eval_every=6, mesh="1x1", step_timeout=1)
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, stuck)
-        patch.setattr(alexnet_jax.train, "Watchdog", functools.partial(Watchdog, exit=end))
+        patch.setattr(alexnet_jax.training, "Watchdog", functools.partial(Watchdog, exit=end))
         done = run("train", *flags)
     assert statuses == [75], done.stderr
     assert re.search(f"error: this process is stuck at {said} takes over 1 s", capfd.readouterr().err)

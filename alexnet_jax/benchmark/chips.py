@@ -4,22 +4,14 @@ Rates are the makers' own, of dense bfloat16 products. The clocks follow from th
 """
 
 import importlib.metadata
-import importlib.util
 import math
-import mmap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-import jax
-from jax.experimental import topologies
 
 from alexnet_jax.system.errors import UserError
+from alexnet_jax.system.extras import install
 
-INSTALL = "pip install -r requirements-accelerators.txt, with Python 3.12 or newer"
 GB = 10**9
-GPUS_PER_HOST = 8
 
 
 @dataclass(frozen=True)
@@ -107,47 +99,6 @@ class Slice:
             try:
                 importlib.metadata.version(package)
             except importlib.metadata.PackageNotFoundError:
-                raise UserError(f"--compile_for={self} needs {package}: {INSTALL}") from None
-
-    def devices(self) -> Sequence[Any]:
-        """Devices that programs can be compiled for, and that run nothing. For the process that has `environment`.
-
-        Raises:
-            UserError: there is no such slice, or the compiler does not go with this JAX.
-        """
-        try:
-            return self._topology().devices
-        except (RuntimeError, ValueError) as error:
-            said = " ".join(str(error).split())[:200]
-            raise UserError(f"--compile_for={self}: jax {jax.__version__} has no such devices: {said}") from error
-
-    def _topology(self) -> topologies.TopologyDescription:
-        if not self.is_tpu:
-            target = _gpu_target(self.chip.description)
-            hosts, gpus = -(-self.count // GPUS_PER_HOST), min(self.count, GPUS_PER_HOST)
-            return topologies.get_topology_desc(
-                platform="cuda", topology_name=self.name, target_config=target, topology=f"1x{hosts}x{gpus}"
-            )
-        sides = (*self.sides, 1, 1)[: self.chip.dimensions]
-        shape = f"{self.name}:{'x'.join(map(str, sides))}"
-        whole = {} if self.count >= 4 else {"chips_per_host_bounds": (*self.sides, 1)[:3]}  # a host has four chips or more
-        return topologies.get_topology_desc(platform="tpu", topology_name=shape, **whole)
-
-
-def _gpu_target(description: str) -> str:
-    """What the compiler has to know of a GPU. The CUDA plugin has such a text for every card that it knows.
-
-    Raises:
-        ValueError: not for this one.
-    """
-    plugin = importlib.util.find_spec("jax_plugins.xla_cuda13")
-    folder = next(iter(plugin.submodule_search_locations or ())) if plugin else ""
-    with (
-        Path(folder, "xla_cuda_plugin.so").open("rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as library,
-    ):
-        named = library.find(f'device_description_str: "{description}"'.encode())
-        start = library.rfind(b"gpu_device_info {", 0, max(named, 0))
-        if start < 0:
-            raise ValueError(f"the CUDA plugin does not describe {description}")
-        return library[start : library.find(b"\0", named)].decode()
+                raise UserError(
+                    f"--compile_for={self} needs {package}: {install('libtpu')}, with Python 3.12 or newer"
+                ) from None

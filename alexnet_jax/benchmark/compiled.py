@@ -20,7 +20,7 @@ from rich.table import Table
 from alexnet_jax.benchmark.chips import GB, Slice
 from alexnet_jax.benchmark.results import OTHER_COLOUR, OUR_COLOUR, new_table
 from alexnet_jax.config import Config, as_dict
-from alexnet_jax.figures import write_figure
+from alexnet_jax.figures.style import write_figure
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.files import read_json
 

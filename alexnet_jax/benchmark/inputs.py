@@ -179,7 +179,7 @@ def _row(stream: InputStream, rates: list[float], image_bytes: int) -> dict[str,
 
 
 def publish_input(result: dict[str, Any], figure: Path | None) -> None:
-    """Prints the table and the JSON object of `measure_streams`, and draws its bars."""
+    """Prints the table and the JSON object of `measure_streams`, and draws its rates."""
     size, batch_size = result["settings"]["image_size"], result["settings"]["batch_size"]
     title = f"input, {size} px, batches of {batch_size}"
     shown = new_table(title, "images/s", "range", "GB/s", "images/s and core")

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from alexnet_jax.augment import COLOUR_NOISE
 from alexnet_jax.config import Config
 from alexnet_jax.data.splits import Batch
-from alexnet_jax.evaluate import Evaluator, make_eval_fn
+from alexnet_jax.evaluation import Evaluator, make_eval_fn
 from alexnet_jax.layers import Architecture, trace
 from alexnet_jax.mesh import make_mesh
 from alexnet_jax.network import merge

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from alexnet_jax.system.errors import UserError
+from alexnet_jax.system.extras import install
 
 Net = Literal["two towers", "torchvision"]
 
@@ -80,7 +81,7 @@ class Torch:
 def peers(train: bool, precision: str, batch_size: int, crop: int) -> dict[Net, list[Torch]]:
     """All forms of both networks. Raises UserError if PyTorch is not installed."""
     if importlib.util.find_spec("torch") is None:
-        raise UserError("--against=pytorch needs PyTorch: pip install -r requirements-benchmark.txt")
+        raise UserError(f"--against=pytorch needs PyTorch: {install('torch')}")
     nets: tuple[Net, Net] = ("two towers", "torchvision")
     forms = [(channels_last, compiled) for compiled in (False, True) for channels_last in (False, True)]
     return {net: [Torch(net, train, *form, precision, batch_size, crop) for form in forms] for net in nets}

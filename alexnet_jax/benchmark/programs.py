@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from alexnet_jax.benchmark import hlo
+from alexnet_jax.benchmark import hlo, topology
 from alexnet_jax.benchmark.chips import GB, Chip, Slice
 from alexnet_jax.benchmark.ours import CLASSES, training_flops
 from alexnet_jax.config import from_dict
@@ -181,7 +181,7 @@ def main(words: Sequence[str]) -> None:
     os.dup2(2, 1)  # stdout is for the result, not for what libraries print
     try:
         chips, config = Slice.parse(words[0]), from_dict(json.loads(words[1]))
-        mesh = make_mesh(config.mesh, config.table().towers, config.batch_size, devices=chips.devices())
+        mesh = make_mesh(config.mesh, config.table().towers, config.batch_size, devices=topology.devices(chips))
         for name, record in compile_all(make_setup(config, CLASSES, mesh), chips):
             print(json.dumps({"program": name, "record": record}), file=lines, flush=True)
         about = {

@@ -1,4 +1,4 @@
-"""What every measurement reports: rates and ratios as JSON rows, tables and bars."""
+"""What every measurement reports: rates and ratios as JSON rows, tables and a figure."""
 
 import json
 import statistics
@@ -9,27 +9,18 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from absl import flags
 from rich.console import Console
 from rich.table import Column, Table
 
-from alexnet_jax.figures import FIGURE_SUFFIXES, write_figure
+from alexnet_jax.figures import FIGURE_SUFFIXES
+from alexnet_jax.figures.style import PALETTE, write_figure
 from alexnet_jax.system.files import check_output
 
 Throughputs = dict[str, list[float]]  # images per second by name, one value per round
 
 DEFAULT_STEPS = 5
-OUR_COLOUR, OTHER_COLOUR = "#0072B2", "#999999"  # Okabe and Ito's palette
-
-
-def define_flags(options: flags.FlagValues) -> None:
-    """The flags of every measurement, besides those of a run."""
-    flags.DEFINE_integer("rounds", 5, "rounds; each measures everything once, in turn", lower_bound=1, flag_values=options)
-    help = "how long each stream of images is measured in a round"
-    flags.DEFINE_float("seconds", 1.0, help, flag_values=options)
-    why = "a stream is measured for more than 0 seconds, up to a day"  # the comparison refuses NaN too
-    flags.register_validator("seconds", lambda seconds: 0 < seconds <= 86400, why, flag_values=options)
-    flags.DEFINE_string("figure", None, "draw the bars into this .png or .svg", flag_values=options)
+OUR_COLOUR, OTHER_COLOUR = PALETTE[0], "#999999"
+WIDE = 10  # rates that are further apart than this factor have a logarithmic axis
 
 
 def figure_path(figure: str | None) -> Path | None:
@@ -49,12 +40,12 @@ def add_ratios(table: Table, ratios: Mapping[str, Mapping[str, float]], prefix: 
 
 
 def publish(result: dict[str, Any], tables: Sequence[Table], ours: Collection[str], title: str, figure: Path | None) -> None:
-    """Prints the tables on stderr and the result on stdout, as JSON; draws its rows as bars if there is a figure."""
+    """Prints the tables on stderr and the result on stdout, as JSON; draws its rows if there is a figure."""
     console = Console(stderr=True, width=None if sys.stderr.isatty() else 120)
     for table in tables:
         console.print(table)
     if figure:
-        draw_bars(result["rows"], ours, title, figure)
+        draw_rates(result["rows"], ours, title, figure)
     print(json.dumps(result))
 
 
@@ -69,26 +60,40 @@ def row(rates: Sequence[float]) -> dict[str, float]:
     return {"images_per_second": statistics.median(rates), "low": min(rates), "high": max(rates)}
 
 
-def draw_bars(rows: Mapping[str, Mapping[str, Any]], ours: Collection[str], title: str, path: Path) -> None:
-    """Bars of images per second with their range. The axis is logarithmic if they span more than a factor of ten.
+def draw_rates(rows: Mapping[str, Mapping[str, Any]], ours: Collection[str], title: str, path: Path) -> None:
+    """Images per second with their range: bars from zero, or dots on a logarithmic axis if they span more than `WIDE`.
 
-    `rows` are as `row` makes them, the first one on top. Those in `ours` are highlighted. `title`: of the axis.
+    A logarithmic axis has no zero for a bar to begin at.
+
+    Args:
+        rows: as `row` makes them, the first one on top.
+        ours: names of the rows in our colour.
+        title: of the axis.
+        path: of the figure.
     """
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     names = list(rows)[::-1]
     rates, low, high = (np.array([rows[name][key] for name in names]) for key in ("images_per_second", "low", "high"))
-    figure, axes = plt.subplots(figsize=(9, 0.5 * len(rows) + 1.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(9, 0.5 * len(rows) + 1.4), layout="constrained")
     colours = [OUR_COLOUR if name in ours else OTHER_COLOUR for name in names]
-    bars = axes.barh(names, rates, xerr=[rates - low, high - rates], color=colours, ecolor="#444444", capsize=3)
-    axes.bar_label(bars, [f"  {rate:,.0f}" if rate >= 100 else f"  {rate:.1f}" for rate in rates], fontsize=9)
-    if max(rates) > 10 * min(rates):
-        axes.set_xscale("log")
-        axes.set_xlim(min(rates) / 10, max(rates) * 6)
+    places = np.arange(len(names))
+    if max(rates) > WIDE * min(rates):
+        axes.hlines(places, low, high, colors=colours, linewidth=2.5)
+        axes.scatter(rates, places, color=colours, s=55, zorder=3)
+        axes.set(xscale="log", xlim=(min(low) / 2, max(high) * 4))
+        axes.grid(axis="x", color="0.9")
+        marks = "dot: median, line: range; logarithmic axis"
     else:
-        axes.set_xlim(0, max(rates) * 1.2)
-    axes.set_xlabel(title)
+        axes.barh(places, rates, xerr=[rates - low, high - rates], color=colours, ecolor="#444444", capsize=3)
+        axes.set_xlim(0, max(high) * 1.2)
+        marks = "bar: median, line: range"
+    for place, rate, top in zip(places, rates, high, strict=True):
+        text = f"{rate:,.0f}" if rate >= 100 else f"{rate:.1f}"
+        axes.annotate(text, (top, place), (8, 0), textcoords="offset points", va="center", fontsize=9)
+    axes.set_yticks(places, names)
+    axes.set_xlabel(f"{title}\n{marks}")
     axes.spines[["top", "right"]].set_visible(False)
     write_figure(figure, path)
     plt.close(figure)

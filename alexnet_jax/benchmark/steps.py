@@ -127,7 +127,7 @@ def _memory_ratios(rows: dict[str, Any], ours: int) -> dict[str, float]:
 
 
 def publish_steps(config: Config, result: dict[str, Any], figure: Path | None) -> None:
-    """Prints the tables and the JSON object of `measure_steps`, and draws its bars."""
+    """Prints the tables and the JSON object of `measure_steps`, and draws its rates."""
     title = f"images per second, batch {config.batch_size}, {config.crop} x {config.crop} px, {config.precision}"
     tables = [_network_table(result), *([_layer_table(result)] if result["layers"] else [])]
     publish(result, tables, {Ours(config, mode).name for mode in MODES}, title, figure)

@@ -8,17 +8,9 @@ from alexnet_jax.convert.native import write_native
 from alexnet_jax.inference.predictor import Trained
 from alexnet_jax.system.files import output_file
 
-# Each with the suffixes that its file may have; `import_weights` goes by them.
-EXPORTS = {
-    "safetensors": (".safetensors",),
-    "torchvision": (".pth", ".pt", ".safetensors"),
-    "caffe": (".caffemodel",),
-    "stablehlo": (".stablehlo", ".bin"),
-}
-
 
 def export(trained: Trained, form: str, path: Path) -> None:
-    """Writes a network in one of `EXPORTS`. The file appears once it is complete.
+    """Writes a network in one of `alexnet_jax.convert.EXPORTS`. The file appears once it is complete.
 
     Raises UserError if the format lacks a layer of the network, a package is missing, or the file cannot be written.
     """

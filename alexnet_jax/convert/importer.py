@@ -24,8 +24,6 @@ from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.files import check_input
 from alexnet_jax.values import MeshShape
 
-SOURCES = ("caffe", "torchvision", "safetensors")
-
 # RGB from 0 to 255: that of Caffe's imagenet_mean.binaryproto, and torchvision's (0.485, 0.456, 0.406).
 MEANS = {"caffe": (122.67891434, 116.66876762, 104.00698793), "torchvision": (123.675, 116.28, 103.53)}
 

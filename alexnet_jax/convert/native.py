@@ -40,7 +40,7 @@ def read_native(path: Path) -> Imported:
         raise UserError(f"{path} lacks its config, classes or mean: {error!r}") from error
     if not isinstance(stored, dict) or not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise UserError(f"{path}: its config is no dictionary, or its classes are no list of names")
-    config = replace(from_dict(stored), mean="own", init="", init_layers=())
+    config = replace(from_dict(stored), mean="own", init="", init_layers=(), init_velocity=False)
     params: dict[str, dict[str, Any]] = {}
     for name, array in arrays.items():
         layer, _, part = name.partition(".")

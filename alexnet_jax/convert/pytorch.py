@@ -12,6 +12,7 @@ from alexnet_jax.convert.layouts import Blobs
 from alexnet_jax.convert.pickles import BROKEN
 from alexnet_jax.layers import Architecture
 from alexnet_jax.system.errors import UserError
+from alexnet_jax.system.extras import install
 from alexnet_jax.system.files import check_input, output_file
 
 # torchvision.models.alexnet
@@ -20,8 +21,8 @@ TORCHVISION_NAMES = {
     "fc6": "classifier.1", "fc7": "classifier.4", "fc8": "classifier.6",
 }  # fmt: skip
 _NEEDED = {
-    "torch": "PyTorch is not installed: pip install -r requirements-benchmark.txt, or convert the file to .safetensors",
-    "safetensors": "safetensors is not installed: pip install -r requirements-convert.txt",
+    "torch": f"PyTorch is not installed: {install('torch')}, or convert the file to .safetensors",
+    "safetensors": f"safetensors is not installed: {install('safetensors')}",
 }
 
 

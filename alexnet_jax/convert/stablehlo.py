@@ -10,6 +10,7 @@ from alexnet_jax.augment import views
 from alexnet_jax.inference.predictor import Trained
 from alexnet_jax.network import merge
 from alexnet_jax.system.errors import UserError
+from alexnet_jax.system.extras import install
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -37,5 +38,5 @@ def serialize(trained: Trained) -> bytes:
     images = jax.ShapeDtypeStruct(shape, np.uint8)
     try:
         return bytes(export.export(jax.jit(probabilities), platforms=PLATFORMS)(images).serialize())
-    except ImportError as error:
-        raise UserError("flatbuffers is not installed: pip install -r requirements-convert.txt") from error
+    except ImportError as error:  # of JAX, which names no module
+        raise UserError(f"flatbuffers is not installed: {install('flatbuffers')}") from error

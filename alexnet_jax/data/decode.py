@@ -25,21 +25,28 @@ _CONVERTED = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr",
 _ADVICE = "convert it to 8 bits per channel"
 
 
-def square_rgb(encoded: EncodedImage, size: int, resize: str = "centre") -> UInt8[np.ndarray, "size size 3"]:
+def square_rgb(encoded: EncodedImage | Image.Image, size: int, resize: str = "centre") -> UInt8[np.ndarray, "size size 3"]:
     """An image decoded and resampled to `size` x `size` pixels.
 
     One step does what the paper does in two: scale the short side to `size`, and cut out the centre. The long side is not
     rounded, and what is cut off takes no memory.
 
     Args:
-        encoded: a regular file in one of FORMATS, or pixels. Of several frames the first is taken.
+        encoded: a regular file in one of FORMATS, Pillow's image, or pixels. Of several frames the first is taken.
         resize: 'centre' keeps the centre square, as the paper does; 'warp' squeezes the whole image, as Caffe does.
 
     Raises:
         ValueError: no complete image can be decoded, or its pixels have no defined range. The message is one line and says
             why.
     """
-    image = _to_rgb(_from_pixels(encoded) if isinstance(encoded, np.ndarray) else _from_file(encoded))
+    match encoded:
+        case np.ndarray():
+            image = _from_pixels(encoded)
+        case Image.Image():
+            image = _upright(encoded)
+        case _:
+            image = _from_file(encoded)
+    image = _to_rgb(image)
     if not (short := min(image.size)):
         raise ValueError("it has no pixels")
     width, height = image.size if resize == "warp" else (short, short)
@@ -78,20 +85,26 @@ def _one_line_errors() -> Iterator[None]:
 
 
 def _from_file(encoded: bytes | Path) -> Image.Image:
-    """The first frame, upright, in 8 bits per channel."""
     if isinstance(encoded, Path):
         _check_regular(encoded)
+    elif not encoded:
+        raise ValueError("it has no bytes")
     with _one_line_errors():
         file = Image.open(encoded if isinstance(encoded, Path) else io.BytesIO(encoded), formats=FORMATS)
     with file:
-        bits = _grey_bits(file)
-        with _one_line_errors():
-            file.load()
-            image = ImageOps.exif_transpose(file)
+        return _upright(file)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The first frame, upright, in 8 bits per channel."""
+    bits = _grey_bits(image)
+    with _one_line_errors():
+        image.load()
+        upright = ImageOps.exif_transpose(image)
     if bits > 8:
         # Pillow would clip at 255.
-        return Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8))
-    return image
+        return Image.fromarray((np.asarray(upright) >> (bits - 8)).astype(np.uint8))
+    return upright
 
 
 def _check_regular(path: Path) -> None:
@@ -110,7 +123,7 @@ def _from_pixels(pixels: np.ndarray) -> Image.Image:
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
 
-def _grey_bits(file: ImageFile.ImageFile) -> int:
+def _grey_bits(file: Image.Image) -> int:
     """The bits of a grey pixel; 8 for colours. Raises ValueError on pixels that Pillow does not read as they are meant."""
     tags = file.tag_v2 if isinstance(file, TiffImagePlugin.TiffImageFile) else {}
     if file.mode == "F":
@@ -121,7 +134,8 @@ def _grey_bits(file: ImageFile.ImageFile) -> int:
     if deep and tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 1) != 1:
         raise ValueError(f"16-bit grey in which 0 is white: {_ADVICE}")
     # Pillow compares the key colour of the file, in 2, 4 or 16 bits, with pixels of 8.
-    if file.format == "PNG" and "transparency" in file.info and file.mode != "P" and file.tile[0].args != file.mode:
+    tiles = file.tile if isinstance(file, ImageFile.ImageFile) else []
+    if file.format == "PNG" and "transparency" in file.info and file.mode != "P" and tiles and tiles[0].args != file.mode:
         raise ValueError(f"a transparent colour of other than 8 bits: {_ADVICE}")
     return tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0] if deep else 8
 

@@ -9,6 +9,9 @@ import numpy as np
 
 EncodedImage = bytes | Path | np.ndarray
 
+# What files and folders call the splits: what this project calls them.
+SPLIT_NAMES = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "test": "test"}
+
 
 class Example(NamedTuple):
     """One labelled image, not decoded: the bytes of its file, the path of its file, or pixels.

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from alexnet_jax.data.decode import RESIZES
-from alexnet_jax.data.sources import open_source
+from alexnet_jax.data.sources import is_on_disk, open_source
 from alexnet_jax.data.store import Store, open_store, store_path
 from alexnet_jax.data.writer import write_store
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.files import exclusively
+from alexnet_jax.values import ON_ERROR, RESIZES
 
-ON_ERROR = ("fail", "skip")
 LARGEST = 4096  # pixels a side: a single image then takes 50 MB
 
 
@@ -42,12 +41,12 @@ def prepare(
     """Prepares a set under `data_dir` unless it is there already, and returns the store's folder.
 
     Args:
-        dataset: 'groceries', 'folder:PATH', or a TFDS name.
+        dataset: 'groceries', 'folder:PATH', 'parquet:GLOB', 'tar:GLOB', or a TFDS name.
         tfds_dir: folder of the TFDS sets; None: TFDS's own.
         image_size: side of the prepared images in pixels, up to LARGEST.
         resize: 'centre' or 'warp', see `alexnet_jax.data.decode`.
         on_error: at an image that cannot be decoded: 'fail', or 'skip' it and list it in meta.json.
-        split_seed: of the random split of a folder without splits.
+        split_seed: of the random split of files without splits.
 
     Raises:
         UserError: an argument is out of range; the source cannot be opened or decoded; or the store cannot be written, is
@@ -60,7 +59,7 @@ def prepare(
     for flag, value in (("dataset", dataset), ("data_dir", data_dir), ("tfds_dir", tfds_dir)):
         if value == "":
             raise UserError(f"--{flag}= is empty: name one")
-    for flag, value, choices in (("on_error", on_error, ON_ERROR), ("resize", resize, tuple(RESIZES))):
+    for flag, value, choices in (("on_error", on_error, ON_ERROR), ("resize", resize, RESIZES)):
         if value not in choices:
             raise UserError(f"--{flag}={value} must be one of {', '.join(choices)}")
     path = store_path(Path(data_dir), dataset, image_size, resize)
@@ -80,10 +79,10 @@ def prepare(
 
 
 def _check_same(path: Path, store: Store, dataset: str, tfds_dir: str | None, split_seed: int) -> None:
-    """Raises UserError if the store holds another set, or if its folder or the seed has changed since."""
+    """Raises UserError if the store holds another set, or if its files or the seed have changed since."""
     if store.name != dataset:
         raise UserError(f"--dataset={dataset}: {path} holds {store.name}: name another --data_dir")
-    if not dataset.startswith("folder:") or not Path(dataset.removeprefix("folder:")).is_dir():
+    if not is_on_disk(dataset):
         return
     source = open_source(dataset, tfds_dir, split_seed)
     if source.description != store.source:
@@ -100,7 +99,9 @@ def _report(path: Path, what: str, store: Store) -> Path:
     if present < len(store.classes):
         print(f"note: {len(store.classes) - present:,} of the classes have no training image", file=sys.stderr)
     if missing := [name for name in ("validation", "test") if not len(store.splits.get(name, ()))]:
-        get = "add images, or a folder of this name" if store.name.startswith("folder:") else "prepare another set"
+        ways = dict.fromkeys(("parquet", "tar"), "files") | {"folder": "a folder"}
+        way = ways.get(store.name.partition(":")[0])
+        get = f"add images, or {way} of this name" if way else "prepare another set"
         fold = ", or train with --fold=0/5, which holds out a fifth for validation" if "validation" in missing else ""
         print(f"note: there is no {' and no '.join(missing)} split: {get}{fold}", file=sys.stderr)
     return path

@@ -14,13 +14,14 @@ import tensorflow_datasets as tfds
 
 from alexnet_jax.data.example import Example, Examples, Source
 from alexnet_jax.system.errors import UserError
+from alexnet_jax.system.extras import install
 
 _SPLITS = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
 _READ_AT_ONCE = 64
 _DECODERS = {"image": tfds.decode.SkipDecoding()}
 _IMAGENET_TARS = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
 _TAR_END = bytes(1024)  # two empty records close every tar file
-_INSTALL = "pip install -r requirements-prepare.txt"
+_INSTALL = install("tensorflow")
 
 
 @dataclass(frozen=True)

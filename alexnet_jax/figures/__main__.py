@@ -1,146 +1,36 @@
-"""Draws the figures of a run into its folder figures/, each as PNG and SVG.
+"""Draws the figures of a run, as PNG and as SVG. They are written into its folder figures/.
 
-python -m alexnet_jax.figures --workdir=W [--workdir=W2 ...] [--only=curves,kernels ...] [--layer=conv1] [--split=test]
+    python -m alexnet_jax.figures --workdir=runs/first
+    python -m alexnet_jax.figures --workdir=runs/first --workdir=runs/second
+    python -m alexnet_jax.figures --workdir=W --only=activations --layer=conv2
+    python -m alexnet_jax.figures --architecture=paper --out=paper.svg
+
+Learning curves, Figures 3 and 4 of the paper, confusions, activations, and magnitudes of weights and updates.
+With --architecture and no run: Figure 2 of the paper, drawn from the layer table.
 """
 
-import os
-import sys
-from collections.abc import Iterator
-from pathlib import Path
-
-import matplotlib
-import numpy as np
 from absl import flags
-from matplotlib.figure import Figure
 
-from alexnet_jax import figures
-from alexnet_jax.config import Config, parsed
-from alexnet_jax.data.dataset import Dataset
-from alexnet_jax.figures.curves import Rows
-from alexnet_jax.inference import analysis
-from alexnet_jax.inference.predictor import Features, Trained, load_trained
-from alexnet_jax.run.flags import check_workdirs, define_shown_runs
-from alexnet_jax.run.metrics import read_rows
-from alexnet_jax.run.workdir import read_config
-from alexnet_jax.system import cli, runtime
-from alexnet_jax.system.errors import UserError
-from alexnet_jax.system.files import check_output
-
-OF_METRICS = ("curves", "training_error", "magnitudes")
-OF_IMAGES = ("predictions", "nearest", "confusion", "activations")
-ALL = (*OF_METRICS, "kernels", *OF_IMAGES)
-SHOWN = 4  # right images, and as many wrong ones
-QUERIES = 5  # as in Figure 4
-MAPPED = 3  # images whose activations are drawn
-
-Named = tuple[str, Figure]
-
-
-def read_metrics(config: Config, options: flags.FlagValues) -> Rows:
-    """The rows of a run.
-
-    Raises:
-        UserError: there are none, or --only names magnitudes and no row has them.
-    """
-    rows = read_rows(Path(config.workdir))
-    if not rows:
-        raise UserError(
-            f"--workdir={config.workdir} has no metrics yet: train longer than --log_every={config.log_every} steps, or "
-            f"choose others than {', '.join(OF_METRICS)} with --only"
-        )
-    if "magnitudes" in options.only and not any("magnitudes" in row for row in rows):
-        why = f"--workdir={config.workdir} has no magnitudes in its metrics: no validation, or one by an earlier version"
-        if options["only"].present:
-            raise UserError(f"{why}; leave them out of --only")
-        print(f"{why}; that figure is left out", file=sys.stderr)
-    return rows
-
-
-def check_folder(config: Config) -> Path:
-    """The folder of a run's figures. Raises UserError if it cannot be made, or a figure in it cannot be replaced."""
-    folder = Path(config.workdir) / "figures"
-    if os.path.lexists(folder) and not folder.is_dir():
-        raise UserError(f"--workdir={config.workdir}: {folder} is not a folder: move it away")
-    old = [path for path in folder.glob("*") if path.suffix in figures.FIGURE_SUFFIXES]
-    for path in (folder / "curves.png" if folder.is_dir() else folder, *old):
-        check_output(f"--workdir={config.workdir}: {path}", path)
-    return folder
-
-
-def of_images(options: flags.FlagValues, trained: Trained, dataset: Dataset, layer: Features | None) -> Iterator[Named]:
-    """The figures that look at images. `layer`: the one whose activations are drawn, if they are wanted."""
-    judged, seed = analysis.judge(trained, dataset.split(options.split)), options.sample_seed
-    split, which = judged.split, f"{options.split} split, {trained.title}"
-    if "predictions" in options.only:
-        shown = analysis.guessed(trained, judged, analysis.right_and_wrong(judged, SHOWN, seed))
-        right = int((judged.guesses == split.labels).sum())
-        title = f"chosen at random from the {right} right and the {len(split) - right} wrong of the {which}"
-        yield "predictions", figures.draw_predictions(shown, title)
-    if "nearest" in options.only:
-        queries = analysis.neighbours(trained, judged, analysis.sample(split, QUERIES, seed), dataset.split("train"))
-        title = f"nearest training images by {analysis.last_hidden(trained)} (place, distance)\n{which}"
-        yield "nearest", figures.draw_nearest(queries, title)
-    if "confusion" in options.only:
-        counts = analysis.confusion(split.labels, judged.guesses, len(trained.classes))
-        title = f"{judged.score.top1_error:.1f} % top-1 error, {which}"
-        yield "confusion", figures.draw_confusion(counts, trained.classes, title)
-    if layer is not None:
-        images = split.read(analysis.sample(split, MAPPED, seed)).images
-        title, towers = f"activations of {layer.layer}, {trained.title}", trained.config.table().towers
-        yield f"activations_{layer.layer}", figures.draw_activations(list(images), layer(images), towers, title)
-
-
-def draw(options: flags.FlagValues, config: Config, rows: Rows) -> Iterator[Named]:
-    """The figures of one run. Raises UserError before the first one if something is missing."""
-    title, wanted = f"{config.architecture} on {config.dataset}, seed {config.seed}", set(options.only)
-    trained = dataset = layer = None
-    if wanted - set(OF_METRICS):
-        trained = load_trained(config.workdir, options.step, batch_size=options.batch_size)
-    if trained is not None and wanted & set(OF_IMAGES):
-        dataset = trained.data(options.data_dir)
-        dataset.split(options.split)  # raises if there is none
-        layer = Features(trained, options.layer, "layer") if "activations" in wanted else None
-    if "curves" in wanted:
-        yield "curves", figures.draw_curves(rows, title)
-    if "magnitudes" in wanted and any("magnitudes" in row for row in rows):
-        yield "magnitudes", figures.draw_magnitudes(rows, f"magnitudes, {title}")
-    if trained is not None and "kernels" in wanted:
-        kernel = np.asarray(trained.params["conv1"]["kernel"])
-        yield "conv1_kernels", figures.draw_kernels(kernel, f"conv1 kernels, {trained.title}")
-    if trained is not None and dataset is not None:
-        yield from of_images(options, trained, dataset, layer)
-
-
-def main(options: flags.FlagValues) -> None:
-    """The command line."""
-    check_workdirs(options.workdir, "compare several")
-    if not options.only or len(set(options.only)) < len(options.only):
-        raise UserError(f"--only={','.join(options.only)} names no figure, or one of them twice")
-    if unknown := sorted(set(options.only) - set(ALL)):
-        raise UserError(f"--only={','.join(unknown)}: no such figure; there are {', '.join(ALL)}")
-    configs = [read_config(workdir) for workdir in options.workdir]
-    folders = [check_folder(config) for config in configs]
-    needs_rows = set(options.only) & set(OF_METRICS)
-    rows = [read_metrics(config, options) if needs_rows else [] for config in configs]
-    runtime.start(**parsed(options, ("host_devices",)))
-    matplotlib.use("agg")
-    for config, folder, mine in zip(configs, folders, rows, strict=True):
-        for name, figure in draw(options, config, mine):
-            print(figures.save_figure(figure, folder, name), flush=True)
-    if "training_error" in options.only:
-        runs = dict(zip(figures.run_labels(configs), rows, strict=True))
-        print(figures.save_figure(figures.draw_training_error(runs), folders[0], "training_error"))
+from alexnet_jax.config import define_flags as define_config_flags
+from alexnet_jax.figures import ALL, OF_METRICS
+from alexnet_jax.run.flags import define_shown_runs
+from alexnet_jax.system import cli
 
 
 def define_flags(options: flags.FlagValues) -> None:
     """The flags of this command."""
     define_shown_runs(options)
-    help = f"figures to draw, comma-separated; {', '.join(OF_METRICS)} and kernels need no images"
+    help = f"`figures` to draw, comma-separated; {', '.join(OF_METRICS)} and kernels need no images"
     flags.DEFINE_list("only", list(ALL), help, flag_values=options)
-    flags.DEFINE_string("layer", "conv1", "layer whose activations are drawn", flag_values=options)
+    flags.DEFINE_string("layer", "conv1", "`layer` whose activations are drawn", flag_values=options)
+    define_config_flags(options, only=("architecture",), unset="none, the run is drawn")
+    help = "`outputs` of the network that --architecture draws"
+    flags.DEFINE_integer("classes", 1000, help, lower_bound=1, flag_values=options)
+    help = "the .png or .svg `file` that --architecture is drawn into; default: its name and .png"
+    flags.DEFINE_string("out", None, help, flag_values=options)
 
 
-COMMAND = cli.Command(__doc__, define_flags, main)
+COMMAND = cli.Command(__doc__, define_flags, cli.main_of("alexnet_jax.figures.command"))
 
 if __name__ == "__main__":
     COMMAND.run()

@@ -1,15 +1,18 @@
 """Figures of metrics.jsonl: losses and errors over epochs, Figure 1's comparison of runs, and the layers' magnitudes."""
 
+import math
 from collections.abc import Mapping, Sequence
-from itertools import cycle
-from typing import Any
+from itertools import cycle, pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from alexnet_jax.config import Config, as_dict
-from alexnet_jax.figures.style import COLOURS, DASHES, PALETTE, bare, short
+from alexnet_jax.figures.style import COLOURS, DASHES, PALETTE, bare, draw_absence, point_marker, short
 from alexnet_jax.run.flags import value_text
 
 Rows = Sequence[dict[str, Any]]
@@ -29,23 +32,81 @@ def run_labels(configs: Sequence[Config]) -> list[str]:
     return next(one for one in (best, names, folders) if len(set(one)) == len(one) or one is folders)
 
 
-def draw_curves(rows: Rows, title: str) -> Figure:
-    """Loss and top-1 error over epochs, by split. Thin lines mark drops of the learning rate."""
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+class Drop(NamedTuple):
+    """A fall of the learning rate: after the last row at the rate `before`, which is at `epoch`."""
+
+    epoch: float
+    before: float
+    after: float
+
+    @property
+    def factor(self) -> float:
+        """What the rate was divided by."""
+        return self.before / self.after
+
+
+def rate_drops(rows: Rows) -> list[Drop]:
+    """The drops between the rows of a run."""
+    pairs = pairwise((row["epoch"], row["learning_rate"]) for row in rows)
+    return [Drop(epoch, before, after) for (epoch, before), (_, after) in pairs if 0 < after < before]
+
+
+def unfinished(rows: Rows, config: Config) -> str:
+    """How far a run is that still trains or was stopped, such as 'not finished: epoch 3.5 of 50'; '' once it is complete.
+
+    `rows`: at least one.
+    """
+    step, epoch = rows[-1]["step"], rows[-1]["epoch"]
+    planned = config.steps * epoch / step if config.steps else config.epochs
+    return "" if epoch >= planned * (1 - 1e-9) else f"not finished: epoch {epoch:.3g} of {planned:.4g}"
+
+
+def leap_note(drops: Sequence[Drop], config: Config) -> str:
+    """Why the training loss can leap just after a drop: Section 5 has the rate inside the velocity. '' if it cannot."""
+    if not drops or not config.rate_in_velocity or not 0 < config.momentum < 1:
+        return ""
+    factor = max(drop.factor for drop in drops)
+    steps = math.log(factor) / -math.log(config.momentum)
+    return (
+        f"Just after a drop the training loss can leap. The velocity still has the size of the old rate, {factor:.3g} times "
+        f"too large.\nMomentum {config.momentum:g} takes {steps:.0f} steps to wear that off. Then the loss falls."
+    )
+
+
+def draw_curves(rows: Rows, title: str, config: Config) -> Figure:
+    """Loss and top-1 error over epochs, by split, with the drops of the learning rate.
+
+    What is missing is said in its place: a run that is not finished in the title, a missing validation in the legend.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.1), layout="constrained")
+    drops = rate_drops(rows)
     for axis, name, label in zip(axes, ("loss", "top1_error"), ("loss (nats)", "top-1 error (%)"), strict=True):
         for split, colour in COLOURS.items():
             mine = [row for row in rows if row["split"] == split]
+            points = [row["epoch"] for row in mine], [row[name] for row in mine]
             if mine:
-                axis.plot([row["epoch"] for row in mine], [row[name] for row in mine], color=colour, label=split)
-        for row, before in zip(rows[1:], rows, strict=False):
-            if row["learning_rate"] < before["learning_rate"]:
-                axis.axvline(row["epoch"], color="0.6", linewidth=0.8, linestyle=":")
-        axis.set(xlabel="epoch", ylabel=label)
-        axis.set_ylim(bottom=0)
+                axis.plot(*points, color=colour, marker=point_marker(mine), markersize=4.5, linewidth=1.6, label=split)
+            elif split == "validation":
+                axis.plot([], [], " ", label="no validation recorded")
+        axis.set(xlabel="epoch", ylabel=label, xlim=(0, None), ylim=(0, None))
         bare(axis)
+        _mark_drops(axis, drops)
     axes[0].legend(frameon=False)
-    figure.suptitle(title)
+    figure.suptitle("\n".join(filter(None, (title, unfinished(rows, config)))))
+    if note := leap_note(drops, config):
+        figure.supxlabel(note, fontsize=8.5, color="0.3")
     return figure
+
+
+def _mark_drops(axis: Axes, drops: Sequence[Drop]) -> None:
+    """A dotted line at each drop, and the new rate along it."""
+    for drop in drops:
+        axis.axvline(drop.epoch, color="0.6", linewidth=0.8, linestyle=":")
+        text = axis.annotate(
+            f"rate / {drop.factor:.3g} = {drop.after:.3g}", (drop.epoch, 1), (2, -2), xycoords=("data", "axes fraction"),
+            textcoords="offset points", rotation=90, va="top", fontsize=8, color="0.3",
+        )  # fmt: skip
+        text.set_path_effects([withStroke(linewidth=2.5, foreground="white", alpha=0.8)])
 
 
 def draw_training_error(runs: Mapping[str, Rows]) -> Figure:
@@ -54,7 +115,8 @@ def draw_training_error(runs: Mapping[str, Rows]) -> Figure:
     for (label, rows), colour, dash in zip(runs.items(), cycle(PALETTE), cycle(DASHES), strict=False):
         mine = [row for row in rows if row["split"] == "train"]
         epochs, errors = [row["epoch"] for row in mine], [row["top1_error"] for row in mine]
-        axis.plot(epochs, errors, color=colour, linestyle=dash, linewidth=1.8, label=short(label, 60))
+        style: dict[str, Any] = {"color": colour, "linestyle": dash, "marker": point_marker(mine), "markersize": 4.5}
+        axis.plot(epochs, errors, linewidth=1.8, label=short(label, 60), **style)
     axis.set(xlabel="epoch", ylabel="training error, top-1 (%)", xlim=(0, None), ylim=(0, None))
     bare(axis)
     axis.legend(frameon=False, fontsize=9)
@@ -65,10 +127,12 @@ def draw_magnitudes(rows: Rows, title: str) -> Figure:
     """Mean |weight| of every layer over epochs, and the last update as a share of it. Biases are below.
 
     Args:
-        rows: of metrics.jsonl. At least one has `magnitudes`.
+        rows: of metrics.jsonl. If none has `magnitudes`, the figure says so.
         title: of the figure.
     """
     recorded = [row for row in rows if "magnitudes" in row]
+    if not recorded:
+        return draw_absence(title, "none recorded: the run has no validation yet, or an earlier version trained it")
     epochs = [row["epoch"] for row in recorded]
     figure, axes = plt.subplots(2, 2, figsize=(10, 6.4), layout="constrained", sharex=True)
     for pair, name, words in zip(axes, ("kernel", "bias"), ("weights", "biases"), strict=True):

@@ -6,17 +6,17 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from alexnet_jax.figures.style import COLOURS, short
+from alexnet_jax.figures.style import NEUTRAL, RIGHT, RIGHT_MARK, WRONG, WRONG_MARK, short
 from alexnet_jax.inference.analysis import Guessed, Query
 
 COLUMNS = 4  # images in one row
 
 
 def draw_predictions(items: Sequence[Guessed], title: str) -> Figure:
-    """Figure 4, left: images with their five likeliest classes as bars.
+    """Figure 4, left: images with their five likeliest classes as bars, and the probabilities in percent.
 
-    The first text of an item stands above its image; the last is the right class or ''. The bar of the right class has
-    another colour and is hatched.
+    The first text of an item stands above its image; the last is the right class or ''. The bar of the right class has the
+    colour of right, a tick and a hatch. A wrong first guess has the colour of wrong and a cross.
     """
     columns = min(COLUMNS, len(items))
     rows = -(-len(items) // columns)
@@ -32,11 +32,16 @@ def draw_predictions(items: Sequence[Guessed], title: str) -> Figure:
         picture.imshow(image)
         picture.set_title(short(name, 30), fontsize=9)
         for place, guess in enumerate(top5):
-            mine = bool(right) and guess["class"] == right
-            colour, hatch = (COLOURS["validation"], "////") if mine else (COLOURS["train"], None)
-            bars.barh(place, guess["probability"], color=colour, hatch=hatch, edgecolor="white", alpha=0.45, height=0.85)
-            name = bars.text(0.02, place, short(guess["class"], 30), va="center", fontsize=8)
-            name.set_path_effects([withStroke(linewidth=2.5, foreground="white", alpha=0.8)])
+            colour, mark, hatch = NEUTRAL, "", None
+            if right and guess["class"] == right:
+                colour, mark, hatch = RIGHT, f"{RIGHT_MARK} ", "////"
+            elif right and place == 0:
+                colour, mark = WRONG, f"{WRONG_MARK} "
+            bars.barh(place, guess["probability"], color=colour, hatch=hatch, edgecolor="white", alpha=0.6, height=0.85)
+            percent = f"{100 * guess['probability']:.1f} %"
+            for x, text, side in ((0.02, mark + short(guess["class"], 26), "left"), (0.99, percent, "right")):
+                written = bars.text(x, place, text, va="center", ha=side, fontsize=8)
+                written.set_path_effects([withStroke(linewidth=2.5, foreground="white", alpha=0.8)])
         bars.set(xlim=(0, 1), ylim=(4.6, -0.6))
     figure.suptitle(title, fontsize=10)
     return figure
@@ -60,8 +65,8 @@ def draw_nearest(rows: Sequence[Query], title: str) -> Figure:
         for axis, near in zip(line[1:], neighbours, strict=False):
             same = near.name == name
             axis.imshow(near.image)
-            axis.set_xlabel(f"{'✓' if same else '✗'} {short(near.name, 18)}\n#{near.index}, {near.distance:.3g}", fontsize=8)
-            colour, style = (COLOURS["train"], "-") if same else (COLOURS["validation"], (0, (3, 2)))
+            mark, colour, style = (RIGHT_MARK, RIGHT, "-") if same else (WRONG_MARK, WRONG, (0, (3, 2)))
+            axis.set_xlabel(f"{mark} {short(near.name, 18)}\n#{near.index}, {near.distance:.3g}", fontsize=8)
             axis.spines[:].set(visible=True, color=colour, linewidth=2.2, linestyle=style)
     figure.suptitle(title, fontsize=11)
     return figure

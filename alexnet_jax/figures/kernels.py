@@ -7,28 +7,9 @@ from jaxtyping import Float, UInt8
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-COLUMNS = 16  # kernels in one row
+from alexnet_jax.inference.pictures import COLUMNS, kernel_images, tiled
+
 MAPS = 48  # drawn of each tower: all of conv1's
-
-
-def kernel_images(kernel: Float[np.ndarray, "towers kh kw 3 maps"]) -> Float[np.ndarray, "towers maps kh kw 3"]:
-    """Kernels as RGB pictures in [0, 1]. Zero is mid-grey. Each kernel is scaled by its own largest weight."""
-    pictures = np.moveaxis(kernel, -1, 1)
-    largest = np.abs(pictures).max(axis=(2, 3, 4), keepdims=True)
-    return 0.5 + 0.5 * pictures / np.where(largest > 0, largest, 1)
-
-
-def tiled(
-    pictures: Float[np.ndarray, "count height width *channels"], columns: int, gap: float
-) -> Float[np.ndarray, "all_height all_width *channels"]:
-    """Pictures row by row on one canvas. Lines between them are one pixel wide and have the value `gap`."""
-    count, height, width, *channels = pictures.shape
-    rows = -(-count // columns)
-    canvas = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1, *channels), gap)
-    for number, picture in enumerate(pictures):
-        top, left = (number // columns) * (height + 1), (number % columns) * (width + 1)
-        canvas[top : top + height, left : left + width] = picture
-    return canvas
 
 
 def draw_kernels(kernel: Float[np.ndarray, "towers kh kw 3 maps"], title: str) -> Figure:
@@ -73,7 +54,7 @@ def draw_activations(
         for tower, axis in enumerate(row[1:]):
             part = values[..., tower * maps : (tower + 1) * maps]
             axis.imshow(_sheet(part), interpolation="nearest", **scale)
-        figure.colorbar(row[-1].images[0], ax=row[-1], fraction=0.05, pad=0.02)
+        figure.colorbar(row[-1].images[0], ax=row[-1], fraction=0.05, pad=0.02, label="activation")
         for axis in row:
             axis.set_axis_off()
     shown = f", the first {MAPS} of {maps} maps of each tower" if activations.ndim == 4 and maps > MAPS else ""

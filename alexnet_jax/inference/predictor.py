@@ -1,6 +1,11 @@
 """A trained network with all that it needs to look at images, read from the folder of its run; no data set is opened."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+import functools
+import itertools
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,7 +14,8 @@ from jaxtyping import Float32
 from numpy.typing import ArrayLike
 
 from alexnet_jax.augment import views
-from alexnet_jax.evaluate import EnsembleMember, Evaluator, check_images, make_eval_fn, not_finite
+from alexnet_jax.evaluation import EnsembleMember, Evaluator, check_images, make_eval_fn, not_finite
+from alexnet_jax.inference.images import OneImage, squares
 from alexnet_jax.layers import Classifier
 from alexnet_jax.run.open import Trained, open_run
 from alexnet_jax.step import make_feature_step
@@ -17,14 +23,85 @@ from alexnet_jax.system.errors import UserError
 from alexnet_jax.values import MeshShape
 
 
-def load_trained(
-    workdir: str, step: str = "latest", *, batch_size: int = 64, mesh: MeshShape | None = MeshShape(1, 1)
-) -> Trained:
-    """The network of a run, on a mesh of data x tower devices; None: all. `step`: a number, 'latest' or 'best'.
+@dataclass(frozen=True)
+class Guess:
+    """A class that an image may show."""
 
-    Raises UserError if there is no such run or checkpoint, or it cannot be read.
+    name: str
+    index: int  # of the network's output
+    probability: float
+
+
+def load_trained(
+    workdir: str | os.PathLike[str],
+    step: int | str = "latest",
+    *,
+    batch_size: int = 64,
+    mesh: MeshShape | None = MeshShape(1, 1),
+) -> "Predictor":
+    """The network of a run, ready for images:
+
+        trained = load_trained("runs/quickstart")
+        trained.classify(["apple.jpg", "pear.png"])
+
+    Args:
+        workdir: folder of the run.
+        step: a checkpoint's number, 'latest', or 'best', the one with the lowest validation error.
+        batch_size: images that are looked at together.
+        mesh: data x tower devices; None: all.
+
+    Raises:
+        UserError: there is no such run or checkpoint, or it cannot be read.
     """
-    return open_run(workdir, mesh=mesh, batch_size=batch_size, spmd="shard_map").restore(step)
+    found = open_run(os.fspath(workdir), mesh=mesh, batch_size=batch_size, spmd="shard_map").restore(str(step))
+    return Predictor(found.setup, found.stored, found.mean, found.params, found.step)
+
+
+@dataclass(frozen=True)
+class Predictor(Trained):
+    """A trained network that looks at images of any kind. It compiles at the first image and keeps the program.
+
+    `dataclasses.replace(predictor, params=...)` is the same network with other parameters.
+    """
+
+    def classify(self, images: OneImage | Iterable[OneImage], top: int = 5) -> list[list[Guess]]:
+        """The likeliest classes of every image, best first, as `alexnet predict` prints them.
+
+        Args:
+            images: one or several, as for `probabilities`.
+            top: how many classes to give; fewer if there are fewer.
+
+        Returns:
+            One list for each image, also for a single one. Ties go to the lower class number.
+
+        Raises:
+            ValueError: `top` is negative.
+            Otherwise as `probabilities`.
+        """
+        rows = [top_classes(row, self.classes, top) for row in self.probabilities(images)]
+        return [[Guess(one["class"], one["index"], one["probability"]) for one in row] for row in rows]
+
+    def probabilities(self, images: OneImage | Iterable[OneImage]) -> Float32[np.ndarray, "count classes"]:
+        """Class probabilities of the centre crop of every image.
+
+        Args:
+            images: one or several. Each is a path, the bytes of an image file, an image of Pillow's, or uint8 pixels of
+                shape (height, width, 1, 3 or 4): grey, RGB or RGBA. It is resized as the run's training images were. One
+                array (count, height, width, channels) is several images.
+
+        Raises:
+            TypeError: something else is among them.
+            UserError: an image cannot be decoded, or the answers are not finite, because the run has diverged.
+        """
+        found = [np.empty((0, len(self.classes)), np.float32)]
+        with contextlib.closing(squares(images, self.config.image_size, self.config.resize)) as source:
+            while batch := list(itertools.islice(source, self.config.batch_size)):
+                found.append(self._classification(np.stack(batch)))
+        return np.concatenate(found)
+
+    @functools.cached_property
+    def _classification(self) -> "Classification":
+        return Classification(self)
 
 
 class Classification:

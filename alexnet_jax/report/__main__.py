@@ -1,48 +1,23 @@
 """Writes one HTML page about a run, or about several side by side. The page needs no other file and no network.
 
-python -m alexnet_jax.report --workdir=W [--workdir=W2 ...] [--out=FILE] [--split=test]
+python -m alexnet_jax.report --workdir=runs/first
+python -m alexnet_jax.report --workdir=V --workdir=W --out=both.html
 """
 
-from pathlib import Path
-
-import matplotlib
 from absl import flags
 
-from alexnet_jax.config import parsed
-from alexnet_jax.report.gather import gather
-from alexnet_jax.report.page import render
-from alexnet_jax.run.flags import check_workdirs, define_shown_runs
-from alexnet_jax.run.workdir import read_config
-from alexnet_jax.system import cli, runtime
-from alexnet_jax.system.files import check_output, output_file
-
-
-def main(options: flags.FlagValues) -> None:
-    """The command line."""
-    check_workdirs(options.workdir, "see several side by side")
-    out = Path(options.out) if options.out else Path(options.workdir[0]) / "report.html"
-    if not options.out:
-        read_config(options.workdir[0])  # it says so if the folder is no run
-    check_output(f"--out={out}", out, (".html", ".htm"))
-    runtime.start(**parsed(options, ("host_devices",)))
-    matplotlib.use("agg")
-    runs = gather(
-        options.workdir, step=options.step, split=options.split, data_dir=options.data_dir, batch_size=options.batch_size,
-        sample_seed=options.sample_seed,
-    )  # fmt: skip
-    page = render(runs)
-    with output_file(out) as file:
-        file.write(page)
-    print(out)
+from alexnet_jax.run.flags import define_shown_runs
+from alexnet_jax.system import cli
 
 
 def define_flags(options: flags.FlagValues) -> None:
     """The flags of this command."""
     define_shown_runs(options)
-    flags.DEFINE_string("out", None, "file of the page, in place of report.html in the first --workdir", flag_values=options)
+    help = "`file` of the page, in place of report.html in the first --workdir"
+    flags.DEFINE_string("out", None, help, flag_values=options)
 
 
-COMMAND = cli.Command(__doc__, define_flags, main)
+COMMAND = cli.Command(__doc__, define_flags, cli.main_of("alexnet_jax.report.command"))
 
 if __name__ == "__main__":
     COMMAND.run()

@@ -1,54 +1,141 @@
-"""The curves of the page as data. page.js draws them."""
+"""The curves of the page as data. static.py and the scripts draw them."""
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
-from alexnet_jax.figures import PALETTE
+from alexnet_jax.figures.style import PALETTE
 from alexnet_jax.report.gather import Run
 
 POINTS = 1000  # the most points of a curve
 DASHES = {"train": "", "validation": "6 4"}
+LAYER_DASHES = ("", "6 3", "2 3")
 
-Point = tuple[float, float]
-Chart = dict[str, Any]  # title, log, series: [{name, colour, dash, points}]
+Rows = Sequence[dict[str, Any]]
 
 
-def series(name: str, colour: str, dash: str, points: Sequence[Point]) -> dict[str, Any]:
-    """A curve of at most `POINTS` finite points. The last point is kept."""
-    finite = [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]
+@dataclass(frozen=True)
+class Track:
+    """Where the points of curves lie. `seconds` of training are None where a run did not record them."""
+
+    run: str  # its label
+    split: str
+    epoch: list[float]
+    step: list[int]
+    seconds: list[float] | None
+
+
+@dataclass(frozen=True)
+class Series:
+    """A curve: its values along a track; None is a gap. `colour`: its place in the palette."""
+
+    name: str
+    colour: int
+    dash: str
+    track: int
+    values: list[float | None]
+    layer: str = ""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Curves in one frame. Charts with the same title have the same axes. `drops`: mark where the rate falls."""
+
+    title: str
+    log: bool
+    drops: bool
+    series: list[Series]
+
+
+@dataclass(frozen=True)
+class Drop:
+    """A fall of a run's learning rate to `rate`: after the last row that has the old one."""
+
+    colour: int  # of the run, in the palette
+    epoch: float
+    step: int
+    seconds: float | None
+    rate: float
+
+
+def thinned(rows: Rows) -> list[dict[str, Any]]:
+    """At most `POINTS` rows, evenly chosen. The last one is kept."""
+    finite = [row for row in rows if math.isfinite(row["epoch"])]
     every = -(-len(finite) // POINTS) or 1
-    return {"name": name, "colour": colour, "dash": dash, "points": finite[::-1][::every][::-1]}
+    return finite[::-1][::every][::-1]
 
 
-def chart(title: str, curves: Sequence[dict[str, Any]], log: bool = False) -> Chart:
-    """Curves under one title. `log`: a logarithmic scale, which leaves out values that are not positive."""
-    if log:
-        curves = [{**curve, "points": [(x, y) for x, y in curve["points"] if y > 0]} for curve in curves]
-    return {"title": title, "log": log, "series": list(curves)}
+def _seconds(row: dict[str, Any]) -> float | None:
+    """Seconds of training until a row; records of earlier versions have none."""
+    seconds = row.get("seconds")
+    return seconds if isinstance(seconds, int | float) and math.isfinite(seconds) else None
 
 
-def learning(runs: Sequence[Run], column: str, title: str, *, log: bool = False, only: str = "") -> Chart:
-    """A column of the metrics, of all splits or `only` one. Each run has a colour; validation is dashed."""
-    curves = []
-    for number, run in enumerate(runs):
-        for split in [only] if only else DASHES:
-            name = ", ".join([run.label] * (len(runs) > 1) + [split] * (not only)) or title
-            if points := [(row["epoch"], row[column]) for row in run.rows_of(split)]:
-                curves.append(series(name, PALETTE[number % len(PALETTE)], DASHES[split], points))
-    return chart(title, curves, log)
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
-def magnitudes(run: Run) -> list[Chart]:
-    """The mean magnitude of a run's weights, and the last update as a share of it. [] if they were not recorded."""
-    rows = [row for row in run.rows if "magnitudes" in row]
-    if not rows:
-        return []
-    sizes, ratios = [], []
-    for number, layer in enumerate(rows[0]["magnitudes"]):
-        style = PALETTE[number % len(PALETTE)], ("", "6 3", "2 3")[number % 3]
-        values = [(row["epoch"], row["magnitudes"][layer]) for row in rows]
-        sizes.append(series(layer, *style, [(epoch, x["kernel"]) for epoch, x in values]))
-        ratio = [(epoch, x["kernel_update"] / x["kernel"]) for epoch, x in values if x["kernel"]]
-        ratios.append(series(layer, *style, ratio))
-    return [chart("last update / weights", ratios, log=True), chart("mean magnitude of weights", sizes, log=True)]
+class Curves:
+    """The charts of a page, and the tracks and drops that they share."""
+
+    def __init__(self, runs: Sequence[Run]):
+        self._runs = runs
+        self.tracks, self.charts = list[Track](), list[Chart]()
+        self.drops = [drop for run in runs for drop in drops(run)]
+        self._places = dict[tuple[int, str], tuple[int, Rows]]()
+        for run in runs:
+            for split in DASHES:
+                if rows := thinned(run.rows_of(split)):
+                    self._places[run.number, split] = len(self.tracks), rows
+                    self.tracks.append(_track(run, split, rows))
+
+    def learning(self, column: str, title: str, *, log: bool = False, only: str = "", drops: bool = False) -> Chart:
+        """Adds a column of the metrics, of all splits or `only` one. Each run has a colour; validation is dashed."""
+        curves = []
+        for run in self._runs:
+            for split in [only] if only else DASHES:
+                name = ", ".join([run.label] * (len(self._runs) > 1) + [split] * (not only)) or title
+                if place := self._places.get((run.number, split)):
+                    values = [_finite(row[column]) for row in place[1]]
+                    curves.append(Series(name, run.colour, DASHES[split], place[0], values))
+        return self._add(Chart(title, log, drops, curves))
+
+    def magnitudes(self, run: Run) -> list[Chart]:
+        """Adds the last update as a share of a run's weights, and their mean magnitude. [] if they were not recorded."""
+        track, rows = self._places.get((run.number, "validation"), (0, []))
+        layers = next((row["magnitudes"] for row in rows if "magnitudes" in row), {})
+        ratios, sizes = [], []
+        for number, layer in enumerate(layers):
+            values = [row.get("magnitudes", {}).get(layer) for row in rows]
+            size = [_finite(value["kernel"]) if value else None for value in values]
+            update = [_finite(value["kernel_update"]) if value else None for value in values]
+            ratio = [b / a if a and b is not None else None for a, b in zip(size, update, strict=True)]
+            style = number % len(PALETTE), LAYER_DASHES[number % len(LAYER_DASHES)], track
+            ratios.append(Series(layer, *style, ratio, layer))
+            sizes.append(Series(layer, *style, size, layer))
+        charts = [Chart("last update / weights", True, False, ratios), Chart("mean |weight|", True, False, sizes)]
+        return [self._add(one) for one in charts] if layers else []
+
+    def _add(self, chart: Chart) -> Chart:
+        self.charts.append(chart)
+        return chart
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the scripts."""
+        lists = {"tracks": self.tracks, "charts": self.charts, "drops": self.drops}
+        return {name: [asdict(one) for one in found] for name, found in lists.items()}
+
+
+def _track(run: Run, split: str, rows: Rows) -> Track:
+    times = [time for row in rows if (time := _seconds(row)) is not None]
+    epochs, steps = [row["epoch"] for row in rows], [row["step"] for row in rows]
+    return Track(run.label, split, epochs, steps, times if len(times) == len(rows) else None)
+
+
+def drops(run: Run) -> list[Drop]:
+    """Where the rate of a run falls."""
+    rows = [row for row in run.rows if math.isfinite(row["epoch"])]
+    falls = [(a, b["learning_rate"]) for a, b in pairwise(rows) if b["learning_rate"] < a["learning_rate"]]
+    return [Drop(run.colour, last["epoch"], last["step"], _seconds(last), rate) for last, rate in falls]

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
@@ -230,6 +231,15 @@ class Checkpoints:
         """
         self._reader.check_network(setup, step)
         return self._reader.params(setup, step)
+
+    def restore_velocity(self, setup: Setup, step: int) -> Params:
+        """The velocity of one checkpoint, shaped as the parameters, on the network's mesh.
+
+        Raises:
+            UserError: as `restore_params`.
+        """
+        self._reader.check_network(setup, step)
+        return optax.tree.get(self._reader.optimizer(setup, step), "trace")
 
     def _set_aside(self, steps: list[int]) -> None:
         if self._writes_here:

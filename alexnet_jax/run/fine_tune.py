@@ -1,4 +1,6 @@
-"""Fine-tuning: a run that starts from the parameters of another."""
+"""A run that starts from the parameters of another: fine-tuning, or with its velocity the same training on other images."""
+
+import optax
 
 from alexnet_jax.layers import Convolution
 from alexnet_jax.run.open import Run, open_run
@@ -12,9 +14,15 @@ def transferred_layers(setup: Setup) -> list[str]:
     Without --init_layers, dense layers of another shape are re-initialised, such as the head for other classes.
 
     Raises:
-        UserError: there is no such run, or one of its convolutions or of --init_layers does not fit.
+        UserError: there is no such run, one of its convolutions or of --init_layers does not fit, or its velocity, where
+            --init_velocity wants it, is of another kind.
     """
     source, named = _source(setup).setup, setup.config.init_layers
+    if setup.config.init_velocity and source.config.rate_in_velocity != setup.config.rate_in_velocity:
+        there = "" if source.config.rate_in_velocity else "no"
+        raise UserError(
+            f"--init_velocity: --init={setup.config.init} was trained with --{there}rate_in_velocity: choose it too"
+        )
     fitting = [
         layer
         for layer, shapes in setup.shapes.items()
@@ -33,13 +41,18 @@ def transferred_layers(setup: Setup) -> list[str]:
 
 
 def transfer(setup: Setup, state: TrainState, layers: list[str]) -> TrainState:
-    """A fresh state with these layers from the last checkpoint of the run that --init names.
+    """A fresh state with these layers of the last checkpoint that --init has, and with --init_velocity their velocity.
 
     Raises:
         UserError: the checkpoint cannot be read.
     """
-    params = _source(setup).restore().params
-    return state._replace(params=state.params | {layer: params[layer] for layer in layers})
+    source = _source(setup).restore()
+    state = state._replace(params=state.params | {layer: source.params[layer] for layer in layers})
+    if not setup.config.init_velocity:
+        return state
+    taken, fresh = source.velocity(source.step), optax.tree.get(state.optimizer, "trace")
+    velocity = fresh | {layer: taken[layer] for layer in layers}
+    return state._replace(optimizer=optax.tree.set(state.optimizer, trace=velocity))
 
 
 def _source(setup: Setup) -> Run:

@@ -9,6 +9,7 @@ from absl import flags
 from alexnet_jax.config import Config, as_dict
 from alexnet_jax.config import define_flags as define_config_flags
 from alexnet_jax.system.errors import UserError
+from alexnet_jax.values import SPLITS
 
 
 def changed(config: Config, without: Collection[str] = ()) -> dict[str, Any]:
@@ -36,22 +37,21 @@ def check_workdirs(workdirs: Sequence[str], purpose: str) -> None:
 
 def define_step(options: flags.FlagValues) -> None:
     """--step: the checkpoint to read."""
-    help = "checkpoint: a step, 'latest' or 'best' (lowest validation error)"
+    help = "checkpoint: a `step`, latest, or best (lowest validation error)"
     flags.DEFINE_string("step", "latest", help, flag_values=options)
 
 
 def define_batch_size(options: flags.FlagValues) -> None:
     """--batch_size: of the forward pass; it need not be that of the training."""
-    flags.DEFINE_integer("batch_size", 64, "images in one batch", lower_bound=1, flag_values=options)
+    flags.DEFINE_integer("batch_size", 64, "`images` in one batch", lower_bound=1, flag_values=options)
 
 
 def define_shown_runs(options: flags.FlagValues) -> None:
     """The flags of figures and reports: runs, their checkpoint, and the images that they are shown."""
-    flags.DEFINE_multi_string("workdir", [], "folder of a run; repeat it to compare several", flag_values=options)
+    flags.DEFINE_multi_string("workdir", [], "`folder` of a run; repeat it to compare several", flag_values=options)
     define_step(options)
-    splits = ("train", "validation", "test")
-    flags.DEFINE_enum("split", "test", splits, "images that the networks are shown", flag_values=options)
-    help = "folder of the prepared sets, if they have moved since the training"
+    flags.DEFINE_enum("split", "test", SPLITS, "images that the networks are shown", flag_values=options)
+    help = "`folder` of the prepared sets, if they have moved since the training"
     flags.DEFINE_string("data_dir", None, help, flag_values=options)
     flags.DEFINE_integer("sample_seed", 0, "seed for choosing images", lower_bound=0, flag_values=options)
     flags.DEFINE_alias("lot", "sample_seed", flag_values=options)  # its name in older command lines

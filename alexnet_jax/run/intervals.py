@@ -25,6 +25,11 @@ class Intervals:
         """Steps of the whole run; the last one may begin the epoch after."""
         return self.config.steps or math.ceil(self.config.epochs * self.examples / self.config.batch_size)
 
+    @property
+    def total_epochs(self) -> float:
+        """Epochs of the whole run, as its flags say it."""
+        return self.epoch(self.config.steps) if self.config.steps else self.config.epochs
+
     def check(self) -> None:
         """Raises UserError if the run has more steps than can be counted in 32 bits."""
         if self.total_steps > INT32_MAX:
@@ -68,14 +73,15 @@ class Progress:
     plateau: Plateau = Plateau()
     sums: MetricSums = MetricSums()
     validation_due: bool = False  # an interruption has put off the validation after `step`
+    seconds: float = 0.0  # in training steps, over all starts
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         host = {"step": self.step, "plateau": self.plateau.as_dict(), "window": self.sums.as_dict()}
-        return host | {"validation_due": self.validation_due}
+        return host | {"validation_due": self.validation_due, "seconds": self.seconds}
 
     @staticmethod
     def from_dict(content: dict[str, Any]) -> "Progress":
-        """The reverse of `as_dict`."""
-        due = content.get("validation_due", False)
-        return Progress(content["step"], Plateau(**content["plateau"]), MetricSums.from_dict(content["window"]), due)
+        """The reverse of `as_dict`. Checkpoints of earlier versions lack the last two."""
+        plateau, sums = Plateau(**content["plateau"]), MetricSums.from_dict(content["window"])
+        return Progress(content["step"], plateau, sums, content.get("validation_due", False), content.get("seconds", 0.0))

@@ -64,6 +64,11 @@ class Run:
             params = checkpoints.restore_params(self.setup, chosen)
         return Trained(self.setup, self.stored, self.mean, params, chosen)
 
+    def velocity(self, step: int) -> Params:
+        """The velocity of a checkpoint, shaped as the parameters. Raises UserError as `restore`."""
+        with Checkpoints(Path(self.config.workdir), keep=self.config.keep, writable=False) as checkpoints:
+            return checkpoints.restore_velocity(self.setup, step)
+
 
 @dataclass(frozen=True)
 class Trained(Run):

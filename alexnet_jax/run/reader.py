@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 from jax.sharding import PartitionSpec as P
 
@@ -57,17 +58,20 @@ class CheckpointReader:
 
     def params(self, setup: Setup, step: int) -> Params:
         """The parameters alone. Raises UserError if they are damaged or cannot be read."""
+        return self._alone(setup, step, "params", setup.shapes)
 
-        def read() -> Params:
-            return self._arrays(setup, step, "params", setup.shapes)
+    def optimizer(self, setup: Setup, step: int) -> optax.OptState:
+        """The optimiser's state alone. Raises UserError if it is damaged or cannot be read."""
+        return self._alone(setup, step, "optimizer", optimizer_shapes(setup))
 
+    def _alone(self, setup: Setup, step: int, name: str, shapes: Any) -> Any:
         try:
             with self._legible(step):
-                params = _blaming_content(read)
-                self.check_sums(setup, _blaming_content(lambda: self._progress(step)), params=params)
+                arrays = _blaming_content(lambda: self._arrays(setup, step, name, shapes))
+                self.check_sums(setup, _blaming_content(lambda: self._progress(step)), **{name: arrays})
         except Damaged as error:
             raise UserError(f"checkpoint {self._folder / str(step)} is damaged: {error}: choose another --step") from error
-        return params
+        return arrays
 
     def validation_error(self, step: int) -> float | None:
         """In percent; None if the checkpoint was not validated, or that cannot be read."""

@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Float32
 
 from alexnet_jax.config import Config, as_dict, changed_flags, from_dict
-from alexnet_jax.run.metrics import EXAMPLES, METRICS, check_records
+from alexnet_jax.run.metrics import METRICS, RECORDS, check_records
+from alexnet_jax.run.wandb_run import WANDB_ID
 from alexnet_jax.system.errors import InUse, UserError
 from alexnet_jax.system.files import exclusively, read_array, read_json, replacing, write_json
 
@@ -233,7 +234,7 @@ def set_aside(path: Path, workdir: Path) -> Path:
 def start_over(workdir: Path) -> None:
     """Sets the records of a run aside that has lost its checkpoints, so that it can begin at step 0."""
     if jax.process_index() == 0:
-        for name in (METRICS, EXAMPLES, "tensorboard"):
+        for name in (*RECORDS, "tensorboard", WANDB_ID):
             if (workdir / name).exists():
                 set_aside(workdir / name, workdir)
         (workdir / UNSAVED).touch()

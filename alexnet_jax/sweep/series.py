@@ -11,7 +11,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from alexnet_jax.config import Config
-from alexnet_jax.sweep.space import MOST_TRIALS, Space
+from alexnet_jax.sweep import MOST_TRIALS
+from alexnet_jax.sweep.space import Space
 from alexnet_jax.sweep.study import Studies, make_sampler
 from alexnet_jax.sweep.trials import ranked, trial_folder
 

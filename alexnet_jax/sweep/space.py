@@ -22,12 +22,12 @@ from typing import Any
 import optuna
 
 from alexnet_jax.config import Config, as_dict, from_words
+from alexnet_jax.sweep import MOST_TRIALS
 from alexnet_jax.system.errors import UserError
 
 KINDS = ("log", "uniform", "int", "choice")
 # The sweep sets these, or they must be the same for all trials.
 RESERVED = ("workdir", "seed", "distributed", "host_devices", "dataset", "data_dir", "fold")
-MOST_TRIALS = 10_000  # of a sweep
 LARGEST_INTEGER = 2**53  # Optuna's samplers compute with floats
 
 

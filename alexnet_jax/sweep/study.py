@@ -20,9 +20,9 @@ from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
 from alexnet_jax.config import Config, as_dict, changed_flags, from_dict
 from alexnet_jax.sweep.space import Space
+from alexnet_jax.system import extras
 from alexnet_jax.system.errors import UserError
 
-SAMPLERS = ("tpe", "random", "grid")
 CONNECT_SECONDS = 60
 MAKE_TABLES_ATTEMPTS = 10
 # A run may change these when it is resumed. Trials that differ in them cannot be compared.
@@ -51,7 +51,8 @@ class Studies:
     def errors(self, *more: type[Exception]) -> Iterator[None]:
         """Turns what a database raises, and `more`, into a UserError."""
         try:
-            yield
+            with extras.needed():  # a database has a package of its own
+                yield
         except (SQLAlchemyError, StorageInternalError, *more) as error:
             lines = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
             raise UserError(f"--storage={self.shown} cannot be used: {lines[0]}") from error
@@ -98,7 +99,7 @@ def open_search(
         config: the flags that all trials share.
         space: the values to try.
         name: of the study.
-        sampler: one of SAMPLERS.
+        sampler: one of `alexnet_jax.sweep.SAMPLERS`.
         grace: validations before successive halving may prune a trial; 0: never prune.
         fingerprint: content hash of the data set.
 

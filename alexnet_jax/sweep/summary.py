@@ -1,6 +1,5 @@
 """The files that a sweep writes: trials.csv, best.cfg, table.md and the plots."""
 
-import contextlib
 import csv
 import io
 import shlex
@@ -9,10 +8,12 @@ from pathlib import Path
 from statistics import fmean
 
 import optuna
+from matplotlib.figure import Figure
 from optuna.trial import FrozenTrial
 
 from alexnet_jax.config import Config, as_dict
-from alexnet_jax.figures import save_figure
+from alexnet_jax.figures import FIGURE_SUFFIXES
+from alexnet_jax.figures.style import save_figure
 from alexnet_jax.sweep import plots
 from alexnet_jax.sweep.series import spread
 from alexnet_jax.sweep.space import Space, as_flags, short
@@ -20,31 +21,49 @@ from alexnet_jax.sweep.trials import ranked, state_name, trial_folder
 from alexnet_jax.system.files import replacing
 
 ROWS_OF_TABLE = 5
-
+ENOUGH = 10  # finished trials, for importances of flags
 
 Confirmed = Mapping[int, Sequence[float]]
 
 
-def write_summary(study: optuna.Study, config: Config, space: Space, folder: Path, confirmed: Confirmed) -> list[Path]:
-    """Writes the summary of the trials so far. Returns the files.
+def write_summary(
+    study: optuna.Study, config: Config, space: Space, folder: Path, confirmed: Confirmed
+) -> tuple[list[Path], str]:
+    """Writes the summary of the trials so far. Returns the files, and why there are no importances of flags, or ''.
 
     `confirmed`: errors with fresh seeds, by number of the trial. The ranking is by them where there are some.
     """
     trials = [trial for trial in study.trials if not trial.user_attrs.get("surplus")]
     complete, names = ranked(trials, confirmed), [parameter.name for parameter in space.parameters]
-    texts, drawn = {"trials.csv": _csv(trials, names, confirmed)}, {}
+    texts, drawn = {"trials.csv": _csv(trials, names, confirmed)}, dict[str, Figure]()
+    if trials:
+        drawn["history"] = plots.draw_history(trials)
     if complete:
         texts["best.cfg"] = _flagfile(complete[0], config, folder, confirmed)
         texts["table.md"] = _table(complete[: max(ROWS_OF_TABLE, len(confirmed))], names, confirmed)
         drawn["learning_curves"] = plots.draw_curves(trials, complete[0].number, folder)
-        drawn["history"] = plots.draw_history(trials)
         drawn["parallel_coordinates"] = plots.draw_parallel(trials, space.parameters)
-        with contextlib.suppress(ValueError, RuntimeError):  # Optuna needs two trials, and a flag that all have
-            drawn["importance"] = plots.draw_importance(study)
+    importance = _importance(study, len(complete))
+    if isinstance(importance, str):
+        for suffix in FIGURE_SUFFIXES:  # of fewer trials, by an earlier version
+            (folder / f"importance{suffix}").unlink(missing_ok=True)
+    else:
+        drawn["importance"] = importance
     for name, text in texts.items():
         with replacing(folder / name) as file:
             file.write(text)
-    return [folder / name for name in texts] + [save_figure(figure, folder, name) for name, figure in drawn.items()]
+    files = [folder / name for name in texts] + [save_figure(figure, folder, name) for name, figure in drawn.items()]
+    return files, importance if isinstance(importance, str) else ""
+
+
+def _importance(study: optuna.Study, finished: int) -> Figure | str:
+    """The plot, or why there is none. `finished`: trials with an error of their own."""
+    if finished < ENOUGH:
+        return f"no importance of flags: {finished} finished trials are too few, it takes {ENOUGH}"
+    try:
+        return plots.draw_importance(study)
+    except (ValueError, RuntimeError) as error:  # Optuna needs a flag that all trials have
+        return f"no importance of flags: {error}"
 
 
 def _csv(trials: Sequence[FrozenTrial], names: Sequence[str], confirmed: Confirmed) -> str:

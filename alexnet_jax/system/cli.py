@@ -1,13 +1,16 @@
 """How every entry point starts and ends: absl flags in; on bad input one clear line and exit status 1.
 
-An entry point is a `Command`. Each call makes its own `FlagValues`, so a process can call it more than once:
+An entry point is a `Command`. Each call makes its own `Options`, so a process can call it more than once:
 
-    COMMAND = cli.Command(__doc__, define_flags, main)
+    COMMAND = cli.Command(__doc__, define_flags, cli.main_of("alexnet_jax.training"))
     if __name__ == "__main__":
         COMMAND.run()
+
+Its module imports no JAX, so that help and wrong flags need not wait for it. What does the work is imported when it runs.
 """
 
 import errno
+import importlib
 import io
 import logging
 import os
@@ -21,8 +24,11 @@ from typing import NoReturn
 from absl import flags
 from absl import logging as absl_logging
 
+from alexnet_jax.system import examples, extras
 from alexnet_jax.system.errors import UserError
-from alexnet_jax.system.signals import RESUME_STATUS, Interrupted
+from alexnet_jax.system.help import help_text
+from alexnet_jax.system.signals import RESUME_STATUS, Interrupted, ends_at_once
+from alexnet_jax.system.suggest import question, similar
 
 # What a disk or a path may raise anywhere. The others would be mistakes of ours.
 OF_A_DISK = (
@@ -30,17 +36,38 @@ OF_A_DISK = (
     errno.ELOOP, errno.EMFILE, errno.ENFILE,
 )  # fmt: skip
 EXTRA = "ALEXNET_FLAGS"
-ABOUT_EXTRA = (
-    f"The environment variable {EXTRA} holds flags, such as {EXTRA}='--architecture=paper_eighth --epochs=1'. Every command "
-    "adds those that it has to the end of its command line, and says so on stderr."
-)
+HELP = {"--help", "-h", "-help"}
+HELP_IN_FULL = {"--helpfull", "-helpfull"}
+
+
+class Options(flags.FlagValues):
+    """The flags of one command line. Their files are also looked for among the package's examples."""
+
+    def _get_flag_file_lines(self, filename: str, parsed_file_stack: list[str] | None = None) -> list[str]:
+        """absl's own, called for each file, also for one that another file names."""
+        path = examples.found(filename)
+        if path and not os.path.exists(path):
+            known = f"the package's examples are {', '.join(examples.names('.cfg'))}"
+            raise UserError(f"--flagfile={filename}: there is no such file; {known}")
+        return super()._get_flag_file_lines(path, parsed_file_stack)
+
+
+def main_of(module: str) -> Callable[..., None]:
+    """The `main` of a module that is imported when it is called."""
+
+    def main(*given: object) -> None:
+        with ends_at_once():  # imports are not made to be interrupted: NumPy's then end in a RecursionError
+            found = importlib.import_module(module).main
+        found(*given)
+
+    return main
 
 
 @dataclass(frozen=True)
 class Command:
     """One entry point.
 
-    about: what `--help` says before the flags.
+    about: what `--help` says before the flags: what the command does, and an indented example.
     main: gets the parsed flags, and the words if `takes_words`.
     takes_words: False refuses words besides flags. Such a word is nearly always a flag without its dashes.
     """
@@ -50,8 +77,8 @@ class Command:
     main: Callable[..., None]
     takes_words: bool = False
 
-    def run(self) -> NoReturn:
-        """Runs the command line of this process and ends the process."""
+    def run(self, argv: Sequence[str] | None = None) -> NoReturn:
+        """Runs a command line, by default that of this process, and ends the process."""
         shown, ours = logging.StreamHandler(), logging.getLogger("alexnet_jax")
         shown.setFormatter(logging.Formatter("warning: %(message)s"))
         ours.addHandler(shown)
@@ -62,8 +89,8 @@ class Command:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: for names that the locale cannot print
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # KeyboardInterrupt, now that all is imported
-        sys.exit(self(sys.argv[1:]))
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # `alexnet_jax` had another one for the start
+        sys.exit(self(sys.argv[1:] if argv is None else argv))
 
     def __call__(self, argv: Sequence[str]) -> int:
         """Runs one command line.
@@ -74,7 +101,8 @@ class Command:
             interrupted and saved; 130 after Ctrl-C.
         """
         try:
-            self._run(argv)
+            with extras.needed():
+                self._run(argv)
         except UserError as error:
             _say("error: " + " ".join(str(error).splitlines()))
             return error.status
@@ -100,11 +128,10 @@ class Command:
         return 0
 
     def _run(self, argv: Sequence[str]) -> None:
-        options = flags.FlagValues()
+        options = Options()
         self.define(options)
-        if {"--help", "-h", "-help"} & set(argv):
-            shown = options.get_help(include_special_flags=False).strip("\n")
-            print((self.about or "").strip(), shown, ABOUT_EXTRA, sep="\n\n")
+        if asked := (HELP | HELP_IN_FULL) & set(argv):
+            print(help_text(self.about or "", options, full=bool(asked & HELP_IN_FULL)), end="", flush=True)
             return
         argv = [*argv, *_extra(options)]
         if self.takes_words:
@@ -123,6 +150,9 @@ def parse(options: flags.FlagValues, argv: Sequence[str]) -> list[str]:
     options.set_gnu_getopt(True)
     try:
         words = options(["command", *argv])[1:]
+    except flags.UnrecognizedFlagError as error:
+        meant = question(similar(error.flagname, _spellings(options)), "--")
+        raise UserError(f"--{error.flagname} is not a flag of this command{meant} --help lists its flags") from error
     except flags.Error as error:
         raise UserError(" ".join(str(error).split())) from error
     except (UnicodeDecodeError, IsADirectoryError) as error:
@@ -139,6 +169,11 @@ def parse_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
     """Like `parse`, for flags alone. Raises UserError on any other word too."""
     if words := parse(options, argv):
         raise UserError(f"{words[0]!r} is not a flag: flags are written --name=value")
+
+
+def _spellings(options: flags.FlagValues) -> list[str]:
+    """Every word that may stand after the dashes."""
+    return [*options, *(f"no{name}" for name in options if options[name].boolean), "flagfile", "help"]
 
 
 def _say(line: str) -> None:

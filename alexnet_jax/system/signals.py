@@ -1,9 +1,12 @@
 """Exit statuses, and signals that ask a run to stop at its next step."""
 
+import contextlib
 import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from types import FrameType
 
 RESUME_STATUS = 75  # EX_TEMPFAIL of sysexits.h: the run is saved, the same command resumes it
 DIVERGED_STATUS = 65  # EX_DATAERR: the loss or a parameter is not finite, the last checkpoint is kept
@@ -13,6 +16,26 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 class Interrupted(Exception):
     """The run was asked to stop and has saved its state. The message says so."""
+
+
+def end(signal_number: int, frame: FrameType | None) -> None:
+    """A handler of Ctrl-C that ends the process with one line, whatever runs."""
+    os.write(2, b"stopped by Ctrl-C\n")
+    os._exit(128 + signal_number)
+
+
+@contextlib.contextmanager
+def ends_at_once() -> Iterator[None]:
+    """Within it `end` handles Ctrl-C, where it would have raised KeyboardInterrupt."""
+    raises = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not raises or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Interruption:

@@ -1,9 +1,11 @@
 """Runs the experiment of a claim of the paper and adds it to the scoreboard.
 
     python -m experiments.claims --claim=ten_views --seeds=3 --data_dir=data
+    python -m experiments.claims
 
 Unfinished runs are resumed, finished ones are kept, and claims share runs. The record and a figure of all records go to
 experiments/results/claims, the table of all records to experiments/README.md. `--claim=all` runs every claim in turn.
+Without --claim nothing is trained: table and figure are made again from the records.
 """
 
 from pathlib import Path
@@ -48,6 +50,9 @@ def run_claim(claim: Claim, seeds: int, out: Path, data_dir: str) -> Path:
 
 def main(options: flags.FlagValues) -> None:
     """The command line."""
+    if options.claim is None:
+        print(update(FOLDER.parent))
+        return
     names = sorted(path.stem for path in FOLDER.glob("*.toml")) if options.claim == "all" else [options.claim]
     for claim in [read_claim(name) for name in names]:
         print(run_claim(claim, options.seeds, Path(options.out).absolute(), str(Path(options.data_dir).absolute())))
@@ -56,9 +61,8 @@ def main(options: flags.FlagValues) -> None:
 
 def define_flags(options: flags.FlagValues) -> None:
     """The flags of this command."""
-    flags.DEFINE_string(
-        "claim", None, "a TOML file's name in experiments/claims, or 'all'", required=True, flag_values=options
-    )
+    help = "a TOML file's name in experiments/claims, or 'all'; without it only table and figure are made again"
+    flags.DEFINE_string("claim", None, help, flag_values=options)
     flags.DEFINE_integer("seeds", 3, "runs of each arm, with the seeds 0, 1, ...", lower_bound=2, flag_values=options)
     flags.DEFINE_string("out", "runs/claims", "folder of the runs", flag_values=options)
     flags.DEFINE_string("data_dir", "data", "folder of the prepared sets", flag_values=options)

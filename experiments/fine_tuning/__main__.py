@@ -16,7 +16,7 @@ from absl import flags
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from alexnet_jax.figures import PALETTE, save_figure
+from alexnet_jax.figures.style import PALETTE, save_figure
 from alexnet_jax.run.metrics import read_rows
 from alexnet_jax.run.workdir import read_config
 from alexnet_jax.system import cli
@@ -75,7 +75,7 @@ def draw(arms: dict[str, dict[str, Any]]) -> Figure:
     curves.legend(frameon=False)
     errors.set_xticks(range(len(ARMS)), [arm.replace("_", " ") for arm in ARMS])
     errors.set(xlim=(-0.5, len(ARMS) - 0.5), ylim=(0, 100), ylabel="top-1 error on test (%)")
-    errors.set_title("full: centre, open: ten views", fontsize="medium")
+    errors.set_title("every seed, and the mean\nfilled: centre crop, open: ten views", fontsize=10)
     for axis in (curves, errors):
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(axis="y", color="0.9")

@@ -1,0 +1,258 @@
+"""Exact evaluation: every example once, whatever the batch and the mesh; one view or ten; one run or several averaged."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Float32, Int
+from rich.console import Console
+from rich.progress import track
+
+from alexnet_jax.augment import views
+from alexnet_jax.config import parsed
+from alexnet_jax.data.loader import Loader
+from alexnet_jax.data.splits import Subset, evaluation_order
+from alexnet_jax.mesh import TowerMesh, make_mesh
+from alexnet_jax.network import Params
+from alexnet_jax.run.flags import check_workdirs
+from alexnet_jax.run.open import Trained, open_run
+from alexnet_jax.run.workdir import Stored, read_stored
+from alexnet_jax.step import Setup, make_view_step, rank
+from alexnet_jax.system import runtime
+from alexnet_jax.system.errors import UserError
+from alexnet_jax.system.files import check_output, output_file
+from alexnet_jax.system.signals import Interrupted
+from alexnet_jax.values import three_digits
+
+
+@dataclass(frozen=True)
+class Score:
+    """Means over all examples of a split; errors in percent."""
+
+    examples: int
+    loss: float
+    top1_error: float
+    top5_error: float
+
+
+@dataclass(frozen=True)
+class EvalFn:
+    """A network's compiled view step, with the mean image on the devices; the parameters come with each call."""
+
+    view_step: Callable[..., jax.Array]
+    mean: jax.Array
+    image_size: int
+    crop_size: int
+    classes: int
+
+
+EnsembleMember = tuple[EvalFn, Params]  # parameters in the form that the compiled functions take
+
+
+def make_eval_fn(setup: Setup, mean: Float32[np.ndarray, "size size 3"]) -> EvalFn:
+    """Make it once per network: every call compiles anew."""
+    mean_there = setup.mesh.put(mean, P())
+    return EvalFn(make_view_step(setup), mean_there, setup.config.image_size, setup.config.crop, setup.classes)
+
+
+def check_images(images: np.ndarray | jax.Array, size: int, axes: tuple[int, ...] = (3, 4)) -> None:
+    """Checks one image or several: (size, size, 3) or (count, size, size, 3), or as many `axes` as there may be.
+
+    Raises:
+        TypeError: the pixels are not uint8.
+        ValueError: the images have another shape.
+    """
+    if images.dtype != np.uint8:
+        raise TypeError(f"expected uint8 pixels, from 0 to 255; found {images.dtype}")
+    if images.ndim not in axes or images.shape[-3:] != (size, size, 3):
+        wanted = f"RGB images of {size} x {size} pixels, shape (..., {size}, {size}, 3)"
+        raise ValueError(f"expected {wanted}; found {images.shape}")
+
+
+class Evaluator:
+    """Evaluates networks on a split. Compiles once; keep it for the next validation."""
+
+    def __init__(self, mesh: TowerMesh, batch_size: int):
+        self._mesh = mesh
+        self._batch_size = batch_size
+
+        def average(total, one):
+            return jnp.logaddexp(total, one)
+
+        def judge(log_probabilities, labels):
+            return -jnp.take_along_axis(log_probabilities, labels[:, None], 1)[:, 0], rank(log_probabilities, labels)
+
+        self._average = mesh.compile(average, (P("data"), P("data")), P("data"), donate=(0,))
+        self._judge = mesh.compile(judge, (P("data"), P("data")), (P("data"), P("data")))
+
+    def __call__(
+        self,
+        members: Sequence[EnsembleMember],
+        loader: Loader,
+        view_count: int = 1,
+        *,
+        keep: bool = False,
+        quiet: bool = True,
+        stop: Callable[[], object] = lambda: None,
+    ) -> tuple[Score, Float32[np.ndarray, "examples classes"] | None]:
+        """The score of the averaged softmax of all members and views, and with `keep` its logarithm for every example.
+
+        Args:
+            members: networks on this evaluator's mesh, at least one.
+            loader: the examples, at least one.
+            view_count: 1 (centre) or 10.
+            keep: return the averaged log probabilities.
+            quiet: show no progress.
+            stop: asked before every batch.
+
+        Raises:
+            Interrupted: `stop` said so.
+            TypeError: the pixels are not uint8.
+            ValueError: there is no network or no example, or the images or labels are not the networks'.
+            RuntimeError: the examples judged are not all examples of the split.
+        """
+        losses, ranks, kept, split = [], [], [], loader.split
+        _check(members, split)
+        order = list(evaluation_order(len(split), self._batch_size))
+        batches = loader.batches(numbers for numbers, _ in order)
+        steps = zip(order, batches, strict=True)
+        for (_, real), batch in track(steps, "evaluating", len(order), console=Console(stderr=True), disable=quiet):
+            if stop():
+                raise Interrupted("the evaluation was stopped")
+            results, total = self.judge_batch(members, batch, view_count)
+            losses.append(results[0][:real])
+            ranks.append(results[1][:real])
+            if keep:
+                kept.append(self._mesh.fetch(total, P("data"))[:real])
+        score = _score(np.concatenate(losses), np.concatenate(ranks))
+        if score.examples != len(split):
+            raise RuntimeError(f"judged {score.examples} examples of {len(split)}")
+        return score, np.concatenate(kept) if keep else None
+
+    def judge_batch(self, members: Sequence[EnsembleMember], batch: Any, view_count: int) -> tuple[Any, Any]:
+        """One batch on the devices: (losses, ranks) as NumPy arrays, and log probabilities left there."""
+        images, labels = batch
+        total = self.log_probabilities(members, images, view_count)
+        return self._mesh.fetch(self._judge(total, labels), P("data")), total
+
+    def log_probabilities(self, members: Sequence[EnsembleMember], images: Any, view_count: int) -> Any:
+        """log of the mean softmax over members and views, of one batch on the devices; left there.
+
+        Raises TypeError or ValueError as `check_images`.
+        """
+        total = None
+        weight = -np.log(len(members) * view_count).astype(np.float32)
+        for eval_fn, params in members:
+            check_images(images, eval_fn.image_size, axes=(4, 5))  # 5 in pmap's form
+            for view in views(view_count, eval_fn.image_size, eval_fn.crop_size):
+                place = (np.int32(view.top), np.int32(view.left), np.bool_(view.flipped), weight)
+                one = eval_fn.view_step(params, images, eval_fn.mean, *self._mesh.put(place, P()))
+                total = one if total is None else self._average(total, one)
+        return total
+
+
+def _check(members: Sequence[EnsembleMember], split: Subset) -> None:
+    if not members or not len(split):
+        raise ValueError(f"expected networks and examples; found {len(members)} and {len(split)}")
+    labels, classes = split.labels, min(eval_fn.classes for eval_fn, _ in members)
+    if labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(f"expected labels from 0 to {classes - 1}; found {labels.min()} to {labels.max()}")
+
+
+def not_finite(*networks: Trained) -> UserError:
+    """The error about a network that answers NaN: its parameters are finite, but what it computes is not."""
+    which = " or ".join(f"--workdir={network.config.workdir} at step {network.step}" for network in networks)
+    return UserError(f"{which} answers with numbers that are not finite: choose an earlier checkpoint with --step")
+
+
+def _score(losses: Float32[np.ndarray, "examples"], ranks: Int[np.ndarray, "examples"]) -> Score:
+    return Score(
+        examples=len(losses),
+        loss=float(losses.mean(dtype=np.float64)),
+        top1_error=100 * float((ranks >= 1).mean(dtype=np.float64)),
+        top5_error=100 * float((ranks >= 5).mean(dtype=np.float64)),
+    )
+
+
+def write_predictions(path: Path, log_probabilities: np.ndarray, split: Subset, classes: Sequence[str]) -> None:
+    """An .npz in order of the split: probabilities (examples, classes) float32, labels (examples,) int32, class names.
+
+    Raises:
+        ValueError: `log_probabilities` are not of these examples and classes.
+        UserError: the file cannot be written.
+    """
+    if log_probabilities.shape != (len(split), len(classes)):
+        raise ValueError(f"expected log probabilities ({len(split)}, {len(classes)}); found {log_probabilities.shape}")
+    with output_file(path, "wb") as file:
+        np.savez(file, probabilities=np.exp(log_probabilities), labels=split.labels, classes=np.array(classes))
+
+
+def _check_same_images(runs: Sequence[Stored], split: str) -> None:
+    """Raises UserError if the images of a split are not the same ones, prepared alike, for all of these runs."""
+
+    first = runs[0]
+    for run in runs:
+        differs = [
+            name for name in ("dataset", "image_size", "resize") if getattr(run.config, name) != getattr(first.config, name)
+        ]
+        if split != "test" and run.config.fold != first.config.fold:
+            differs.append("fold")
+        same_content = run.fingerprint == first.fingerprint or run.is_imported or first.is_imported
+        if differs or not same_content or run.classes != first.classes:
+            what = f"--{differs[0]}" if differs else "the content" if not same_content else "the classes"
+            raise UserError(
+                f"--workdir={run.config.workdir} was trained on other images than --workdir={first.config.workdir}: "
+                f"{what} of their data differs"
+            )
+
+
+def _as_json(score: Score, split: str, views: int, steps: Sequence[int]) -> str:
+    """For a pipe: one JSON object, every number in full."""
+    judged = asdict(score)
+    summary = {"split": split, "examples": judged.pop("examples"), "views": views}
+    return json.dumps(summary | {"step": steps[0] if len(steps) == 1 else list(steps)} | judged)
+
+
+def readable(score: Score, split: str, views: int, steps: Sequence[int], seconds: float) -> str:
+    """For a terminal: three digits of every number, within 80 columns."""
+    what = f"{score.examples:,} {split} images, {views} view{'s' * (views > 1)}, step {', '.join(map(str, steps))}"
+    top1, top5, loss, taken = map(three_digits, (score.top1_error, score.top5_error, score.loss, seconds))
+    return f"top-1 error {top1} %  top-5 error {top5} %  loss {loss}\n{what}, {taken} s"
+
+
+def main(options: flags.FlagValues) -> None:
+    """The command line."""
+    check_workdirs(options.workdir, "average several")
+    stored = [read_stored(workdir) for workdir in options.workdir]
+    configs = [run.config for run in stored]
+    _check_same_images(stored, options.split)
+    if options.predictions:
+        check_output(f"--predictions={options.predictions}", Path(options.predictions), (".npz",))
+    runtime.start(**parsed(options, ("host_devices",)))
+    given = [name for name in ("batch_size", "data_dir", "precision") if options[name].present]
+    machine = parsed(options, ("spmd", "mesh", *given))
+    batch_size = machine.setdefault("batch_size", configs[0].batch_size)
+    mesh = make_mesh(machine["mesh"], min(config.table().towers for config in configs), batch_size, options.spmd)
+    runs = [open_run(config.workdir, on=mesh, **machine) for config in configs]
+    splits = [run.data().split(options.split) for run in runs]  # of each: all of them have to be there
+    networks = [run.restore(options.step) for run in runs]
+    members = [(make_eval_fn(network.setup, network.mean), network.params) for network in networks]
+    loader, quiet, began = Loader(mesh, splits[0]), not sys.stderr.isatty(), time.monotonic()
+    score, kept = Evaluator(mesh, batch_size)(members, loader, options.views, keep=bool(options.predictions), quiet=quiet)
+    seconds = time.monotonic() - began
+    if not math.isfinite(score.loss):
+        raise not_finite(*networks)
+    if kept is not None:
+        write_predictions(Path(options.predictions), kept, splits[0], runs[0].classes)
+    result = score, options.split, options.views, [network.step for network in networks]
+    print(readable(*result, seconds) if sys.stdout.isatty() else _as_json(*result))
