@@ -1,12 +1,15 @@
 """What happens to images on the device, in the jitted step: crop, flip, mean, colour noise; ten views (Section 4.1)."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+
+from alexnet_jax.ops import EXACT
 
 COLOUR_NOISE = 0.1  # standard deviation of the draws, Section 4.1
 
@@ -29,15 +32,53 @@ def crops(
     crop_size: int,
     pixel_scale: tuple[float, float, float],
 ) -> Float[Array, "batch crop crop 3"]:
-    """Mean-subtracted float32 crops. The mean is cut and flipped with each image, which equals subtracting it before."""
+    """Mean-subtracted float32 crops, each at a place of its own.
 
-    def crop(image, y, x, flip):
-        shape, start = (crop_size, crop_size, 3), (y, x, 0)
-        cut = lax.dynamic_slice(image, start, shape).astype(jnp.float32) - lax.dynamic_slice(mean, start, shape)
-        return jnp.where(flip, cut[:, ::-1], cut)
+    The mean is cut and flipped with each image. On a TPU such slices become a loop that moves the whole batch per image.
+    There the mean is subtracted first, and matrix products pick rows and columns. Both forms give the same bits.
+    """
+    sliced, picked = (partial(form, crop_size=crop_size) for form in (_sliced_crops, _picked_crops))
+    return _scaled(lax.platform_dependent(images, mean, top, left, flipped, tpu=picked, default=sliced), pixel_scale)
 
-    cut = jax.vmap(crop)(images, top, left, flipped)
-    return cut if pixel_scale == (1.0, 1.0, 1.0) else cut / jnp.array(pixel_scale)
+
+def _sliced_crops(images, mean, top, left, flipped, crop_size: int) -> Float[Array, "batch crop crop 3"]:
+    return jax.vmap(lambda image, y, x, flip: _cut(image, mean, y, x, flip, crop_size))(images, top, left, flipped)
+
+
+def _picked_crops(images, mean, top, left, flipped, crop_size: int) -> Float[Array, "batch crop crop 3"]:
+    size, places = images.shape[1], jnp.arange(crop_size)
+    rows = jax.nn.one_hot(top[:, None] + places, size, dtype=jnp.float32)
+    columns = jax.nn.one_hot(left[:, None] + jnp.where(flipped[:, None], places[::-1], places), size, dtype=jnp.float32)
+    picked = jnp.einsum("nyh,nhwc->nywc", rows, images.astype(jnp.float32) - mean, precision=EXACT)
+    return jnp.einsum("nxw,nywc->nyxc", columns, picked, precision=EXACT)
+
+
+def equal_crops(
+    images: UInt8[Array, "batch size size 3"],
+    mean: Float[Array, "size size 3"],
+    top: Int[Array, ""],
+    left: Int[Array, ""],
+    flipped: Bool[Array, ""],
+    crop_size: int,
+    pixel_scale: tuple[float, float, float],
+) -> Float[Array, "batch crop crop 3"]:
+    """`crops` of images that are all cut at one place: one view in evaluation."""
+    return _scaled(_cut(images, mean, top, left, flipped, crop_size), pixel_scale)
+
+
+def _cut(images: UInt8[Array, "*batch size size 3"], mean, top, left, flipped, crop_size: int):
+    """One place in an image or in several."""
+
+    def cut(x):
+        others = x.shape[:-3]
+        return lax.dynamic_slice(x, (*(0 for _ in others), top, left, 0), (*others, crop_size, crop_size, 3))
+
+    pixels = cut(images).astype(jnp.float32) - cut(mean)
+    return jnp.where(flipped, pixels[..., ::-1, :], pixels)
+
+
+def _scaled(pixels: Float[Array, "batch crop crop 3"], pixel_scale: tuple[float, float, float]):
+    return pixels if pixel_scale == (1.0, 1.0, 1.0) else pixels / jnp.array(pixel_scale)
 
 
 def colour_components(form: str, std: Float[np.ndarray, "3"], vectors: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "3 3"]:
@@ -76,7 +117,7 @@ def colour_noise(
         pixel_scale: the architecture's.
     """
     draws = jax.vmap(lambda key: jax.random.normal(key, (3,)))(keys)
-    shift = strength * draws @ components.T / jnp.array(pixel_scale)
+    shift = jnp.matmul(strength * draws, components.T, precision=EXACT) / jnp.array(pixel_scale)
     shifted = pixels + shift[:, None, None, :]
     return shifted / (1 + strength) if form == "2012" else shifted
 

@@ -36,7 +36,8 @@ class Config:
     dropout: float | None = setting(None, "dropout `rate` in place of the table's (Section 4.2: 0.5)")
     precision: str = setting(
         "float32",
-        "precision of activations and products; parameters stay float32, so that a run may change it when it is resumed",
+        "precision of activations and products, on every platform: float32 is never rounded to bfloat16 or TF32; parameters "
+        "stay float32, so that a run may change it when it is resumed",
         choices=("float32", "bfloat16"),
         fixed_on_resume=False,
     )

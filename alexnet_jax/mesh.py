@@ -5,7 +5,7 @@ device in row d and column t of the mesh holds the d-th share of every batch and
 lead with a tower axis.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -210,19 +210,27 @@ def _map_with_specs(function: Callable[[Any, P], Any], tree: PyTree, specs: PyTr
     )
 
 
-def make_mesh(shape: MeshShape | None, towers: int, batch_size: int, spmd: Spmd = "shard_map") -> TowerMesh:
-    """The mesh that `--mesh` asks for on the devices that JAX has.
+def make_mesh(
+    shape: MeshShape | None,
+    towers: int,
+    batch_size: int,
+    spmd: Spmd = "shard_map",
+    devices: Sequence[Any] | None = None,
+) -> TowerMesh:
+    """The mesh that `--mesh` asks for.
 
     Args:
         shape: of the mesh; None: every device, with each tower on its own where their number allows.
         towers: number of towers of the architecture.
         batch_size: examples per batch, all devices together.
         spmd: 'shard_map' or 'pmap'.
+        devices: those to take from; None: all that JAX has.
 
     Raises:
         UserError: the mesh does not fit the devices, the towers or the batch.
     """
-    devices = jax.devices()
+    advice = "a larger slice" if devices else "force CPU devices with --host_devices"
+    devices = devices or jax.devices()
     if shape is None:
         columns = towers if len(devices) % towers == 0 else 1
         shape = MeshShape(len(devices) // columns, columns)
@@ -230,7 +238,7 @@ def make_mesh(shape: MeshShape | None, towers: int, batch_size: int, spmd: Spmd 
     if rows * columns > len(devices):
         raise UserError(
             f"--mesh={shape} needs {rows * columns} devices and {len(devices)} are present; "
-            "choose a smaller mesh, or force CPU devices with --host_devices"
+            f"choose a smaller mesh, or {advice}"
         )
     if jax.process_count() > 1 and (rows * columns != len(devices) or spmd == "pmap"):
         raise UserError(

@@ -153,7 +153,7 @@ class Network(nnx.Module):
     def _classify(self, x: Towers, weights: Weights, tower: Axis) -> Float[Array, "batch classes"]:
         kernels = weights.kernel[...].astype(self.dtype)
         widest = jnp.promote_types(self.dtype, jnp.float32)
-        partial = jnp.einsum("tbk,tkn->tbn", _flat(x), kernels, preferred_element_type=widest).sum(0)
+        partial = jnp.einsum("tbk,tkn->tbn", _flat(x), kernels, precision=ops.EXACT, preferred_element_type=widest).sum(0)
         # The bias is added after the sum, so its gradient needs no exchange between the towers.
         return tower.sum_of_partials(partial) + weights.bias[...]
 

@@ -4,6 +4,8 @@ All arrays are NHWC. Every function returns the dtype that it is given: bfloat16
 forms in `alexnet_jax.gradients`, which have the same values and faster derivatives.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,12 +16,16 @@ from alexnet_jax.layers import AveragePool, MaxPool, ResponseNorm, sliding_windo
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
+# Of products: operands are multiplied as they are. By default a TPU rounds float32 to bfloat16, and a GPU to TF32.
+EXACT = lax.Precision.HIGHEST
+
 
 def convolution(
     x: Float[Array, "batch height width cin"], kernel: Float[Array, "kh kw cin cout"], stride: int, padding: Padding
 ) -> Float[Array, "batch oh ow cout"]:
     """Dense cross-correlation of one tower."""
-    return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    names = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=names, precision=EXACT)
 
 
 def local_convolution(
@@ -39,14 +45,14 @@ def local_convolution(
     rows, columns = (oh - 1) * stride + 1, (ow - 1) * stride + 1
     taps = [padded[i : i + rows : stride, j : j + columns : stride] for i in range(size) for j in range(size)]
     by_tap = kernel.reshape(oh, ow, cin, size**2, cout).swapaxes(2, 3).reshape(kernel.shape)
-    return jnp.einsum("hwbk,hwko->bhwo", jnp.concatenate(taps, axis=-1), by_tap)
+    return jnp.einsum("hwbk,hwko->bhwo", jnp.concatenate(taps, axis=-1), by_tap, precision=EXACT)
 
 
 def dense(
     x: Float[Array, "towers batch units"], kernel: Float[Array, "towers units outputs"]
 ) -> Float[Array, "towers batch outputs"]:
     """One matrix product for each tower held, all of them in one batched product: stacked kernels are never copied apart."""
-    return jnp.einsum("tbk,tkn->tbn", x, kernel)
+    return jnp.einsum("tbk,tkn->tbn", x, kernel, precision=EXACT)
 
 
 def relu(x: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -74,10 +80,12 @@ def norm_powers(d: Float[Array, "..."], beta: float) -> tuple[Float[Array, "..."
     return power, power / d
 
 
-def response_norm(x: Float[Array, "batch height width maps"], norm: ResponseNorm) -> Float[Array, "batch height width maps"]:
+def response_norm(
+    x: Float[Array, "batch height width maps"], norm: ResponseNorm, map_sum: Callable[[Array, int], Array] = window_sum
+) -> Float[Array, "batch height width maps"]:
     """Local response normalisation of the maps given, one tower's or all, Section 3.3: x / (k + alpha * sum x^2) ** beta.
 
-    bfloat16 is computed in float32.
+    bfloat16 is computed in float32. `map_sum`: another form of `window_sum`.
 
     Raises:
         ValueError: an even window.
@@ -88,7 +96,7 @@ def response_norm(x: Float[Array, "batch height width maps"], norm: ResponseNorm
     if norm.across == "space":
         total = lax.reduce_window(wide * wide, 0.0, lax.add, (1, norm.size, norm.size, 1), (1, 1, 1, 1), "SAME")
     else:
-        total = window_sum(wide * wide, norm.size)
+        total = map_sum(wide * wide, norm.size)
     scale, _ = norm_powers(norm.k + norm.alpha * total, norm.beta)
     return (wide * scale).astype(x.dtype)
 

@@ -15,7 +15,7 @@ from jax import lax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from alexnet_jax.augment import colour_noise, crops, random_crops
+from alexnet_jax.augment import colour_noise, equal_crops, random_crops
 from alexnet_jax.config import Config
 from alexnet_jax.data.splits import Batch
 from alexnet_jax.mesh import TowerMesh
@@ -181,8 +181,7 @@ def make_view_step(setup: Setup) -> Callable[..., Float[Array, "batch classes"]]
     scale = config.table().pixel_scale
 
     def view(params, images, mean, top, left, flipped: Bool[Array, ""], weight: Float[Array, ""]):
-        top, left, flipped = (jnp.broadcast_to(value, len(images)) for value in (top, left, flipped))
-        pixels = crops(images, mean, top, left, flipped, config.crop, scale)
+        pixels = equal_crops(images, mean, top, left, flipped, config.crop, scale)
         return jax.nn.log_softmax(merge(setup.graph, params)(pixels, tower=tower)) + weight
 
     in_specs = (setup.specs, P("data"), P(), P(), P(), P(), P())
@@ -196,8 +195,7 @@ def make_feature_step(setup: Setup, layer: str) -> Callable[..., Float[Array, "b
     scale = config.table().pixel_scale
 
     def features(params, images, mean, top, left):
-        top, left, plain = (jnp.broadcast_to(value, len(images)) for value in (top, left, False))
-        pixels = crops(images, mean, top, left, plain, config.crop, scale)
+        pixels = equal_crops(images, mean, top, left, jnp.bool_(False), config.crop, scale)
         towers = merge(setup.graph, params).activations(pixels, layer, tower=tower)
         return tower.gather(jnp.concatenate(towers, axis=-1))
 

@@ -67,6 +67,15 @@ def small_mean() -> np.ndarray:
     return np.full((SIZE, SIZE, 3), 127.0, np.float32)
 
 
+def as_on(platform: str, monkeypatch) -> None:
+    """From now on the forms of a platform are traced here: 'tpu', 'cpu', or any other one for what has none of its own."""
+
+    def form(*operands, default, **others):
+        return others.get(platform, default)(*operands)
+
+    monkeypatch.setattr("jax.lax.platform_dependent", form)
+
+
 def constant_rates(setup: Setup, rate: float = 1e-3) -> dict:
     """One rate for every parameter."""
     return {layer: {"kernel": np.float32(rate), "bias": np.float32(2 * rate)} for layer in setup.shapes}

@@ -1,11 +1,15 @@
 """Crops, mirrors, mean and views against NumPy slices; what is drawn is uniform."""
 
+import re
+
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from networks import as_on
 
-from alexnet_jax.augment import View, colour_components, colour_noise, crops, random_crops, views
+from alexnet_jax.augment import View, colour_components, colour_noise, crops, equal_crops, random_crops, views
 
 UNSCALED = (1.0, 1.0, 1.0)
 
@@ -15,7 +19,9 @@ def pictures(count, size, seed=0):
     return rng.integers(0, 256, (count, size, size, 3), np.uint8), rng.uniform(0, 255, (size, size, 3)).astype(np.float32)
 
 
-def test_crops_are_slices_of_image_minus_mean():
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_crops_are_slices_of_image_minus_mean(platform, monkeypatch):
+    as_on(platform, monkeypatch)
     images, mean = pictures(3, 9)
     top, left, flipped = np.array([0, 2, 4]), np.array([4, 1, 0]), np.array([False, True, True])
     scale = (2.0, 4.0, 5.0)
@@ -25,6 +31,34 @@ def test_crops_are_slices_of_image_minus_mean():
         expected = whole[n, top[n] : top[n] + 5, left[n] : left[n] + 5]
         expected = expected[:, ::-1] if flipped[n] else expected
         np.testing.assert_allclose(ours[n], expected / np.array(scale), rtol=1e-6)
+
+
+def test_every_form_of_a_crop_has_the_same_bits(monkeypatch):
+    """A training crop in the form of a TPU and of the others, and evaluation's, which cuts all images at one place."""
+    images, mean = pictures(4, 11)
+    where = top, left, flipped = np.array([0, 3, 6, 2]), np.array([6, 0, 1, 5]), np.array([True, False, True, False])
+    found = {}
+    for platform in ("cpu", "tpu"):
+        as_on(platform, monkeypatch)
+        found[platform] = crops(*map(jnp.asarray, (images, mean, *where)), 5, (2.0, 4.0, 5.0))
+    np.testing.assert_array_equal(found["tpu"], found["cpu"])
+    for n in range(4):
+        place = (jnp.int32(top[n]), jnp.int32(left[n]), jnp.bool_(flipped[n]))
+        alike = equal_crops(jnp.asarray(images), jnp.asarray(mean), *place, 5, (2.0, 4.0, 5.0))
+        np.testing.assert_array_equal(alike[n], found["cpu"][n])
+
+
+def test_a_tpu_is_given_no_slice_for_each_image():
+    """Its compiler makes a loop of such slices, of one trip for each image, in which it moves the whole batch."""
+    array = jax.ShapeDtypeStruct
+    shapes = array((8, 66, 66, 3), jnp.uint8), array((66, 66, 3), jnp.float32), array((8,), jax.random.key(0).dtype)
+    crop = jax.jit(random_crops, static_argnums=(3, 4, 5))
+    texts = {
+        platform: jax.export.export(crop, platforms=[platform])(*shapes, 63, UNSCALED, True).mlir_module()
+        for platform in ("tpu", "cuda")
+    }
+    assert "stablehlo.gather" in texts["cuda"]
+    assert not re.search(r"stablehlo\.(gather|while|dynamic_slice)", texts["tpu"])
 
 
 def test_random_crops_are_uniform_and_mirrored_half_of_the_time():

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from networks import as_on
 
 from alexnet_jax import gradients, ops
 from alexnet_jax.layers import AveragePool, MaxPool, ResponseNorm
@@ -119,12 +120,22 @@ def test_response_norm_refuses_an_even_window():
         gradients.response_norm(jnp.ones((1, 1, 1, 4)), ResponseNorm(size=4))
 
 
-@pytest.mark.parametrize("size", [(7, 7), (6, 9), (3, 3)])
+@pytest.mark.parametrize("size", [1, 3, 5, 11])
+def test_a_band_of_ones_sums_a_window(size):
+    """Also where it is wider than all maps."""
+    x = jnp.asarray(draw(2, 3, 7))
+    expected = [x[..., max(0, i - size // 2) : i + size // 2 + 1].sum(-1) for i in range(7)]
+    for form in (gradients._band_product(x, size, ops.EXACT), ops.window_sum(x, size)):
+        np.testing.assert_allclose(form, np.stack(expected, -1), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("size", "platform"), [((7, 7), "cpu"), ((6, 9), "cpu"), ((3, 3), "cpu"), ((6, 9), "tpu")])
 @pytest.mark.parametrize(
     "pool", [MaxPool(), MaxPool(ceil_mode=False), MaxPool(size=2, ceil_mode=False), MaxPool(size=2), MaxPool(stride=1),
              MaxPool(size=2, stride=3, ceil_mode=False), MaxPool(size=3, stride=3)], ids=str
 )  # fmt: skip
-def test_max_pool_on_ties(size, pool):
+def test_max_pool_on_ties(size, pool, platform, monkeypatch):
+    as_on(platform, monkeypatch)
     x = draw(2, *size, 5, ties=True)
     y, weights, gradient = max_pool_loop(x, pool)
     pooled = jax.jit(lambda x: gradients.max_pool(x, pool))
@@ -133,7 +144,9 @@ def test_max_pool_on_ties(size, pool):
     np.testing.assert_allclose(pulled(x, weights), gradient, rtol=1e-6, atol=1e-6)
 
 
-def test_max_pool_passes_nan_on():
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_max_pool_passes_nan_on(platform, monkeypatch):
+    as_on(platform, monkeypatch)
     x = draw(1, 5, 5, 1)
     x[0, 2, 2, 0] = np.nan
     assert np.isnan(gradients.max_pool(jnp.asarray(x), MaxPool())).all()
@@ -277,9 +290,13 @@ def both_forms(name, dtype):
 
 
 @pytest.mark.parametrize(("dtype", "rtol"), [("float64", 1e-12), ("bfloat16", 2e-2)])
-@pytest.mark.parametrize("name", PLAIN_FORMS)
-def test_hand_written_gradients_are_those_of_the_equations(name, dtype, rtol):
+@pytest.mark.parametrize(
+    ("name", "platform"),
+    [*((name, "cpu") for name in PLAIN_FORMS), ("norm", "tpu"), ("norm of another power", "tpu"), ("max pool", "tpu")],
+)
+def test_hand_written_gradients_are_those_of_the_equations(name, platform, dtype, rtol, monkeypatch):
     """In float64 nothing is left to rounding."""
+    as_on(platform, monkeypatch)
     with jax.enable_x64(dtype == "float64"):
         ours, plain, *operands = both_forms(name, dtype)
         assert jax.eval_shape(ours, *operands).dtype == dtype
@@ -287,7 +304,7 @@ def test_hand_written_gradients_are_those_of_the_equations(name, dtype, rtol):
 
 
 def test_a_weight_gradient_off_the_cpu_is_of_the_whole_batch(monkeypatch):
-    monkeypatch.setattr(lax, "platform_dependent", lambda *operands, cpu, default: default(*operands))
+    as_on("gpu", monkeypatch)
     ours, plain, *operands = both_forms("strided convolution", "float32")
     assert_gradients(ours, plain, *operands)
 

@@ -3,13 +3,18 @@
     python -m alexnet_jax.benchmark --batch_size=64
     python -m alexnet_jax.benchmark --against=pytorch --figure=speed.png
     python -m alexnet_jax.benchmark --input --seconds=5
+    python -m alexnet_jax.benchmark --compile_for=v5e:2x2 --figure=places.png
 
-Prints a table on stderr and one JSON object on stdout, `images_per_second` first. --steps are those of a round. --against
-needs PyTorch, the extra benchmark.
+Prints a table on stderr and one JSON object on stdout, `images_per_second` first. --steps are those of a round.
+--against=pytorch needs PyTorch, the extra benchmark.
+
+--compile_for runs nothing. It compiles for accelerators that are not here, and shows what their compilers expect,
+`estimated_seconds` first. It needs these compilers, the extra accelerators.
 """
 
 from absl import flags
 
+from alexnet_jax.benchmark.chips import CHIPS
 from alexnet_jax.benchmark.flags import define_measurement
 from alexnet_jax.config import define_flags as define_config_flags
 from alexnet_jax.system import cli
@@ -20,7 +25,10 @@ def define_flags(options: flags.FlagValues) -> None:
     define_config_flags(options)
     define_measurement(options)
     flags.DEFINE_boolean("input", False, "measure the input pipeline instead of the network", flag_values=options)
-    flags.DEFINE_enum("against", None, ("pytorch",), "measure the same networks in PyTorch in turn", flag_values=options)
+    against = "pytorch: measure the same networks in PyTorch in turn; with --compile_for a `file`, an earlier record of it"
+    flags.DEFINE_string("against", None, against, flag_values=options)
+    help = f"`chip:shape`, such as v5e:2x2: only compile, for chips that need not be here; known are {', '.join(CHIPS)}"
+    flags.DEFINE_string("compile_for", None, help, flag_values=options)
     flags.DEFINE_boolean("layers", True, "also measure each layer and direction alone", flag_values=options)
 
 

@@ -1,8 +1,9 @@
-"""What `benchmark` does: measures the input pipeline, or the network beside PyTorch's."""
+"""What `benchmark` does: measures the input pipeline, or the network beside PyTorch's; or compiles for other machines."""
 
 from absl import flags
 
-from alexnet_jax.benchmark import inputs, results, steps
+from alexnet_jax.benchmark import compiled, inputs, results, steps
+from alexnet_jax.benchmark.chips import Slice
 from alexnet_jax.config import from_flags
 from alexnet_jax.system import runtime
 from alexnet_jax.system.errors import UserError
@@ -11,9 +12,17 @@ from alexnet_jax.system.errors import UserError
 def main(options: flags.FlagValues) -> None:
     """The command line."""
     config = from_flags(options)
-    if options.input and options.against:
-        raise UserError("--input and --against are two measurements: choose one")
+    if options.input and (options.against or options.compile_for):
+        other = "--against" if options.against else "--compile_for"
+        raise UserError(f"--input and {other} are two measurements: choose one")
     figure = results.figure_path(options.figure)
+    if options.compile_for:
+        chips = Slice.parse(options.compile_for)
+        earlier = compiled.read_record(options.against) if options.against else None
+        compiled.publish_compiled(compiled.compile_programs(config, chips), earlier, figure)
+        return
+    if options.against not in (None, "pytorch"):
+        raise UserError(f"--against={options.against} is not pytorch; an earlier record goes with --compile_for")
     runtime.start(config.host_devices)
     count = config.steps or results.DEFAULT_STEPS
     if options.input:
