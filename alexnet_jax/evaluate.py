@@ -3,7 +3,7 @@
     python -m alexnet_jax.evaluate --workdir=runs/first
     python -m alexnet_jax.evaluate --workdir=runs/first --views=10
     python -m alexnet_jax.evaluate --workdir=runs/first --workdir=runs/second
-    python -m alexnet_jax.evaluate --workdir=runs/first --dataset=folder:mine --results=mine.csv
+    python -m alexnet_jax.evaluate --workdir=runs/first --dataset=folder:mine
 
 --dataset takes another set, prepared at the image size of the run. The run's own mean image is subtracted. Classes are
 matched by name, whatever the case, spaces and underscores. Images of other classes are left out and counted. The network

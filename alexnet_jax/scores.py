@@ -104,7 +104,9 @@ def write_results(
     with output_file(path) as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["row", "label", "answers", "right", *guesses])
-        for row, label, logs in zip(asked.split.rows.tolist(), asked.labels.tolist(), log_probabilities, strict=True):
+        rows: list[int] = asked.split.rows.tolist()
+        labels: list[int] = asked.labels.tolist()
+        for row, label, logs in zip(rows, labels, log_probabilities, strict=True):
             right, top = asked.answers[label], np.argsort(-logs, kind="stable")[:count].tolist()
             said = [text for number in top for text in (classes[number], f"{np.exp(logs[number]):.6f}")]
             answers = "|".join(classes[number] for number in right)
