@@ -6,8 +6,8 @@
     python -m alexnet_jax.evaluate --workdir=runs/first --dataset=folder:mine
 
 --dataset takes another set, prepared at the image size of the run. The run's own mean image is subtracted. Classes are
-matched by name, whatever the case, spaces and underscores. Images of other classes are left out and counted. The network
-still chooses among all its classes.
+matched by name, whatever the case, spaces, underscores and hyphens. Images of other classes are left out and counted. The
+network still chooses among all its classes.
 
 --class_map names the classes to evaluate, of the set or of the run's own. Each line has a class of the set, a tab, and the
 class of the network. Several classes with tabs between them are all right answers, and the loss is that of their summed

@@ -64,11 +64,11 @@ def own_questions(split: Subset, classes: tuple[str, ...]) -> Questions:
 
 
 def _loosely(name: str) -> str:
-    return re.sub(r"[\s_]+", "", unicodedata.normalize("NFKC", name).casefold())
+    return re.sub(r"[\s_-]+", "", unicodedata.normalize("NFKC", name).casefold())
 
 
 class _Names:
-    """Finds the numbers of classes by their names: exactly, or else regardless of case, spaces and underscores."""
+    """Finds the numbers of classes by their names: exactly, or else regardless of case, spaces, underscores and hyphens."""
 
     def __init__(self, classes: Sequence[str]):
         self.classes = classes
@@ -98,7 +98,7 @@ def some(names: Collection[str], most: int = 5) -> str:
 
 
 def match_by_name(classes: Sequence[str], known: Sequence[str]) -> Answers:
-    """The class of the same name: exactly, or else regardless of case, spaces and underscores.
+    """The class of the same name: exactly, or else regardless of case, spaces, underscores and hyphens.
 
     Args:
         classes: names of the set's classes.
