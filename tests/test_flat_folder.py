@@ -83,6 +83,18 @@ def test_validation_and_test_may_be_flat(tmp_path, folder):
     }
 
 
+def test_a_class_whose_name_is_a_number_is_meant_by_its_name(tmp_path):
+    """Sorted they are 1, 10, 2, so that the class of number 1 would be 10."""
+    for name in ("1", "2", "10"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+        (tmp_path / "train" / name / "x").touch()
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val/y").touch()
+    (tmp_path / "val_labels.txt").write_text("y 1\n")
+    source = open_folder(f"folder:{tmp_path}", 0)
+    assert [source.classes[example.label] for example in source.splits["validation"].read(0)] == ["1"]
+
+
 def test_other_labels_have_another_description(tmp_path):
     before = open_folder(fill(tmp_path, FORMS["names"]), 0).description
     (tmp_path / "val_labels.txt").write_text(FORMS["names"].replace(f"1.JPEG {WNIDS[2]}", f"1.JPEG {WNIDS[1]}"))
@@ -97,6 +109,7 @@ def test_other_labels_have_another_description(tmp_path):
         (f"{WNIDS[0]}\n" * 3, "val_labels.txt must have a line for each of the 4 images of "),
         (f"{WNIDS[0]}\n" * 3 + "n0\n", f"gives {val(3)} the class 'n0': there is no such class folder in `train`"),
         ("490\n361\n171\n822\n", f"gives {val(0)} the class '490': beside a file's name it may be the number of a class"),
+        ("2\n0\n1\n0\n", f"gives {val(0)} the class '2': beside a file's name it may be the number of a class"),
         (FORMS["names"] + f"{val(7)} {WNIDS[0]}\n", f"names '{val(7)}', which is not in the folder: remove the line"),
         (FORMS["names"] + f"{val(0)} {WNIDS[0]}\n", f"names '{val(0)}' twice: keep one line"),
         (FORMS["names"].partition("\n")[2], f"has no line for '{val(0)}': add one, or remove the image"),

@@ -23,7 +23,7 @@ def define_flags(options: flags.FlagValues) -> None:
     help = f"`figures` to draw, comma-separated; {', '.join(OF_METRICS)} and kernels need no images"
     flags.DEFINE_list("only", list(ALL), help, flag_values=options)
     flags.DEFINE_string("layer", "conv1", "`layer` whose activations are drawn", flag_values=options)
-    define_config_flags(options, only=("architecture",))
+    define_config_flags(options, only=("architecture",), unset="none, the run is drawn")
     help = "`outputs` of the network that --architecture draws"
     flags.DEFINE_integer("classes", 1000, help, lower_bound=1, flag_values=options)
     help = "the .png or .svg `file` that --architecture is drawn into; default: its name and .png"
