@@ -18,6 +18,7 @@ LAYERS = (
     ("data",),
     ("step",),
     ("run",),
+    ("scores",),
     ("evaluation",),
     ("inference",),
     ("figures",),

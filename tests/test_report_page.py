@@ -11,13 +11,13 @@ from reports import NASTY, cells, made_results, made_rows, made_run, made_split,
 from scipy.stats import binomtest
 
 from alexnet_jax.figures.style import RIGHT, WRONG
-from alexnet_jax.inference.analysis import error_interval
 from alexnet_jax.report import classes, pictures
 from alexnet_jax.report.charts import POINTS, Curves
 from alexnet_jax.report.comparison import NOTHING, comparison
 from alexnet_jax.report.page import render
 from alexnet_jax.report.static import BOTTOM, LEFT, TOP, drawing
 from alexnet_jax.report.static import RIGHT as RIGHT_EDGE
+from alexnet_jax.scores import error_interval
 
 
 @pytest.mark.parametrize(("wrong", "examples"), [(0, 10), (10, 10), (3, 7), (387, 661), (1, 100_000)])

@@ -11,11 +11,11 @@ import jax
 from alexnet_jax.config import as_dict
 from alexnet_jax.figures.curves import WHEREABOUTS
 from alexnet_jax.figures.style import short
-from alexnet_jax.inference.analysis import error_interval
 from alexnet_jax.report.gather import Results, Run
 from alexnet_jax.report.markup import facts, named, scrolled
 from alexnet_jax.run.display import duration
 from alexnet_jax.run.flags import changed, value_text
+from alexnet_jax.scores import error_interval
 
 BEST = "\N{BLACK STAR}"
 DATA_FLAGS = ("dataset", "image_size", "resize", "fold")
