@@ -18,7 +18,7 @@ from experiments.claims.estimate import (
     unpaired,
 )
 from experiments.claims.factorial import cells, main_effects, resolution
-from experiments.claims.verdict import holm, judge, plan
+from experiments.claims.verdict import holm, judge, p_values, plan
 
 FAVOURED = [-1.0, 0.0, 1.0]  # as the other arm of a difference of d is d + FAVOURED, its standard error is sqrt(2 / 3)
 
@@ -85,6 +85,13 @@ def test_a_claim_among_others_needs_more_than_one_alone():
     assert alone.p == pytest.approx(0.0705, abs=1e-4)  # t 2.449
     assert (first.p, third.p) == pytest.approx((2 * alone.p, 3 * 0.00360), rel=2e-3)  # t 6.124
     assert alone.visible == alone.visible_in_family == first.visible < first.visible_in_family
+
+
+def test_the_p_value_is_of_the_test_that_decides():
+    (judgement,) = judgements(0, margin=3)
+    assert judgement.p == pytest.approx(2 * 0.02131, rel=1e-3)  # of equivalence: t 3.674, one of two tests
+    # An effect beyond its margin has no second test to win: 5 is seen, p 0.0075, and not equivalent.
+    assert p_values(claim_of(margin=0.5), Estimate(5, 1, 4)) == pytest.approx([0.00749, 1.0], abs=1e-5)
 
 
 def test_holm_by_hand():
@@ -164,6 +171,7 @@ def test_a_fraction_of_a_design_keeps_every_factor_balanced():
     levels = np.array(list(cells("abcd", generators).values()))
     np.testing.assert_array_equal(levels @ levels.T, 16 * np.eye(8))
     assert (resolution(generators), resolution({"c": "ab"}), resolution({"e": "abcd"}), resolution({})) == (4, 3, 5, 0)
+    assert resolution({"d": "abc", "e": "abc"}) == 2  # d and e are the same
     pairs = np.array([levels[i] * levels[j] for i in range(8) for j in range(i)])
     assert not (pairs @ levels.T).any()  # resolution 4: no main effect is mixed with a pair
 
