@@ -106,7 +106,8 @@ def publish_compiled(result: dict[str, Any], earlier: dict[str, Any] | None, fig
     """Prints the tables on stderr and the result on stdout, as JSON; draws the places of the training step."""
     console = Console(stderr=True, width=None if sys.stderr.isatty() else 120)
     for table in (_programs_table(result, earlier), _places_table(result, earlier), _exchange_table(result)):
-        console.print(table)
+        if table.row_count:
+            console.print(table)
     if figure:
         draw_places(result, earlier, figure)
     print(json.dumps(result))
@@ -119,6 +120,13 @@ def title(result: dict[str, Any]) -> str:
         f"{settings['architecture']}, batch {settings['batch_size']}, {settings['crop_size']} px, {settings['precision']}"
     )
     return f"{network}, mesh {settings['mesh']} of {result['compiled_for']}"
+
+
+def basis(result: dict[str, Any]) -> str:
+    """Where the estimate comes from."""
+    if Slice.parse(result["compiled_for"]).is_tpu:
+        return "the compiler's own estimate"
+    return "all bytes at the bandwidth of the memory"
 
 
 def _milliseconds(seconds: float | None) -> str:
@@ -137,13 +145,13 @@ def _programs_table(result: dict[str, Any], earlier: dict[str, Any] | None) -> T
         memory = f"{each['memory']['total'] / GB:.2f} of {chip.memory / GB:.0f}"
         copied, padding = each["copies"].get("bytes", 0) / GB, 100 * each["padding"]
         table.add_row(name, *map(_milliseconds, times), memory, f"{copied:.3f}", f"{padding:.0f} %")
-    table.caption = "Times in ms on one device. They are the compiler's opinion: nothing was run."
+    table.caption = f"Times in ms on one device, {basis(result)}. Nothing was run."
     return table
 
 
 def _places_table(result: dict[str, Any], earlier: dict[str, Any] | None) -> Table:
     columns = ("ms", "earlier", "share") if earlier else ("ms", "share")
-    table = new_table("training step by place in our code: the compiler's estimate", *columns)
+    table = new_table("the training step by line of the package", *columns)
     total = result["programs"]["train"]["estimated_seconds"] or 1.0
     for place, (now, then) in list(compared(result, earlier).items())[:PLACES]:
         before = (_milliseconds(then),) if earlier else ()
@@ -182,8 +190,10 @@ def draw_places(result: dict[str, Any], earlier: dict[str, Any] | None, path: Pa
         bars = axes.barh(rows + shift - (height / 2 if earlier else 0), values, height, color=colour, label=label)
         axes.bar_label(bars, [f" {value:.2g}" for value in values], fontsize=8)
     axes.set_yticks(rows, list(places), fontsize=8)
-    axes.set_xlabel("estimated ms of a training step: the compiler's opinion, nothing was run")
+    totals = [_milliseconds(each["estimated_seconds"]) for each in (result, earlier) if each]
+    axes.set_xlabel(f"estimated ms of a training step, in all {', earlier '.join(totals)}: {basis(result)}. Nothing was run")
     axes.set_title(title(result), fontsize=10)
+    axes.margins(y=0.02)
     axes.spines[["top", "right"]].set_visible(False)
     if earlier:
         axes.legend(loc="lower right")
