@@ -141,9 +141,7 @@ class Config:
     # Records (in steps)
     log_every: int = setting(50, "`steps` between rows of training metrics", fixed_on_resume=False, minimum=1)
     log_examples: bool = setting(False, "note the examples of each step in examples.jsonl", fixed_on_resume=False)
-    wandb: str = setting(
-        "", "`project` at Weights & Biases that is sent the rows of metrics.jsonl too", fixed_on_resume=False
-    )
+    wandb: str = setting("", "`project` at Weights & Biases that gets the rows of metrics.jsonl too", fixed_on_resume=False)
     eval_every: int | None = setting(
         None, "`steps` between validations; 0: after every epoch", fixed_on_resume=False, minimum=1, absent=0
     )

@@ -3,6 +3,16 @@
     python -m alexnet_jax.evaluate --workdir=runs/first
     python -m alexnet_jax.evaluate --workdir=runs/first --views=10
     python -m alexnet_jax.evaluate --workdir=runs/first --workdir=runs/second
+    python -m alexnet_jax.evaluate --workdir=runs/first --dataset=folder:mine
+
+--dataset takes another set, prepared at the image size of the run. The run's own mean image is subtracted. Classes are
+matched by name, whatever the case, spaces, underscores and hyphens. Images of other classes are left out and counted. The
+network still chooses among all its classes.
+
+--class_map names the classes to evaluate, of the set or of the run's own. Each line has a class of the set, a tab, and the
+class of the network. Several classes with tabs between them are all right answers, and the loss is that of their summed
+probability. A class alone in its line is called the same by both. A .json file holds one object instead:
+{"class of the set": ["class of the network", "another"]}.
 
 On a terminal it prints two lines to read, with three digits. Otherwise, as into a pipe or a file, its last line is one JSON
 object with every number in full. Errors are in percent.
@@ -28,7 +38,11 @@ def define_flags(options: flags.FlagValues) -> None:
     flags.register_validator("views", lambda count: count in (1, 10), "--views is 1 or 10", flag_values=options)
     help = "write the probabilities of every example to this `F.npz`"
     flags.DEFINE_string("predictions", None, help, flag_values=options)
-    define_config_flags(options, only=("batch_size", "data_dir", "precision"), unset="that of the run")
+    help = "write a line for each image to this `F.csv`: row, class, answers, right or not, and the five likeliest classes"
+    flags.DEFINE_string("results", None, help, flag_values=options)
+    help = "`file` that says which classes of the network are right for each class of the set"
+    flags.DEFINE_string("class_map", None, help, flag_values=options)
+    define_config_flags(options, only=("dataset", "batch_size", "data_dir", "precision"), unset="that of the run")
     define_config_flags(options, only=("mesh", "host_devices", "spmd"))
 
 

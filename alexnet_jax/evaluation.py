@@ -1,11 +1,10 @@
 """Exact evaluation: every example once, whatever the batch and the mesh; one view or ten; one run or several averaged."""
 
-import json
 import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,35 +13,27 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Float32, Int
+from jaxtyping import Float32
 from rich.console import Console
 from rich.progress import track
 
 from alexnet_jax.augment import views
 from alexnet_jax.config import parsed
+from alexnet_jax.data.class_map import Questions, match_by_name, own_questions, questions, read_class_map, some
+from alexnet_jax.data.dataset import open_dataset
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.data.splits import Subset, evaluation_order
 from alexnet_jax.mesh import TowerMesh, make_mesh
 from alexnet_jax.network import Params
 from alexnet_jax.run.flags import check_workdirs
-from alexnet_jax.run.open import Trained, open_run
+from alexnet_jax.run.open import Run, Trained, open_run
 from alexnet_jax.run.workdir import Stored, read_stored
+from alexnet_jax.scores import Score, as_json, mean_score, readable, score_any, write_predictions, write_results
 from alexnet_jax.step import Setup, make_view_step, rank
 from alexnet_jax.system import runtime
 from alexnet_jax.system.errors import UserError
-from alexnet_jax.system.files import check_output, output_file
+from alexnet_jax.system.files import check_output
 from alexnet_jax.system.signals import Interrupted
-from alexnet_jax.values import three_digits
-
-
-@dataclass(frozen=True)
-class Score:
-    """Means over all examples of a split; errors in percent."""
-
-    examples: int
-    loss: float
-    top1_error: float
-    top5_error: float
 
 
 @dataclass(frozen=True)
@@ -134,7 +125,7 @@ class Evaluator:
             ranks.append(results[1][:real])
             if keep:
                 kept.append(self._mesh.fetch(total, P("data"))[:real])
-        score = _score(np.concatenate(losses), np.concatenate(ranks))
+        score = mean_score(np.concatenate(losses), np.concatenate(ranks))
         if score.examples != len(split):
             raise RuntimeError(f"judged {score.examples} examples of {len(split)}")
         return score, np.concatenate(kept) if keep else None
@@ -175,39 +166,18 @@ def not_finite(*networks: Trained) -> UserError:
     return UserError(f"{which} answers with numbers that are not finite: choose an earlier checkpoint with --step")
 
 
-def _score(losses: Float32[np.ndarray, "examples"], ranks: Int[np.ndarray, "examples"]) -> Score:
-    return Score(
-        examples=len(losses),
-        loss=float(losses.mean(dtype=np.float64)),
-        top1_error=100 * float((ranks >= 1).mean(dtype=np.float64)),
-        top5_error=100 * float((ranks >= 5).mean(dtype=np.float64)),
-    )
+def _check_same_images(runs: Sequence[Stored], split: str, *, elsewhere: bool) -> None:
+    """Raises UserError if the images of a split are not the same ones, prepared alike, for all of these runs.
 
-
-def write_predictions(path: Path, log_probabilities: np.ndarray, split: Subset, classes: Sequence[str]) -> None:
-    """An .npz in order of the split: probabilities (examples, classes) float32, labels (examples,) int32, class names.
-
-    Raises:
-        ValueError: `log_probabilities` are not of these examples and classes.
-        UserError: the file cannot be written.
+    `elsewhere`: the images are those of another set, so only how they are prepared and the classes matter.
     """
-    if log_probabilities.shape != (len(split), len(classes)):
-        raise ValueError(f"expected log probabilities ({len(split)}, {len(classes)}); found {log_probabilities.shape}")
-    with output_file(path, "wb") as file:
-        np.savez(file, probabilities=np.exp(log_probabilities), labels=split.labels, classes=np.array(classes))
-
-
-def _check_same_images(runs: Sequence[Stored], split: str) -> None:
-    """Raises UserError if the images of a split are not the same ones, prepared alike, for all of these runs."""
-
     first = runs[0]
+    fields = ("image_size", "resize") if elsewhere else ("dataset", "image_size", "resize")
     for run in runs:
-        differs = [
-            name for name in ("dataset", "image_size", "resize") if getattr(run.config, name) != getattr(first.config, name)
-        ]
-        if split != "test" and run.config.fold != first.config.fold:
+        differs = [name for name in fields if getattr(run.config, name) != getattr(first.config, name)]
+        if not elsewhere and split != "test" and run.config.fold != first.config.fold:
             differs.append("fold")
-        same_content = run.fingerprint == first.fingerprint or run.is_imported or first.is_imported
+        same_content = elsewhere or run.fingerprint == first.fingerprint or run.is_imported or first.is_imported
         if differs or not same_content or run.classes != first.classes:
             what = f"--{differs[0]}" if differs else "the content" if not same_content else "the classes"
             raise UserError(
@@ -216,18 +186,46 @@ def _check_same_images(runs: Sequence[Stored], split: str) -> None:
             )
 
 
-def _as_json(score: Score, split: str, views: int, steps: Sequence[int]) -> str:
-    """For a pipe: one JSON object, every number in full."""
-    judged = asdict(score)
-    summary = {"split": split, "examples": judged.pop("examples"), "views": views}
-    return json.dumps(summary | {"step": steps[0] if len(steps) == 1 else list(steps)} | judged)
+def ask(run: Run, split: str, dataset: str | None = None, class_map: Path | None = None) -> Questions:
+    """The images of a split that the network of a run knows the classes of, with its right answers.
+
+    Args:
+        run: the mean image and the preparation stay its own.
+        split: 'train', 'validation' or 'test'.
+        dataset: another set than the run's own, prepared alike.
+        class_map: a file as `read_class_map` takes it. Without it classes are matched by name.
+
+    Raises:
+        UserError: the set or the file cannot be read, or the network knows no image's class.
+    """
+    config = replace(run.config, dataset=dataset or run.config.dataset, fold=None)
+    data = open_dataset(config, run.mean) if dataset else run.data()
+    examples = data.split(split)
+    if class_map:
+        answers = read_class_map(class_map, data.classes, run.classes)
+    elif dataset:
+        answers = match_by_name(data.classes, run.classes)
+    else:
+        return own_questions(examples, data.classes)
+    if not any(answers):
+        raise UserError(
+            f"--dataset={dataset} has no class of --workdir={config.workdir}: it has {some(data.classes)}; the network has "
+            f"{some(run.classes)}: name equal ones in a --class_map"
+        )
+    asked = questions(examples, data.classes, answers)
+    if not len(asked.split):
+        raise UserError(f"--split={split}: no image of {data.name} has a class that the network knows: choose another split")
+    return asked
 
 
-def readable(score: Score, split: str, views: int, steps: Sequence[int], seconds: float) -> str:
-    """For a terminal: three digits of every number, within 80 columns."""
-    what = f"{score.examples:,} {split} images, {views} view{'s' * (views > 1)}, step {', '.join(map(str, steps))}"
-    top1, top5, loss, taken = map(three_digits, (score.top1_error, score.top5_error, score.loss, seconds))
-    return f"top-1 error {top1} %  top-5 error {top5} %  loss {loss}\n{what}, {taken} s"
+def _say_left_out(asked: Questions, why: str) -> None:
+    if names := asked.unmatched:
+        total = asked.left_out + len(asked.split)
+        print(
+            f"note: {len(names):,} of {len(asked.classes):,} classes {why}: {some(names)}; "
+            f"{asked.left_out:,} of {total:,} images are left out",
+            file=sys.stderr,
+        )
 
 
 def main(options: flags.FlagValues) -> None:
@@ -235,24 +233,39 @@ def main(options: flags.FlagValues) -> None:
     check_workdirs(options.workdir, "average several")
     stored = [read_stored(workdir) for workdir in options.workdir]
     configs = [run.config for run in stored]
-    _check_same_images(stored, options.split)
-    if options.predictions:
-        check_output(f"--predictions={options.predictions}", Path(options.predictions), (".npz",))
-    runtime.start(**parsed(options, ("host_devices",)))
-    given = [name for name in ("batch_size", "data_dir", "precision") if options[name].present]
+    given = [name for name in ("batch_size", "data_dir", "precision", "dataset") if options[name].present]
     machine = parsed(options, ("spmd", "mesh", *given))
+    other = machine.pop("dataset", None)
+    dataset = None if {config.dataset for config in configs} == {other} else other
+    _check_same_images(stored, options.split, elsewhere=dataset is not None)
+    predictions, results = (Path(path) if path else None for path in (options.predictions, options.results))
+    for flag, path, suffix in (("predictions", predictions, ".npz"), ("results", results, ".csv")):
+        if path:
+            check_output(f"--{flag}={path}", path, (suffix,))
+    runtime.start(**parsed(options, ("host_devices",)))
     batch_size = machine.setdefault("batch_size", configs[0].batch_size)
     mesh = make_mesh(machine["mesh"], min(config.table().towers for config in configs), batch_size, options.spmd)
     runs = [open_run(config.workdir, on=mesh, **machine) for config in configs]
-    splits = [run.data().split(options.split) for run in runs]  # of each: all of them have to be there
+    class_map = Path(options.class_map) if options.class_map else None
+    # Of each run, as all of their data have to be there; another set is one for all.
+    asked, *_ = [ask(run, options.split, dataset, class_map) for run in (runs[:1] if dataset else runs)]
     networks = [run.restore(options.step) for run in runs]
+    _say_left_out(asked, f"are not in --class_map={class_map}" if class_map else "match no class of the network by name")
     members = [(make_eval_fn(network.setup, network.mean), network.params) for network in networks]
-    loader, quiet, began = Loader(mesh, splits[0]), not sys.stderr.isatty(), time.monotonic()
-    score, kept = Evaluator(mesh, batch_size)(members, loader, options.views, keep=bool(options.predictions), quiet=quiet)
+    loader, quiet, began = Loader(mesh, asked.split), not sys.stderr.isatty(), time.monotonic()
+    keep = bool(predictions or results or asked.has_several)
+    score, kept = Evaluator(mesh, batch_size)(members, loader, options.views, keep=keep, quiet=quiet)
     seconds = time.monotonic() - began
     if not math.isfinite(score.loss):
         raise not_finite(*networks)
-    if kept is not None:
-        write_predictions(Path(options.predictions), kept, splits[0], runs[0].classes)
-    result = score, options.split, options.views, [network.step for network in networks]
-    print(readable(*result, seconds) if sys.stdout.isatty() else _as_json(*result))
+    if kept is not None and asked.has_several:
+        score = score_any(kept, asked)
+    if kept is not None and predictions:
+        write_predictions(predictions, kept, asked.split, runs[0].classes)
+    if kept is not None and results:
+        write_results(results, kept, asked, runs[0].classes)
+    steps = [network.step for network in networks]
+    if sys.stdout.isatty():
+        print(readable(score, options.split, options.views, steps, seconds))
+    else:
+        print(as_json(score, dataset or configs[0].dataset, options.split, asked.left_out, options.views, steps))

@@ -16,7 +16,7 @@ from alexnet_jax.augment import COLOUR_NOISE
 from alexnet_jax.data.dataset import Dataset
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.data.splits import Order
-from alexnet_jax.evaluation import Evaluator, Score, make_eval_fn
+from alexnet_jax.evaluation import Evaluator, make_eval_fn
 from alexnet_jax.inference.analysis import confusion
 from alexnet_jax.inference.pictures import confusion_sheet, kernel_sheet
 from alexnet_jax.optimizer import Schedule
@@ -27,6 +27,7 @@ from alexnet_jax.run.intervals import Intervals, Progress
 from alexnet_jax.run.metrics import MetricSums, Row
 from alexnet_jax.run.param_stats import ParamStatsMeter
 from alexnet_jax.run.recorder import Recorder
+from alexnet_jax.scores import Score
 from alexnet_jax.step import ImageStats, Metrics, Setup, StepHparams, TrainState, make_nonfinite_count, make_train_step
 from alexnet_jax.system.errors import Diverged
 from alexnet_jax.system.signals import RESUME_STATUS, Interrupted, Interruption

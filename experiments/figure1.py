@@ -7,6 +7,7 @@ Writes the curves of each seed as CSV, and the figure, to experiments/results/fi
 """
 
 import csv
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from alexnet_jax.system import cli
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.files import read_json, replacing
 from experiments.claims.claim import FOLDER, read_claim
+from experiments.claims.verdict import estimate
 
 FOLDER_OUT = FOLDER.parent / "results" / "figure1"
 STYLES = {"relu": (PALETTE[0], "-"), "tanh": (PALETTE[1], "--")}  # solid and dashed as in the paper
@@ -81,11 +83,12 @@ def write_curves(curves: dict[str, Sequence[Curve]], path: Path) -> None:
 def main(options: flags.FlagValues) -> None:
     """The command line."""
     curves = curves_of(Path(options.out))
-    record = read_json(FOLDER.parent / "results" / "claims" / "relu.json")
+    claim, record = read_claim("relu"), read_json(FOLDER.parent / "results" / "claims" / "relu.json")
+    times = math.exp(estimate(claim, record["values"]).effect)
     FOLDER_OUT.mkdir(parents=True, exist_ok=True)
     write_curves(curves, FOLDER_OUT / "curves.csv")
     matplotlib.use("agg")
-    print(save_figure(draw(curves, read_claim("relu").threshold, record["effect"]), FOLDER_OUT, "figure1"))
+    print(save_figure(draw(curves, claim.threshold, times), FOLDER_OUT, "figure1"))
 
 
 def define_flags(options: flags.FlagValues) -> None:

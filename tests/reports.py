@@ -14,11 +14,11 @@ from PIL import Image
 
 from alexnet_jax.data.splits import whole
 from alexnet_jax.data.store import Split
-from alexnet_jax.evaluation import Score
 from alexnet_jax.inference.analysis import Judged, Neighbour
 from alexnet_jax.inference.predictor import Trained, top_classes
 from alexnet_jax.report.gather import Results, Run
 from alexnet_jax.run.workdir import Stored
+from alexnet_jax.scores import Score
 
 LAYERS = ("conv1", "fc8")
 NASTY = "<script>alert(\"1\")</script> & 'co' </script><b>"

@@ -120,9 +120,10 @@ def test_arrows_cross_where_a_layer_reads_every_tower(table):
     assert bool(crossing) == (table.towers > 1 and bool(reading))
 
 
-@pytest.mark.parametrize("name", ["source2012", "caffe", "cifar"])
+@pytest.mark.parametrize("name", ["source2012", "caffe", "cifar_18pct"])
 def test_no_word_covers_another_or_leaves_the_picture(name):
     figure = drawn(ARCHITECTURES[name])
+    figure.set_dpi(150)  # as it is saved; words are relatively wider than at 100
     figure.canvas.draw()
     whole = figure.bbox
     boxes = [(text.get_text(), text.get_window_extent()) for text in figure.axes[0].texts if text.get_text()]
@@ -163,7 +164,7 @@ def test_a_crop_that_is_too_small_is_said():
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
 def test_the_command_line_draws_a_table_without_a_run(tmp_path, suffix):
     out = tmp_path / f"drawn{suffix}"
-    result = run("figures", "--architecture=cifar", "--classes=10", f"--out={out}")
+    result = run("figures", "--architecture=cifar_11pct_early", "--classes=10", f"--out={out}")
     assert (result.returncode, result.stdout, result.stderr) == (0, f"{out}\n", "")
     if suffix == ".svg":
         said = re.findall("<!-- (.*) -->", out.read_text())
@@ -171,7 +172,7 @@ def test_the_command_line_draws_a_table_without_a_run(tmp_path, suffix):
         assert said.count("10") == 1  # the classes
         return
     with Image.open(out) as image:
-        assert image.size == pytest.approx(150 * drawn(ARCHITECTURES["cifar"]).get_size_inches(), abs=1)
+        assert image.size == pytest.approx(150 * drawn(ARCHITECTURES["cifar_11pct_early"]).get_size_inches(), abs=1)
         assert image.getpixel((1, 1)) == (255, 255, 255, 0)
 
 

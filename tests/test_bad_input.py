@@ -186,6 +186,18 @@ EVALUATE: list[tuple[str, str]] = [
     ("--workdir={run} --predictions={place}/fifo.npz", "it is not a regular file"),
     ("--workdir={run} --predictions={place}/null.npz", "it is not a regular file"),
     ("--workdir={run} --predictions=/dev/null", "--predictions=/dev/null does not end in .npz"),
+    ("--workdir={run} --results=", "--results is empty"),
+    ("--workdir={run} --results={place}/r.npz", "does not end in .csv"),
+    ("--workdir={run} --results={place}/null.csv", "it is not a regular file"),
+    ("--workdir={run} --dataset=", "--dataset is empty"),
+    ("--workdir={run} --dataset=nothing", "--dataset=nothing is not prepared"),
+    ("--workdir={run} --dataset=groceries --split=train --data_dir={place}/stores", "holds tiny"),
+    ("--workdir={run} --class_map=", "--class_map is empty"),
+    ("--workdir={run} --class_map={place}/nothing", "--class_map={place}/nothing cannot be read"),
+    ("--workdir={run} --class_map={place}/fifo", "it is not a regular file"),
+    ("--workdir={run} --class_map={place}/empty", "names no class"),
+    ("--workdir={run} --class_map={place}/black.png", "--class_map={place}/black.png cannot be read"),
+    ("--workdir={run} --class_map={place}/text.txt", "line 1: the set has no class 'no image, no weights, no flags'"),
 ]
 PREDICT: list[tuple[str, str]] = [
     ("", "there are no images"),
@@ -546,7 +558,7 @@ def place(data_dir, tmp_path_factory) -> Path:
     os.mkfifo(folder / "fifo")
     (folder / "full").mkdir()
     (folder / "full" / "thesis.tex").write_text("a year of work\n")
-    for suffix in ("npz", "npy", "svg", "html", "safetensors"):
+    for suffix in ("npz", "npy", "csv", "svg", "html", "safetensors"):
         (folder / f"folder.{suffix}").mkdir()
         (folder / f"fifo.{suffix}").symlink_to("fifo")
         (folder / f"null.{suffix}").symlink_to("/dev/null")

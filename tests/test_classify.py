@@ -148,7 +148,9 @@ def test_a_network_has_the_inputs_and_classes_of_its_table():
     assert network.layers["fc6"].kernel.shape == (2, 6 * 6 * 256, 2048)
     logits = nnx.eval_shape(lambda: alexnet_jax.Network(table, rngs=nnx.Rngs(0))(jnp.ones((1, 224, 224, 3))))
     assert logits.shape == (1, 1000)
-    small = nnx.eval_shape(lambda: alexnet_jax.Network(alexnet_jax.ARCHITECTURES["cifar"], classes=10, rngs=nnx.Rngs(0)))
+    small = nnx.eval_shape(
+        lambda: alexnet_jax.Network(alexnet_jax.ARCHITECTURES["cifar_11pct"], classes=10, rngs=nnx.Rngs(0))
+    )
     assert small.layers["fc10"].kernel.shape == (1, 6 * 6 * 32, 10)  # of 24 px
 
 

@@ -16,8 +16,9 @@ from alexnet_jax.data.loader import Loader
 from alexnet_jax.data.splits import Subset, whole
 from alexnet_jax.data.store import Split
 from alexnet_jax.evaluate import COMMAND
-from alexnet_jax.evaluation import Evaluator, Score, make_eval_fn, readable
+from alexnet_jax.evaluation import Evaluator, make_eval_fn
 from alexnet_jax.network import merge
+from alexnet_jax.scores import Score, readable
 from alexnet_jax.training import train
 from alexnet_jax.values import three_digits
 
@@ -128,17 +129,22 @@ class Terminal(io.StringIO):
 def test_a_terminal_is_told_three_digits_within_80_columns():
     score = Score(examples=50000, loss=1.9876, top1_error=40.4211, top5_error=9.0771)
     assert readable(score, "validation", 10, [440], 12.345).splitlines() == [
-        "top-1 error 40.4 %  top-5 error 9.08 %  loss 1.99",
+        "top-1 error 40.4 % (95 %: 40.0 to 40.9)  top-5 error 9.08 %  loss 1.99",
         "50,000 validation images, 10 views, step 440, 12.3 s",
     ]
     perfect = readable(Score(33, 0.0, 100.0, 0.0), "test", 1, [4, 12], 1234.5).splitlines()
-    assert perfect == ["top-1 error 100 %  top-5 error 0.00 %  loss 0.00", "33 test images, 1 view, step 4, 12, 1,234 s"]
+    assert perfect == [
+        "top-1 error 100 % (95 %: 89.6 to 100)  top-5 error 0.00 %  loss 0.00",
+        "33 test images, 1 view, step 4, 12, 1,234 s",
+    ]
 
 
 @pytest.mark.slow
 def test_the_command_line(runs, tmp_path):
     one = evaluate(f"--workdir={runs / '0'}", f"--predictions={tmp_path / 'p.npz'}")
-    assert list(one) == ["split", "examples", "views", "step", "loss", "top1_error", "top5_error"]
+    assert list(one) == [
+        "dataset", "split", "examples", "left_out", "views", "step", "loss", "top1_error", "top5_error", "top1_interval",
+    ]  # fmt: skip
     assert (one["split"], one["examples"], one["views"], one["step"]) == ("test", 33, 1, 4)
     predictions = np.load(tmp_path / "p.npz")
     assert predictions["probabilities"].shape == (33, CLASSES)
@@ -149,9 +155,8 @@ def test_the_command_line(runs, tmp_path):
     with contextlib.redirect_stdout(Terminal()) as terminal:
         assert COMMAND([f"--workdir={runs / '0'}"]) == 0
     first, second = terminal.getvalue().splitlines()
-    assert first == "top-1 error {} %  top-5 error {} %  loss {}".format(
-        *(three_digits(one[name]) for name in ("top1_error", "top5_error", "loss"))
-    )
+    numbers = (one["top1_error"], *one["top1_interval"], one["top5_error"], one["loss"])
+    assert first == "top-1 error {} % (95 %: {} to {})  top-5 error {} %  loss {}".format(*map(three_digits, numbers))
     assert re.fullmatch(r"33 test images, 1 view, step 4, [0-9.]+ s", second)
 
     elsewhere = evaluate(f"--workdir={runs / '0'}", "--mesh=2x2", "--spmd=pmap", "--batch_size=10")

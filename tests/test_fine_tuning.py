@@ -22,7 +22,7 @@ from alexnet_jax.data.sources import open_source
 from alexnet_jax.inference.predictor import Features, load_trained
 from alexnet_jax.system.errors import UserError
 from experiments.fine_tuning import weights
-from experiments.fine_tuning.__main__ import ARMS, FOLDER, draw, verdicts
+from experiments.fine_tuning.__main__ import ARMS, FOLDER, draw, gains
 
 SIZE, CROP, EIGHTH = 112, 99, 8
 CONVOLUTIONS = "conv1,conv2,conv3,conv4,conv5"
@@ -242,7 +242,7 @@ def test_the_arms_have_one_budget_and_one_network(monkeypatch):
         assert ",".join(other.init_layers) == CONVOLUTIONS
 
 
-def test_gains_on_scratch_are_paired_by_seed():
+def test_gains_on_scratch_have_an_interval_of_independent_runs():
     def scores(*errors: float) -> list[dict]:
         return [{"top1_error": error, "top5_error": 1.0, "loss": 1.0} for error in errors]
 
@@ -251,11 +251,12 @@ def test_gains_on_scratch_are_paired_by_seed():
         "frozen": {"1": scores(50, 60, 70), "10": scores(70, 50, 60), "curve": [[(1, 2.0), (2, 1.0)]] * 3},
         "fine_tuned": {"1": scores(31, 40, 49), "10": scores(70, 71, 72), "curve": [[(1, 2.0), (2, 1.0)]] * 3},
     }
-    found = verdicts(arms)
-    assert found["frozen"]["1"] == {"effect": 10, "low": 10, "high": 10, "verdict": "supported"}
-    assert found["frozen"]["10"]["verdict"] == "not seen at this scale"
+    found = gains(arms)
+    # The standard error is sqrt(200 / 3); t is 2.132 with four degrees of freedom.
+    assert found["frozen"]["1"] == pytest.approx({"effect": 10, "low": -7.407, "high": 27.407}, abs=1e-3)
+    assert found["frozen"]["10"]["low"] < 0 < found["frozen"]["10"]["high"]
     assert found["fine_tuned"]["1"]["effect"] == 30
-    assert found["fine_tuned"]["10"]["verdict"] == "contradicted"
+    assert found["fine_tuned"]["10"]["high"] < 0
     curves, errors = draw(arms).axes
     assert len(curves.lines) == 9
     assert [text.get_text() for text in errors.texts][:2] == ["70.0", "60.0"]

@@ -136,7 +136,7 @@ def test_the_loss_leaps_just_after_a_drop_where_the_rate_is_inside_the_velocity(
     """2,000 weights in the bowl w^2 / 2 with noisy gradients. The rate falls from 0.3 to 0.03 after 100 of 200 steps."""
 
     def optimizer(rate):
-        options = {"momentum": 0.9, "weight_decay": 0.0, "bias_decay": False, "rate_in_velocity": inside}
+        options = {"momentum": 0.9, "decays": {"fc8": 0.0}, "bias_decay": False, "rate_in_velocity": inside}
         return momentum_2012({"fc8": {"kernel": rate}}, **options)
 
     def step(carry, inputs):

@@ -12,7 +12,7 @@ import pytest
 from absl import flags
 from matplotlib.figure import Figure
 
-from alexnet_jax import evaluate, evaluation, predict
+from alexnet_jax import evaluate, predict, scores
 from alexnet_jax.convert import exporter
 from alexnet_jax.data.splits import whole
 from alexnet_jax.data.store import Split
@@ -242,7 +242,7 @@ def test_a_full_disk_is_one_line_that_names_the_file_whatever_is_written(tmp_pat
     split = whole(Split(np.zeros((2, 4, 4, 3), np.uint8), np.zeros(2, np.int32)))
     with (tmp_path / "rows").open("w+b") as rows:
         for name, write in {
-            "p.npz": lambda path: evaluation.write_predictions(path, np.zeros((2, 1)), split, ["a"]),
+            "p.npz": lambda path: scores.write_predictions(path, np.zeros((2, 1)), split, ["a"]),
             "f.npz": FeatureFile(NoFeatures(), rows).write,
             "f.png": lambda path: write_figure(Figure(), path),
             "f.svg": lambda path: write_figure(Figure(), path),

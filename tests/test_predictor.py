@@ -13,13 +13,14 @@ from networks import CLASSES, CROP, SIZE, small_batch, small_mean, small_setup
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.data.splits import Subset, whole
 from alexnet_jax.data.store import Split
-from alexnet_jax.evaluation import Evaluator, make_eval_fn, write_predictions
+from alexnet_jax.evaluation import Evaluator, make_eval_fn
 from alexnet_jax.inference.analysis import confusion, judge, nearest
 from alexnet_jax.inference.predictor import Classification, Features, top_classes
 from alexnet_jax.network import merge
 from alexnet_jax.prediction import FeatureFile
 from alexnet_jax.run.open import Trained
 from alexnet_jax.run.workdir import Stored
+from alexnet_jax.scores import write_predictions
 from alexnet_jax.system.errors import UserError
 
 NAMES = tuple(f"class {number}" for number in range(CLASSES))

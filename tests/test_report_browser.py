@@ -43,6 +43,9 @@ LAYOUT = """
   seen.overflow = page.documentElement.scrollWidth - page.documentElement.clientWidth;
   const parts = all("svg, p, table:not(.matrix), .cards, .near, .pixels, .bar, .controls, button, h1, h3");
   seen.widest = Math.max(...parts.map((one) => one.getBoundingClientRect().right));
+  const cells = [...all(".comparison th, .comparison td")].filter((one) => one.getClientRects().length);
+  seen.table = Math.max(...cells.map((one) => one.getBoundingClientRect().right));
+  seen.heads = all("thead").filter((one) => one.closest(".comparison, .errors") && one.getClientRects().length).length;
   seen.lines = all("svg.plot").map((one) => one.querySelectorAll("polyline").length);
   seen.shown = all("select, input, button").filter((one) => one.offsetWidth).length;
   const words = all("td, p, .bar span, .near div, small");
@@ -65,6 +68,8 @@ USE = """
   plot().focus();
   seen.outline = view.getComputedStyle(plot()).outlineStyle;
   seen.keys = ["Home", "ArrowRight", "ArrowLeft", "ArrowLeft", "End"].map((key) => { press(key); return first(); });
+  press("Home");
+  seen.first = tip().innerText.split("\\n");
   press("Escape");
   seen.escaped = tip().hidden;
 
@@ -89,7 +94,7 @@ USE = """
   view.HTMLAnchorElement.prototype.click = function () { seen.file = this.download; };
   page.querySelector("figcaption button").click();
   choose("smoothing", "0.5", "input");
-  seen.raw = plot().querySelectorAll(".raw").length;
+  seen.raw = all("svg.plot").map((one) => one.querySelectorAll(".raw").length);
   press("Home");
   press("ArrowRight");
   seen.smooth = first();
@@ -148,6 +153,8 @@ def test_a_browser_shows_it(page, tmp_path, width, sandbox):
     seen = seen_by_chromium(tmp_path, page, LAYOUT, width, sandbox)
     assert seen["overflow"] == 0
     assert seen["widest"] <= width
+    assert seen["table"] <= width
+    assert seen["heads"] == (2 if width == 1200 else 0)  # on a narrow page each row is a card, which names its values
     assert seen["fontSize"] >= 11
     assert seen["broken"] == 0
     # Loss and error of two runs and two splits, rate and throughput of two runs, two charts of two layers for each run.
@@ -169,6 +176,9 @@ def test_a_reader_can_use_it(page, tmp_path, width):
     assert seen["unreached"] == []
     assert seen["outline"] == "solid"
     assert seen["keys"] == [f"seed=0, train: {loss[0, 'train', step]:.4g} at epoch {step}" for step in (1, 2, 1, 1, 90)]
+    own = {"seed=0, train": 1, "seed=0, validation": 10, "seed=1, train": 1, "seed=1, validation": 10}
+    values = {name: loss[int(name[5]), name.split(", ")[1], step] for name, step in own.items()}
+    assert seen["first"] == [f"{name}: {values[name]:.4g} at epoch {step}" for name, step in own.items()]
     assert seen["escaped"]
     assert seen["linear"] == seen["again"] != seen["logarithmic"]
     assert "0" in seen["linear"]
@@ -179,7 +189,7 @@ def test_a_reader_can_use_it(page, tmp_path, width):
     assert seen["seconds"] == [True, "recorded no time: seed=1"]
     assert seen["second"][0] == f"seed=0, train: {loss[0, 'train', 1]:.4g} at {2 / 60:.4g} min"
     assert not any("seed=1" in line for line in seen["second"])
-    assert seen["raw"] == 2  # of the training curves alone
+    assert seen["raw"] == [2, 2, 0, 2, 0, 0, 0, 0]  # of the training curves alone; the rate has no noise
     first, second = loss[0, "train", 1], loss[0, "train", 2]
     smooth = (0.25 * first + 0.5 * second) / 0.75
     assert seen["smooth"] == f"seed=0, train: {smooth:.4g} (smoothed from {second:.4g}) at epoch 2"

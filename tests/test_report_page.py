@@ -11,13 +11,13 @@ from reports import NASTY, cells, made_results, made_rows, made_run, made_split,
 from scipy.stats import binomtest
 
 from alexnet_jax.figures.style import RIGHT, WRONG
-from alexnet_jax.inference.analysis import error_interval
 from alexnet_jax.report import classes, pictures
 from alexnet_jax.report.charts import POINTS, Curves
-from alexnet_jax.report.comparison import NOTHING, comparison, duration
+from alexnet_jax.report.comparison import NOTHING, comparison
 from alexnet_jax.report.page import render
 from alexnet_jax.report.static import BOTTOM, LEFT, TOP, drawing
 from alexnet_jax.report.static import RIGHT as RIGHT_EDGE
+from alexnet_jax.scores import error_interval
 
 
 @pytest.mark.parametrize(("wrong", "examples"), [(0, 10), (10, 10), (3, 7), (387, 661), (1, 100_000)])
@@ -55,18 +55,15 @@ def test_the_comparison_has_a_row_for_each_run():
 
 def test_a_machine_a_version_and_a_commit_are_differences_too():
     first, second = made_run(0), made_run(0)
-    other = {"devices": ["gpu:0 H100", "gpu:1 H100"], "versions": {"jax": "0.12"}, "python": "3.12.0", "commit": None}
+    other = {
+        "devices": ["gpu:0 H100", "gpu:1 H100"],
+        "versions": {"jax": "0.12"},
+        "python": "3.12.0",
+        "commit": "1234567890" * 4,
+    }
     rows = cells(comparison([first, replace(second, record=other)]))
-    assert rows[2][-1] == "machine: 2 x H100 software: Python 3.12.0, jax 0.12 commit: not in a git checkout"
+    assert rows[2][-1] == "machine: 2 x H100 software: Python 3.12.0, jax 0.12 commit: 12345678901234567890123456789…"
     assert cells(comparison([first, second]))[2][-1] == "nothing"
-
-
-TIMES = [(59.4, "0:00:59"), (60, "0:01:00"), (3723, "1:02:03"), (3599.6, "1:00:00"), (9e4, "1 d 1:00:00")]
-
-
-@pytest.mark.parametrize(("seconds", "text"), TIMES)
-def test_a_time_is_told_as_on_a_clock(seconds, text):
-    assert duration(seconds) == text
 
 
 def test_errors_on_other_images_are_not_compared():
@@ -118,6 +115,15 @@ def test_the_curves_are_the_rows():
     assert [series["layer"] for series in ratios] == ["conv1", "fc8"]
     assert ratios[1]["values"] == pytest.approx([1e-4 * step / 0.2 for step in range(10, 91, 10)])
     assert data["drops"] == [{"colour": 0, "epoch": 60.0, "step": 60, "seconds": 120.0, "rate": 0.001}]
+
+
+def test_a_leap_after_a_drop_is_explained_where_it_can_happen():
+    """0.9 to the power of 22 is a tenth, by which the rate of the made runs falls."""
+    inside, outside = made_run(0), made_run(1, rate_in_velocity=False)
+    assert "10 times too large. Momentum 0.9 takes 22 steps" in read(render([inside, inside])).text
+    page = read(render([outside])).text
+    assert "Dotted: the learning rate falls." in page
+    assert "leap" not in page
 
 
 def test_long_curves_are_thinned_and_keep_their_last_point():

@@ -26,7 +26,7 @@ from alexnet_jax.layers import (
 )
 
 # In inches, which are also the units of the axes.
-COLUMN, ROW, HEAD, LINE = 1.06, 1.25, 0.85, 0.155
+COLUMN, ROW, HEAD, LINE = 1.16, 1.25, 0.85, 0.155
 TALLEST, WIDEST = 0.86, 0.34  # boxes
 TEXT, TOWERS, CROSSTALK = "#777777", ("#3D8FD1", "#DE8A1B"), "#C44FA0"
 SHARED = "#8C8C8C"  # what belongs to no tower: the image and the classes

@@ -3,7 +3,6 @@
 import math
 import sys
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -14,9 +13,10 @@ from rich.progress import track
 
 from alexnet_jax.data.loader import Loader
 from alexnet_jax.data.splits import Subset, evaluation_order
-from alexnet_jax.evaluation import Evaluator, Score, make_eval_fn, not_finite
+from alexnet_jax.evaluation import Evaluator, make_eval_fn, not_finite
 from alexnet_jax.inference.images import Square
 from alexnet_jax.inference.predictor import Features, Trained, hidden_layers, top_classes
+from alexnet_jax.scores import Score
 
 
 @dataclass(frozen=True)
@@ -165,18 +165,3 @@ def errors_by_class(counts: Int[np.ndarray, "classes classes"]) -> list[tuple[in
         taken = int(others.argmax()) if total > right else None
         found += [(number, total, total - right, taken)] if total else []
     return sorted(found, key=lambda entry: (-entry[2] / entry[1], entry[0]))
-
-
-def error_interval(percent: float, examples: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Where the error on endless images of the same kind would lie: Wilson's interval (JASA 22, 1927), in percent.
-
-    Args:
-        percent: the error that was measured.
-        examples: images that it was measured on, at least 1.
-        confidence: share of such intervals that hold the true error.
-    """
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    share, spread = percent / 100, z * z / examples
-    centre = (share + spread / 2) / (1 + spread)
-    reach = math.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
-    return 100 * max(0.0, centre - reach), 100 * min(1.0, centre + reach)

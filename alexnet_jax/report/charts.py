@@ -41,11 +41,16 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves in one frame. Charts with the same title have the same axes. `drops`: mark where the rate falls."""
+    """Curves in one frame. Charts with the same title have the same axes.
+
+    drops: mark where the rate falls.
+    noisy: its training curves may be smoothed.
+    """
 
     title: str
     log: bool
     drops: bool
+    noisy: bool
     series: list[Series]
 
 
@@ -91,7 +96,9 @@ class Curves:
                     self._places[run.number, split] = len(self.tracks), rows
                     self.tracks.append(_track(run, split, rows))
 
-    def learning(self, column: str, title: str, *, log: bool = False, only: str = "", drops: bool = False) -> Chart:
+    def learning(
+        self, column: str, title: str, *, log: bool = False, only: str = "", drops: bool = False, noisy: bool = True
+    ) -> Chart:
         """Adds a column of the metrics, of all splits or `only` one. Each run has a colour; validation is dashed."""
         curves = []
         for run in self._runs:
@@ -100,7 +107,7 @@ class Curves:
                 if place := self._places.get((run.number, split)):
                     values = [_finite(row[column]) for row in place[1]]
                     curves.append(Series(name, run.colour, DASHES[split], place[0], values))
-        return self._add(Chart(title, log, drops, curves))
+        return self._add(Chart(title, log, drops, noisy, curves))
 
     def magnitudes(self, run: Run) -> list[Chart]:
         """Adds the last update as a share of a run's weights, and their mean magnitude. [] if they were not recorded."""
@@ -115,8 +122,8 @@ class Curves:
             style = number % len(PALETTE), LAYER_DASHES[number % len(LAYER_DASHES)], track
             ratios.append(Series(layer, *style, ratio, layer))
             sizes.append(Series(layer, *style, size, layer))
-        charts = [Chart("last update / weights", True, False, ratios), Chart("mean |weight|", True, False, sizes)]
-        return [self._add(one) for one in charts] if layers else []
+        titled = {"last update / weights": ratios, "mean |weight|": sizes} if layers else {}
+        return [self._add(Chart(title, True, False, False, series)) for title, series in titled.items()]
 
     def _add(self, chart: Chart) -> Chart:
         self.charts.append(chart)

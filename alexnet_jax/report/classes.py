@@ -86,7 +86,7 @@ def _map(counts: Counts, names: Sequence[str]) -> str:
     pixels[..., :3] = _rgb(WRONG)
     pixels[np.diag_indices(len(counts))] = (*_rgb(RIGHT), 0)
     pixels[..., 3] = (255 * shares).round()
-    return picture(pixels, "png", f"confusion matrix of {len(names)} classes", style="pixels")
+    return picture(pixels, "png", f"confusion matrix of {len(names)} classes", style="pixels map")
 
 
 def _rgb(colour: str) -> tuple[int, int, int]:

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-import matplotlib
 from absl import flags
 
 from alexnet_jax.config import parsed
@@ -22,7 +21,6 @@ def main(options: flags.FlagValues) -> None:
         read_config(options.workdir[0])  # it says so if the folder is no run
     check_output(f"--out={out}", out, (".html", ".htm"))
     runtime.start(**parsed(options, ("host_devices",)))
-    matplotlib.use("agg")
     runs = gather(
         options.workdir, step=options.step, split=options.split, data_dir=options.data_dir, batch_size=options.batch_size,
         sample_seed=options.sample_seed,

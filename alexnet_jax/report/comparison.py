@@ -10,13 +10,16 @@ import jax
 
 from alexnet_jax.config import as_dict
 from alexnet_jax.figures.curves import WHEREABOUTS
-from alexnet_jax.inference.analysis import error_interval
+from alexnet_jax.figures.style import short
 from alexnet_jax.report.gather import Results, Run
 from alexnet_jax.report.markup import facts, named, scrolled
+from alexnet_jax.run.display import duration
 from alexnet_jax.run.flags import changed, value_text
+from alexnet_jax.scores import error_interval
 
 BEST = "\N{BLACK STAR}"
 DATA_FLAGS = ("dataset", "image_size", "resize", "fold")
+SHORT = 30  # letters of what differs in machine, software or commit; the details have all of them
 NOTHING = "\N{EN DASH}"
 
 
@@ -128,14 +131,6 @@ def _time(run: Run) -> Cell:
     return Cell(duration(seconds) if isinstance(seconds, int | float) else "not recorded" if run.rows else NOTHING)
 
 
-def duration(seconds: float) -> str:
-    """'1:02:03', and '2 d 1:02:03' from a day on."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    days, hour = divmod(hours, 24)
-    return f"{f'{days} d ' if days else ''}{hour}:{minute:02}:{second:02}"
-
-
 def _speed(run: Run) -> Cell:
     speed = run.images_per_second
     return Cell(f"{speed:,.1f}", speed) if speed else Cell(NOTHING)
@@ -166,7 +161,7 @@ def _differences(first: Run, run: Run) -> str:
     codes = [f"--{name}={value_text(new[name])}" for name in new if new[name] != old[name] and name not in WHEREABOUTS]
     if first.record and run.record:
         before, after = _origin(first.record), _origin(run.record)
-        codes += [f"{name}: {after[name]}" for name in after if after[name] != before[name]]
+        codes += [f"{name}: {short(after[name], SHORT)}" for name in after if after[name] != before[name]]
     return "".join(f"<code>{escape(code)}</code>" for code in codes) or "nothing"
 
 

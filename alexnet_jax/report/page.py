@@ -6,6 +6,7 @@ from html import escape
 from importlib import resources
 from string import Template
 
+from alexnet_jax.figures.curves import leap_note, rate_drops
 from alexnet_jax.report import classes, pictures
 from alexnet_jax.report.charts import POINTS, Chart, Curves
 from alexnet_jax.report.comparison import BEST, alike, comparison, details
@@ -117,13 +118,14 @@ def _curves(page: Page, runs: Sequence[Run]) -> None:
     charts = [
         learning("loss", "loss (nats)", drops=True),
         learning("top1_error", "top-1 error (%)", drops=True),
-        learning("learning_rate", "learning rate", log=True, only="train"),
+        learning("learning_rate", "learning rate", log=True, only="train", noisy=False),
         learning("images_per_second", "training throughput (images/s)", only="train"),
     ]
     explanation = "Solid: train; dashed: validation. Point at a curve to see its values, or use the arrow keys."
     if page.curves.drops:
-        explanation += " Dotted: the learning rate falls. Just after it the training loss can leap, because the velocity"
-        explanation += " still has the size of the old rate."
+        explanation += " Dotted: the learning rate falls."
+    notes = [leap_note(rate_drops(run.rows), run.config) for run in runs if run.config is not None]
+    explanation += "".join(f" {note}" for note in dict.fromkeys(notes) if note)
     if any(len(run.rows_of(track.split)) > POINTS for run in runs for track in page.curves.tracks):
         explanation += f" Long curves are thinned to {POINTS:,} points."
     page.section("Curves", explanation, CONTROLS + columns(map(page.figure, charts), "charts"))

@@ -23,7 +23,7 @@ function xUnit() {
 // The points of a curve: x, y as drawn, the value as recorded, and its place along the track.
 function pointsOf(series, chart) {
   const track = data.tracks[series.track], xs = track[settings.axis], unit = xUnit();
-  const weight = track.split === "train" ? settings.smoothing : 0;
+  const weight = chart.noisy && track.split === "train" ? settings.smoothing : 0;
   const found = [];
   let sum = 0, weights = 0;
   series.values.forEach((raw, place) => {

@@ -1,19 +1,16 @@
-"""A claim of the paper: the runs for and against it, and the verdict from their numbers."""
+"""A claim of the paper: the runs for and against it, and how a verdict is reached. All of it is fixed before they run."""
 
 import math
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
-from scipy.special import stdtrit
+from typing import Any, Literal, get_args
 
 from alexnet_jax.system.errors import UserError
 
 FOLDER = Path(__file__).parent
-CONFIDENCE = 0.9  # of an interval: 5 % on each side
-Verdict = Literal["supported", "contradicted", "not seen at this scale"]
+Kind = Literal["superiority", "non_inferiority", "equivalence"]
+Stuck = Literal["kept", "left_out"]
 
 
 @dataclass(frozen=True)
@@ -35,19 +32,21 @@ class Claim:
     unit: str
     scale: str
     cost: str
+    kind: Kind  # the first arm is better; not worse by `margin` or more; as good within `margin`
+    stuck: Stuck  # a run that never left the plateau of a guess counts as it was measured, or not at all
     arms: dict[str, Arm]
     threshold: float = math.nan  # of measures that use one
     ratio: bool = False  # compare the arms by quotient instead of difference
+    margin: float = math.nan  # a difference too small to matter; of a quotient above 1
+    paper_effect: float = math.nan  # the paper's number as difference or quotient of the arms
+    sd: float = math.nan  # stated standard deviation over runs; if the arms share runs, of their differences
+    effect: float = math.nan  # runs are planned to see it
 
-
-@dataclass(frozen=True)
-class Result:
-    """The result over all seeds. `effect` above 0, or above 1 for a ratio, favours the claim."""
-
-    effect: float
-    low: float  # ends of the confidence interval of `effect`, at CONFIDENCE
-    high: float
-    verdict: Verdict
+    @property
+    def is_paired(self) -> bool:
+        """Both arms are measured on the same runs."""
+        favoured, other = self.arms.values()
+        return favoured.flagfile == other.flagfile
 
 
 def read_claim(name: str) -> Claim:
@@ -61,29 +60,21 @@ def read_claim(name: str) -> Claim:
     unknown = set(content) - {field.name for field in fields(Claim)}
     if unknown or len(arms) != 2:
         raise UserError(f"{path}: {', '.join(sorted(unknown)) or 'it needs two arms'}")
-    return Claim(name=name, arms=arms, **content)
+    missing = {field.name for field in fields(Claim) if field.default is MISSING} - {*content, "name", "arms"}
+    if missing:
+        raise UserError(f"{path}: it needs {', '.join(sorted(missing))}")
+    claim = Claim(name=name, arms=arms, **content)
+    _check(claim, path)
+    return claim
 
 
-def judge(favoured: list[float], other: list[float], *, ratio: bool = False) -> Result:
-    """Compares the arms seed by seed, by a paired t-test whose interval has CONFIDENCE.
-
-    Args:
-        favoured: one value for each seed; lower is better.
-        other: the same seeds.
-        ratio: compare by quotient instead of difference.
-
-    Raises:
-        UserError: fewer than two seeds.
-    """
-    if len(favoured) != len(other) or len(favoured) < 2:
-        raise UserError("--seeds: a verdict needs the same seeds of both arms, at least two")
-    pairs = np.array([other, favoured], float)
-    if ratio:
-        pairs = np.log(pairs)
-    gains = pairs[0] - pairs[1]
-    mean, error = gains.mean(), gains.std(ddof=1) / math.sqrt(len(gains))
-    reach = error * stdtrit(len(gains) - 1, (1 + CONFIDENCE) / 2)
-    low, high = mean - reach, mean + reach
-    verdict: Verdict = "supported" if low > 0 else "contradicted" if high < 0 else "not seen at this scale"
-    effect, low, high = (math.exp(x) if ratio else float(x) for x in (mean, low, high))
-    return Result(effect, low, high, verdict)
+def _check(claim: Claim, path: Path) -> None:
+    for entry, words in (("kind", get_args(Kind)), ("stuck", get_args(Stuck))):
+        if getattr(claim, entry) not in words:
+            raise UserError(f"{path}: {entry} is one of {', '.join(words)}, not {getattr(claim, entry)!r}")
+    nil = 1 if claim.ratio else 0
+    if claim.kind != "superiority" and not claim.margin > nil:
+        raise UserError(f"{path}: {claim.kind} needs a margin above {nil}")
+    for entry, least in (("margin", nil), ("effect", nil), ("sd", 0)):
+        if getattr(claim, entry) <= least:
+            raise UserError(f"{path}: {entry} must be above {least}")

@@ -13,6 +13,7 @@ from alexnet_jax.run.metrics import read_rows
 from alexnet_jax.run.workdir import read_stored
 from experiments.claims.claim import Claim
 
+PLATEAU = 0.9  # of ln(classes), the loss of a guess
 DEALS = 1000  # random assignments of the kernels to the towers
 
 
@@ -37,6 +38,12 @@ def epochs_to_loss(claim: Claim, arm: str, workdir: Path, score: dict[str, Any])
 def _epochs_until(workdir: Path, column: str, threshold: float) -> float:
     rows = [row for row in read_rows(workdir) if row["split"] == "train"]
     return next((row["epoch"] for row in rows if row[column] <= threshold), rows[-1]["epoch"])
+
+
+def is_stuck(workdir: Path) -> bool:
+    """Whether the run never left the plateau: its last training loss is above PLATEAU ln(classes)."""
+    rows = [row for row in read_rows(workdir) if row["split"] == "train"]
+    return rows[-1]["loss"] > PLATEAU * math.log(len(read_stored(str(workdir)).classes))
 
 
 def tower_likeness(claim: Claim, arm: str, workdir: Path, score: dict[str, Any]) -> float:

@@ -1,6 +1,9 @@
-"""The scoreboard: all records as a table in experiments/README.md and as a figure."""
+"""The scoreboard: verdicts on all records, as a table in experiments/README.md, as CSV and as a figure."""
 
+import csv
 import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,35 +12,80 @@ import matplotlib
 from alexnet_jax.figures.style import save_figure
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.files import read_json, replacing
+from experiments.claims.claim import FOLDER, Claim, read_claim
 from experiments.claims.forest import draw_forest, effect_text
+from experiments.claims.verdict import Judgement, judge
 
 BEGIN, END = "<!-- scoreboard: written by python -m experiments.claims -->", "<!-- end of the scoreboard -->"
-HEAD = f"""| claim | paper | ours, mean ± standard deviation over seeds | effect | scale | verdict | command |
-{"|---" * 7}|"""
+COLUMNS = (
+    "claim", "paper", "ours, mean ± standard deviation over runs", "effect", "smallest visible effect", "scale", "verdict",
+    "command",
+)  # fmt: skip
+HEAD = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
+NUMBERS = ("effect", "low", "high", "p", "visible", "visible_in_family")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A claim, the record of its runs, and the judgement on it."""
+
+    claim: Claim
+    record: dict[str, Any]
+    judgement: Judgement
 
 
 def update(experiments: Path) -> Path:
-    """Rewrites table and figure. Returns the path of the figure. Raises UserError if the README lacks the marks."""
-    records = [read_json(path) for path in sorted((experiments / "results" / "claims").glob("*.json"))]
+    """Rewrites table, CSV and figure. Returns the path of the figure.
+
+    Raises:
+        UserError: the README lacks the marks, or a record belongs to no claim.
+    """
+    results = experiments / "results" / "claims"
+    rows = judged(sorted(results.glob("*.json")))
     readme = experiments / "README.md"
     before, begin, rest = readme.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise UserError(f"{readme}: the lines {BEGIN!r} and {END!r} are missing; the table goes between them")
-    rows = "\n".join(map(row, records))
     with replacing(readme) as file:
-        file.write(f"{before}{BEGIN}\n{HEAD}\n{rows}\n{END}{after}")
+        file.write(f"{before}{BEGIN}\n{HEAD}\n" + "\n".join(map(line, rows)) + f"\n{END}{after}")
+    with replacing(results / "verdicts.csv") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["claim", "kind", "runs", *NUMBERS, "verdict"])
+        for row in rows:
+            runs = " ".join(str(len(values)) for values in row.record["values"].values())
+            numbers = [f"{getattr(row.judgement, name):.5g}" for name in NUMBERS]
+            table.writerow([row.claim.name, row.claim.kind, runs, *numbers, row.judgement.words])
     matplotlib.use("agg")
-    return save_figure(draw_forest(records), experiments / "results" / "claims", "scoreboard")
+    return save_figure(draw_forest([(row.claim, row.judgement) for row in rows]), results, "scoreboard")
 
 
-def row(record: dict[str, Any]) -> str:
+def judged(records: Sequence[Path]) -> list[Row]:
+    """The records with their claims and judgements. All of them are the family."""
+    for path in records:
+        if not (FOLDER / f"{path.stem}.toml").exists():
+            raise UserError(f"{path} belongs to no claim: add {FOLDER / path.stem}.toml, or move the record away")
+    claims, contents = [read_claim(path.stem) for path in records], [read_json(path) for path in records]
+    judgements = judge([(claim, record["values"]) for claim, record in zip(claims, contents, strict=True)])
+    return [Row(*parts) for parts in zip(claims, contents, judgements, strict=True)]
+
+
+def line(row: Row) -> str:
     """A line of the table."""
+    claim, record, judgement = row.claim, row.record, row.judgement
     ours = "; ".join(
-        f"{arm} {statistics.mean(values):.3g} ± {statistics.stdev(values):.2g}" for arm, values in record["values"].items()
+        f"{arm} {statistics.mean(values):.3g} ± {statistics.stdev(values):.2g}{stuck_text(claim, record['stuck'][arm])}"
+        for arm, values in record["values"].items()
     )
+    times = "x " if claim.ratio else ""
+    visible = f"{times}{judgement.visible:.2g} alone, {times}{judgement.visible_in_family:.2g} in the family"
     cells = (
-        record["claim"], record["paper"], f"{ours} {record['unit']}", effect_text(record), record["scale"],
-        f"**{record['verdict']}**", f"`{record['command']}`",
+        claim.claim, claim.paper, f"{ours} {record['unit']}", effect_text(claim, judgement), visible, record["scale"],
+        f"**{judgement.words}**", f"`{record['command']}`",
     )  # fmt: skip
     return f"| {' | '.join(cells)} |"
+
+
+def stuck_text(claim: Claim, seeds: Sequence[int]) -> str:
+    """What became of an arm's runs that never left the plateau."""
+    return f" ({len(seeds)} stuck, {claim.stuck.replace('_', ' ')})" if seeds else ""
