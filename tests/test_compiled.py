@@ -152,9 +152,25 @@ def test_a_batch_that_is_too_large_is_told_how_much_and_what_fits():
     setup = small_setup(mesh="2x2", architecture="paper", batch_size=8000)
     held = 4 * 3 * sum(x.size for x in jax.tree.leaves(setup.shapes)) // 2
     needed = held + 2 * (16 * 10**9 - held) - 10**5
-    said = str(programs._too_large(setup, Slice.parse("v5e:2x2"), "train", needed))
+    said = str(programs._too_large(setup, Slice.parse("v5e:2x2"), "train", needed, 16e9))
     wanted = f"needs {needed / 1e9:.1f} GB on each device of v5e:2x2, {needed / 1e9 - 16:.1f} GB more than it has"
     assert said == f"--batch_size=8000: the train program {wanted}; about 4,000 would fit"
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["RESOURCE_EXHAUSTED: E1000: memory for temporaries (102.00G) exceeds available HBM (15.75G). HLO module: jit_step.",
+     "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 102.00G of 15.75G hbm. Exceeded by 86G."],
+)  # fmt: skip
+def test_a_compiler_that_runs_out_of_memory_is_understood(monkeypatch, said):
+    class Program:
+        def compile(self):
+            raise jax.errors.JaxRuntimeError(said + "\nThe largest buffer takes 1.00G")
+
+    monkeypatch.setattr(programs, "lowered", lambda setup: [("train", Program())])
+    wanted = r"needs 109.5 GB on each device of v5e:1x1, 92.6 GB more than it has; about 1 would fit"
+    with pytest.raises(UserError, match=wanted):
+        next(programs.compile_all(small_setup(), Slice.parse("v5e:1x1")))
 
 
 def test_the_programs_are_lowered_from_shapes_alone_and_multiply_float32_as_float32():

@@ -42,8 +42,8 @@ from alexnet_jax.system.errors import UserError
 COPIES = ("copy", "transpose")
 BESIDE = ("copy-", "slice-", "dynamic-slice-")  # start and done: between the memories of a TPU, beside its other work
 SMALL = 2**16  # bytes that no one waits for
-_TOO_LARGE = re.compile(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm")
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_SIZE = re.compile(r"\b([\d.]+)([KMGT])\b")  # "(102.04G) exceeds available HBM (15.75G)", "Used 20.5G of 15.75G hbm"
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def lowered(setup: Setup) -> Iterator[tuple[str, Any]]:
@@ -133,12 +133,13 @@ def compile_all(setup: Setup, chips: Slice) -> Iterator[tuple[str, dict[str, Any
         try:
             compiled = program.compile()
         except jax.errors.JaxRuntimeError as error:
-            if found := _TOO_LARGE.search(str(error)):
-                raise _too_large(setup, chips, name, float(found[1]) * _UNITS[found[2]]) from error
-            raise
+            sizes = [float(number) * _UNITS[unit] for number, unit in _SIZE.findall(str(error).partition("\n")[0])]
+            if "RESOURCE_EXHAUSTED" not in str(error) or len(sizes) < 2:
+                raise
+            raise _too_large(setup, chips, name, *sizes[:2]) from error
         record = describe(compiled, chips.chip)
         if record["memory"]["total"] > chips.chip.memory:
-            raise _too_large(setup, chips, name, record["memory"]["total"])
+            raise _too_large(setup, chips, name, record["memory"]["total"], chips.chip.memory)
         flops = network_flops(setup, name)
         products = {"flops": flops, "flops_seconds": flops / chips.chip.flops_per_second}
         yield name, {**record, **products, "compile_seconds": time.perf_counter() - started}
@@ -154,9 +155,9 @@ def network_flops(setup: Setup, program: str) -> float:
     )
 
 
-def _too_large(setup: Setup, chips: Slice, program: str, needed: float) -> UserError:
+def _too_large(setup: Setup, chips: Slice, program: str, needed: float, memory: float) -> UserError:
     """Parameters, velocity and gradients do not grow with the batch; the rest is taken to."""
-    config, memory = setup.config, chips.chip.memory
+    config = setup.config
     held = sum(x.size for x in jax.tree.leaves(setup.shapes)) // setup.mesh.tower_size
     fixed = 4 * held * (3 if program == "train" else 1)
     fits = int(config.batch_size * max(0.0, memory - fixed) / (needed - fixed))

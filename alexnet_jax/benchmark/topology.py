@@ -36,7 +36,9 @@ def _tpus(chips: Slice) -> topologies.TopologyDescription:
 
 
 def _gpus(chips: Slice) -> topologies.TopologyDescription:
-    hosts, gpus = -(-chips.count // GPUS_PER_HOST), min(chips.count, GPUS_PER_HOST)
+    hosts, gpus = max(1, chips.count // GPUS_PER_HOST), min(chips.count, GPUS_PER_HOST)
+    if hosts * gpus != chips.count:
+        raise ValueError(f"{GPUS_PER_HOST} GPUs are in a host, and {chips.count} fill no number of hosts")
     target = _gpu_target(chips.chip.description)
     shape = f"1x{hosts}x{gpus}"
     return topologies.get_topology_desc(platform="cuda", topology_name=chips.name, target_config=target, topology=shape)
