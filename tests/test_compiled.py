@@ -85,8 +85,9 @@ def test_the_bars_are_the_estimates(tmp_path, monkeypatch, earlier):
         assert {name: np.round(values, 9).tolist() for name, values in bars.items()} == {
             "now": [0, 2, 0.5], "earlier": [1, 2, 30],
         }  # fmt: skip
-    total = "2.5, earlier 33" if earlier else "2.5"
-    assert axes.get_xlabel().startswith(f"estimated ms of a training step, in all {total}: the compiler's own estimate")
+    total = "2.5 ms, earlier 33 ms" if earlier else "2.5 ms"
+    assert f"mesh 1x2 of v5e:1x2\na training step in {total}, by place" in axes.get_title()
+    assert axes.get_xlabel() == "ms: the compiler's own estimate. Nothing was run."
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,7 @@ def _programs_table(result: dict[str, Any], earlier: dict[str, Any] | None) -> T
 
 def _places_table(result: dict[str, Any], earlier: dict[str, Any] | None) -> Table:
     columns = ("ms", "earlier", "share") if earlier else ("ms", "share")
-    table = new_table("the training step by line of the package", *columns)
+    table = new_table("the training step by place in the package", *columns)
     total = result["programs"]["train"]["estimated_seconds"] or 1.0
     for place, (now, then) in list(compared(result, earlier).items())[:PLACES]:
         before = (_milliseconds(then),) if earlier else ()
@@ -191,8 +191,10 @@ def draw_places(result: dict[str, Any], earlier: dict[str, Any] | None, path: Pa
         axes.bar_label(bars, [f" {value:.2g}" for value in values], fontsize=8)
     axes.set_yticks(rows, list(places), fontsize=8)
     totals = [_milliseconds(each["estimated_seconds"]) for each in (result, earlier) if each]
-    axes.set_xlabel(f"estimated ms of a training step, in all {', earlier '.join(totals)}: {basis(result)}. Nothing was run")
-    axes.set_title(title(result), fontsize=10)
+    axes.set_xlabel(f"ms: {basis(result)}. Nothing was run.")
+    axes.set_title(
+        f"{title(result)}\na training step in {' ms, earlier '.join(totals)} ms, by place in the package", fontsize=10
+    )
     axes.margins(y=0.02)
     axes.spines[["top", "right"]].set_visible(False)
     if earlier:
