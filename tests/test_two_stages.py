@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from networks import run, small_setup, tiny_flags
 
+from alexnet_jax.config import as_dict, from_words
 from alexnet_jax.run.checkpoint import Checkpoints
 
 FIRST = {"steps": 2, "fold": "0/5", "mesh": "1x1", "checkpoint_every": 1}
@@ -58,6 +59,20 @@ def test_a_second_stage_that_is_stopped_goes_on_bit_for_bit(data_dir, tmp_path, 
     for what in ("params", "velocity"):
         for a, b in zip(restored(tmp_path / "whole", 4, what), restored(tmp_path / "stopped", 4, what), strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(("name", "epochs", "drops"), [("13pct", (100, 60), (40, 50)), ("11pct", (350, 170), (150, 160))])
+def test_the_recipes_for_cifar10_differ_in_what_the_second_stage_is_about(name, epochs, drops):
+    """cuda-convnet's methodology: four fifths, then all images at the same rate, then ten epochs at two lower ones each."""
+    first = from_words([f"--flagfile=experiments/cifar10/{name}.cfg"])
+    second = from_words([f"--flagfile=experiments/cifar10/{name}_all.cfg", "--init=runs/first"])
+    changed = {field: value for field, value in as_dict(second).items() if value != as_dict(first)[field]}
+    assert changed == {
+        "init": "runs/first", "init_velocity": True, "mean": "own", "fold": "", "schedule": "steps",
+        "drop_epochs": [str(epoch) for epoch in drops], "epochs": epochs[1],
+    }  # fmt: skip
+    assert (first.epochs, str(first.fold), first.schedule, first.learning_rate) == (epochs[0], "0/5", "constant", 0.001)
+    assert drops[1] + 10 == second.epochs
 
 
 def test_a_velocity_of_another_kind_is_refused(data_dir, tmp_path, first):
