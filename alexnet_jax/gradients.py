@@ -42,7 +42,7 @@ def _convolution_forward(x, kernel, stride: int, padding: Padding):
     def by_points(x, kernel):
         return winograd.convolution(x, kernel, padding)
 
-    if not winograd.fits(kernel.shape, stride, padding):
+    if not winograd.fits(x.shape[0], kernel.shape, stride, padding):
         return plain(x, kernel), (x, kernel)
     return lax.platform_dependent(x, kernel, cpu=by_points, default=plain), (x, kernel)
 
@@ -62,7 +62,7 @@ def _convolution_backward(stride: int, padding: Padding, residual, g):
             return _weight_gradient_in_parts(x, g, kernel.shape, padding)
         return _weight_gradient_of_blocks(x, g, kernel.shape, stride, padding)
 
-    if not winograd.fits(kernel.shape, stride, padding):
+    if not winograd.fits(x.shape[0], kernel.shape, stride, padding):
         return plain(x, kernel, g), lax.platform_dependent(x, g, cpu=in_parts, default=whole)
     dx = lax.platform_dependent(x, kernel, g, cpu=lambda _, k, g: winograd.input_gradient(g, k, padding), default=plain)
     return dx, lax.platform_dependent(

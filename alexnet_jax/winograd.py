@@ -11,7 +11,7 @@ direct convolution by 4e-7.
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -56,11 +56,15 @@ def transforms(kernel: int) -> Transforms:
     return Transforms(inputs, weights, outputs)
 
 
-def fits(kernel: tuple[int, ...], stride: int, padding: Padding) -> bool:
-    """Whether a convolution with a kernel of this shape (rows, columns, inputs, outputs) is one for this page."""
+def fits(batch: Any, kernel: tuple[int, ...], stride: int, padding: Padding) -> bool:
+    """Whether a convolution with a kernel of this shape (rows, columns, inputs, outputs) is one for this page.
+
+    In a program that is exported for every `batch`, that is a symbol and no number.
+    """
     rows, columns, *maps = kernel
     narrow = all(0 <= side < rows for sides in padding for side in sides)
-    return rows == columns and rows in POINTS and stride == 1 and min(maps) >= MIN_MAPS and narrow
+    square = rows == columns and rows in POINTS and stride == 1
+    return square and narrow and min(maps) >= MIN_MAPS and isinstance(batch, int)
 
 
 def convolution(

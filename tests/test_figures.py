@@ -180,7 +180,9 @@ def test_a_run_that_still_trains_says_in_each_figure_what_it_lacks(workdir, tmp_
     shutil.copytree(workdir, young, ignore=shutil.ignore_patterns("checkpoints", "figures"))
     (young / "metrics.jsonl").write_text((workdir / "metrics.jsonl").read_text().splitlines(keepends=True)[0])
     found = {}
-    monkeypatch.setattr("alexnet_jax.figures.save_figure", lambda figure, folder, name: found.setdefault(name, figure))
+    monkeypatch.setattr(
+        "alexnet_jax.figures.command.save_figure", lambda figure, folder, name: found.setdefault(name, figure)
+    )
     result = run("figures", f"--workdir={young}")
     assert result.returncode == 0, result.stderr
     said = {name: [text.get_text() for text in figure.texts] for name, figure in found.items() if not figure.axes}

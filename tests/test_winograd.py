@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
+from jax import export, lax
 
 from alexnet_jax import gradients, ops, winograd
 
@@ -69,7 +69,8 @@ def test_float32_is_off_by_a_few_millionths_and_bfloat16_is_computed_in_float32(
      ((3, 5, 48, 48), 1, SAME[3], False), ((3, 3, 48, 48), 1, ((1, 1), (0, 3)), False)],
 )  # fmt: skip
 def test_which_convolutions_are_computed_so(kernel, stride, padding, fits):
-    assert winograd.fits(kernel, stride, padding) == fits
+    assert winograd.fits(8, kernel, stride, padding) == fits
+    assert not winograd.fits(export.symbolic_shape("batch")[0], kernel, stride, padding)
 
 
 @pytest.mark.parametrize("platform", ["cpu", "default"])

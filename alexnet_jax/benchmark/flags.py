@@ -10,4 +10,4 @@ def define_measurement(options: flags.FlagValues) -> None:
     flags.DEFINE_float("seconds", 1.0, help, flag_values=options)
     why = "a stream is measured for more than 0 seconds, up to a day"  # the comparison refuses NaN too
     flags.register_validator("seconds", lambda seconds: 0 < seconds <= 86400, why, flag_values=options)
-    flags.DEFINE_string("figure", None, "`file`, .png or .svg, to draw the bars into", flag_values=options)
+    flags.DEFINE_string("figure", None, "`file`, .png or .svg, to draw into", flag_values=options)
