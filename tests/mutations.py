@@ -181,8 +181,9 @@ def sample(count: int, seed: int) -> list[Mutant]:
 class Copy:
     """A copy of the repository to break, one for each job; it keeps its bytecode, so that a start takes seconds."""
 
-    def __init__(self, folder: Path, cache: Path):
-        """`cache`: folder of compiled programs."""
+    def __init__(self, folder: Path, cache: Path, workers: int):
+        """`cache`: folder of compiled programs. `workers`: processes that share the test files."""
+        self._workers = workers
         self._root, self._tmp = folder / "repository", folder / "tmp"
         ignored = shutil.ignore_patterns(".git", ".venv*", "__pycache__", "runs", "data_*", "results", ".*_cache")
         shutil.copytree(ROOT, self._root, ignore=ignored)
@@ -205,8 +206,14 @@ class Copy:
 
     def fails(self, tests: list[str], seconds: float | None = SECONDS) -> bool:
         """Whether the quick tests of these files fail, or take longer than that."""
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", QUICK, "-p", "no:cacheprovider", "-p", "no:xdist"]
-        command += [f"--basetemp={self._tmp}", *(f"tests/{name}" for name in tests)]
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", QUICK, "-p", "no:cacheprovider"]
+        command += [
+            "-n",
+            str(self._workers),
+            "--dist=loadfile",
+            f"--basetemp={self._tmp}",
+            *(f"tests/{name}" for name in tests),
+        ]
         try:
             done = subprocess.run(
                 command, cwd=self._root, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -232,9 +239,9 @@ def main() -> int:
         cache = Path(place) / "cache"  # broken programs are not kept
         if (kept := cache_folder("tests")).exists():
             shutil.copytree(kept, cache)
-        copies = SimpleQueue[Copy]()
+        copies, workers = SimpleQueue[Copy](), max(1, (os.cpu_count() or 1) // options.jobs)
         for job in range(options.jobs):
-            copies.put(Copy(Path(place) / str(job), cache))
+            copies.put(Copy(Path(place) / str(job), cache, workers))
 
         def is_killed(mutant: Mutant) -> bool:
             mine = copies.get()
