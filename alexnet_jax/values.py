@@ -72,13 +72,9 @@ class LayerRate(NamedTuple):
     def _parse_one(text: str) -> "LayerRate":
         layer, _, rest = text.partition(":")
         factor, _, epoch = rest.partition("@")
-        try:
-            rate = LayerRate(layer, float(factor), float(epoch or 0))
-        except ValueError:
-            raise UserError(f"--layer_rates={text} is not LAYER:FACTOR or LAYER:FACTOR@EPOCH") from None
-        if not all(0 <= number < math.inf for number in rate[1:]):
-            raise UserError(f"--layer_rates={text} has a number that is negative or not finite")
-        return rate
+        return LayerRate(
+            layer, *_numbers(f"--layer_rates={text}", "LAYER:FACTOR or LAYER:FACTOR@EPOCH", factor, epoch or "0")
+        )
 
 
 class LayerDecay(NamedTuple):
@@ -98,13 +94,7 @@ class LayerDecay(NamedTuple):
     @staticmethod
     def _parse_one(text: str) -> "LayerDecay":
         layer, _, number = text.partition(":")
-        try:
-            decay = LayerDecay(layer, float(number))
-        except ValueError:
-            raise UserError(f"--layer_decays={text} is not LAYER:DECAY, such as fc10:0.01") from None
-        if not 0 <= decay.decay < math.inf:
-            raise UserError(f"--layer_decays={text} has a number that is negative or not finite")
-        return decay
+        return LayerDecay(layer, *_numbers(f"--layer_decays={text}", "LAYER:DECAY, such as fc10:0.01", number))
 
 
 def parse_epochs(texts: Sequence[str]) -> tuple[float, ...]:
@@ -116,6 +106,17 @@ def parse_epochs(texts: Sequence[str]) -> tuple[float, ...]:
     if not all(0 <= epoch < math.inf for epoch in epochs):
         raise UserError(f"--drop_epochs={','.join(texts)} has an epoch that is negative or not finite")
     return epochs
+
+
+def _numbers(entry: str, form: str, *texts: str) -> list[float]:
+    """The numbers of an entry for a layer. Raises UserError if one is none, negative or not finite."""
+    try:
+        numbers = [float(text) for text in texts]
+    except ValueError:
+        raise UserError(f"{entry} is not {form}") from None
+    if not all(0 <= number < math.inf for number in numbers):
+        raise UserError(f"{entry} has a number that is negative or not finite")
+    return numbers
 
 
 def _is_count(text: str) -> bool:

@@ -89,7 +89,7 @@ class Display:
     def row(self, row: Row) -> None:
         """A line for a row of the record. Those of training are for a log; a terminal has them live."""
         if row.split != "train":
-            self._fitting(_validation_texts(row))
+            self._say_fitting(_validation_texts(row))
         elif not self._on_terminal:
             self.say(
                 f"epoch {row.epoch:7.2f}  step {row.step}  train loss {row.loss:.4f}  top-1 error {row.top1_error:.2f} %  "
@@ -106,17 +106,15 @@ class Display:
         for label, text in lines:
             self._console.print(Text.assemble((f"{label:<12}", "bold"), text), soft_wrap=True)
 
-    def _fitting(self, forms: list[str]) -> None:
+    def _say_fitting(self, forms: list[str]) -> None:
         """Prints the first of the forms that fits, or the last one."""
         width = self._console.width if self._on_terminal else sys.maxsize
-        self.say(next((form for form in forms if len(form) <= width), forms[-1]))
+        self.say(_fitting(forms, width))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table | Text]:
         """The live lines."""
         yield self._way(options.max_width)
-        forms = self._numbers()
-        form = next((form for form in forms if len(form) <= options.max_width), forms[-1])
-        yield Text(form, no_wrap=True, overflow="ellipsis")
+        yield Text(_fitting(self._numbers(), options.max_width), no_wrap=True, overflow="ellipsis")
 
     def _way(self, width: int) -> Table | Text:
         """How far the run is: phase, epoch, a bar where there is room, and times."""
@@ -151,6 +149,11 @@ class Display:
         long = f"step {step:,} of {total:,}  mean of last {count} steps: loss {loss:.3f}, top-1 error {error:.1f} %"
         short = f"step {step:,}  last {count}: loss {loss:.3f}, error {error:.1f} %"
         return [f"{long}  learning rate {self._rate:.3g}{speed}", f"{short}  rate {self._rate:.3g}{speed}"]
+
+
+def _fitting(forms: list[str], width: int) -> str:
+    """The first of the forms that fits, or the last one."""
+    return next((form for form in forms if len(form) <= width), forms[-1])
 
 
 def _warn_on_stderr() -> None:
