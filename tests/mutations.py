@@ -185,7 +185,7 @@ class Copy:
         """`cache`: folder of compiled programs. `workers`: processes that share the test files."""
         self._workers = workers
         self._root, self._tmp = folder / "repository", folder / "tmp"
-        ignored = shutil.ignore_patterns(".git", ".venv*", "__pycache__", "runs", "data_*", "results", ".*_cache")
+        ignored = shutil.ignore_patterns(".git", ".venv*", "__pycache__", "runs", "data_*", ".*_cache")
         shutil.copytree(ROOT, self._root, ignore=ignored)
         self._environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
         self._environment.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -206,14 +206,8 @@ class Copy:
 
     def fails(self, tests: list[str], seconds: float | None = SECONDS) -> bool:
         """Whether the quick tests of these files fail, or take longer than that."""
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", QUICK, "-p", "no:cacheprovider"]
-        command += [
-            "-n",
-            str(self._workers),
-            "--dist=loadfile",
-            f"--basetemp={self._tmp}",
-            *(f"tests/{name}" for name in tests),
-        ]
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", QUICK, "-p", "no:cacheprovider", "--dist=loadfile"]
+        command += ["-n", str(self._workers), f"--basetemp={self._tmp}", *(f"tests/{name}" for name in tests)]
         try:
             done = subprocess.run(
                 command, cwd=self._root, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
