@@ -47,7 +47,7 @@ CORE = {
     "run/clock": ("clock",),
     "run/starts": ("clock",),
 }
-QUICK = ("-q", "-x", "-m", "not slow", "-n", "0", "-p", "no:cacheprovider")
+QUICK = ("-q", "-m", "not slow", "-n", "0", "-p", "no:cacheprovider")
 SECONDS = 1200  # of one mutant's tests; what hangs is killed, and so counts
 # Programs are read from the kept cache, which JAX knows by its path, and none is written: a broken one must not stay.
 ENVIRONMENT = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1e9"}
@@ -59,6 +59,7 @@ class Reach:
     def __init__(self, package: Path, out: Path):
         self._package, self._out = package, out
         self._seconds: dict[str, float] = {}
+        self._failed: list[str] = []
         self._coverage = coverage.Coverage(
             data_file=None, config_file=False, include=[str(package / f"{file}.py") for file in CORE]
         )
@@ -76,16 +77,25 @@ class Reach:
         self._seconds[item.nodeid] = time.monotonic() - start
         return result
 
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """A test that fails without a mutant shows nothing with one."""
+        if report.failed:
+            self._failed.append(report.nodeid)
+
     def pytest_sessionfinish(self) -> None:
         """Tests by their numbers, as most lines have hundreds."""
         self._coverage.stop()
+        for test in self._failed:
+            self._seconds.pop(test, None)
         data, numbers = self._coverage.get_data(), {test: number for number, test in enumerate(self._seconds)}
         lines = {}
         for path in data.measured_files():
             by_line = data.contexts_by_lineno(path)
             file = Path(path).relative_to(self._package).as_posix()
-            lines[file] = {line: sorted(numbers[test] for test in tests if test in numbers) for line, tests in by_line.items()}
-        self._out.write_text(json.dumps({"seconds": self._seconds, "lines": lines}))
+            lines[file] = {
+                line: sorted(numbers[test] for test in tests if test in numbers) for line, tests in by_line.items()
+            }
+        self._out.write_text(json.dumps({"seconds": self._seconds, "lines": lines, "left_out": self._failed}))
 
 
 class Chosen:
@@ -106,7 +116,7 @@ class Chosen:
         config.hook.pytest_deselected(items=others)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """The first failure ends the run."""
+        """The test that ends the run."""
         if report.failed:
             self._out.write_text(report.nodeid)
 
@@ -120,10 +130,11 @@ class Clone:
         subprocess.run(["git", "clone", "--quiet", "--shared", str(ROOT), str(self._root)], check=True)
 
     def reach(self) -> dict:
-        """What the unbroken tests execute. Ends this process if one of them fails."""
+        """What the unbroken tests execute. Ends this process if they cannot run."""
         out = self._folder / "reach.json"
-        if self._status([], Reach(self._root / "alexnet_jax", out), None):
-            sys.exit(f"the quick tests fail without a mutant:\n{self.said()}")
+        self._status([], Reach(self._root / "alexnet_jax", out), None)
+        if not out.exists():
+            sys.exit(f"the unbroken tests cannot run:\n{(self._folder / 'said').read_text(errors='replace')[-3000:]}")
         return json.loads(out.read_text())
 
     def killer(self, mutant: Mutant, rounds: Iterable[dict[str, float]]) -> str:
@@ -135,19 +146,15 @@ class Clone:
             for tests in filter(None, rounds):
                 failed.unlink(missing_ok=True)
                 files = sorted({test.partition("::")[0] for test in tests})
-                if status := self._status(files, Chosen(tests, failed), SECONDS):
+                if status := self._status(files, Chosen(tests, failed), SECONDS, "-x"):
                     return failed.read_text() if failed.exists() else _ends(status)
         finally:
             whole.write_text(unbroken)
         return ""
 
-    def said(self) -> str:
-        """The end of what the last tests printed."""
-        return (self._folder / "said").read_text(errors="replace")[-3000:]
-
-    def _status(self, files: list[str], plugin: object, seconds: float | None) -> int | None:
-        """pytest's exit status in a fork; None after so many seconds."""
-        fork = multiprocessing.get_context("fork").Process(target=self._run, args=(files, plugin))
+    def _status(self, files: list[str], plugin: object, seconds: float | None, *words: str) -> int | None:
+        """pytest's exit status in a fork; that of an alarm after so many seconds."""
+        fork = multiprocessing.get_context("fork").Process(target=self._run, args=(plugin, *words, *files))
         fork.start()
         fork.join(seconds)
         status = fork.exitcode
@@ -157,7 +164,7 @@ class Clone:
             return -signal.SIGALRM
         return status
 
-    def _run(self, files: list[str], plugin: object) -> None:
+    def _run(self, plugin: object, *words: str) -> None:
         os.setsid()
         os.chdir(self._root)
         sys.path.remove(str(ROOT / "tests"))
@@ -167,7 +174,7 @@ class Clone:
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         said = os.open(self._folder / "said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(said, 1), os.dup2(said, 2)
-        status = pytest.main([*QUICK, f"--basetemp={self._folder / 'tmp'}", *files], plugins=[plugin])
+        status = pytest.main([*QUICK, f"--basetemp={self._folder / 'tmp'}", *words], plugins=[plugin])
         sys.stdout.flush()
         os._exit(status)
 
@@ -198,7 +205,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=66, help="mutants")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--out", type=Path, required=True, help="the record, a JSON file; what it has killed is left alone")
-    parser.add_argument("--reach", type=Path, help="a JSON file of what the tests execute: read if it is there, else written")
+    parser.add_argument(
+        "--reach", type=Path, help="a JSON file of what the tests execute: read if it is there, else written"
+    )
     options = parser.parse_args()
     warnings.filterwarnings("ignore", message="os.fork")
     commit = subprocess.run(["git", "rev-parse", "--short=7", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -216,8 +225,13 @@ def main() -> None:
                 killer = clone.killer(mutant, rounds(mutant, reach))
                 row = row_of(mutant) | {"killed_by": killer, "commit": commit.stdout.strip()}
             rows.append(row)
-            print(f"{row['file']}:{row['line']}: {row['before']}  ->  {row['after']}: {row['killed_by'] or 'SURVIVED'}", flush=True)
-            options.out.write_text(json.dumps({"seed": options.seed, "mutants": rows}, indent=1) + "\n")
+            print(
+                f"{row['file']}:{row['line']}: {row['before']}  ->  {row['after']}: {row['killed_by'] or 'SURVIVED'}",
+                flush=True,
+            )
+            options.out.write_text(
+                json.dumps({"seed": options.seed, "left_out": reach["left_out"], "mutants": rows}, indent=1) + "\n"
+            )
     dead = sum(bool(row["killed_by"]) for row in rows)
     print(f"{dead} of {len(rows)} mutants killed ({100 * dead / len(rows):.0f} %)")
 
