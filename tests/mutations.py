@@ -2,11 +2,13 @@
 
     python tests/mutations.py --out=FILE.json [--count=66] [--seed=0] [--reach=FILE.json]
 
-The last commit is cloned, and the clone is broken. The unbroken tests run once, and `coverage` notes the lines that each of them
-executes. Then every mutant meets the tests that execute its line. Survivors meet all other quick tests too, since a
-test may take from the test before it what it would otherwise execute: a traced step, say.
+Needs `pip install coverage`. The last commit is cloned, and the clone is broken. The unbroken tests run once, and `coverage`
+notes the lines that each of them executes. Then every mutant meets the tests that execute its line, the likeliest
+first. Survivors meet all other quick tests too: a test may get from an earlier one what it would execute alone, such as a
+traced step.
 
-Run again with the same `--out`, and what has been killed is not tried again. `--reach` keeps what the tests execute.
+Run again with the same `--out`, and what has been killed is not tried again. `--reach` keeps what the tests execute; delete
+it when they change.
 """
 
 import argparse
@@ -185,7 +187,7 @@ def _ends(status: int) -> str:
 
 
 def rounds(mutant: Mutant, reach: dict) -> list[dict[str, float]]:
-    """The seconds of the tests that meet a mutant: the likeliest that execute its line, the others, and all that are left."""
+    """The tests that meet a mutant, with seconds: the likeliest that execute its line, the others that do, and the rest."""
     seconds, names = reach["seconds"], list(reach["seconds"])
     lines = reach["lines"].get(mutant.file, {})
     near = {names[number] for line in mutant.lines for number in lines.get(str(line), ())}
