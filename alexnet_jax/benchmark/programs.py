@@ -182,7 +182,8 @@ def main(words: Sequence[str]) -> None:
         about = {
             "settings": {
                 "architecture": config.architecture, "batch_size": config.batch_size, "crop_size": config.crop,
-                "precision": config.precision, "accumulate": config.accumulate,
+                "precision": config.precision, "crosstalk_precision": config.crosstalk_precision,
+                "accumulate": config.accumulate,
                 "mesh": f"{mesh.data_size}x{mesh.tower_size}",
             },
             "tower_pairs_adjacent": None if None in beside else all(beside),
