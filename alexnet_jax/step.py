@@ -102,7 +102,8 @@ class Setup:
 def make_setup(config: Config, classes: int, mesh: TowerMesh) -> Setup:
     """The network of a config as shapes; nothing is allocated. Raises UserError if the crop is too small."""
     dtype = jnp.dtype(config.precision)
-    graph, shapes = split(config.table(), classes=classes, crop_size=config.crop, dtype=dtype)
+    wire = dtype if config.crosstalk_precision == "same" else jnp.dtype(config.crosstalk_precision)
+    graph, shapes = split(config.table(), classes=classes, crop_size=config.crop, dtype=dtype, wire=wire)
     return Setup(config, classes, mesh, graph, shapes)
 
 

@@ -105,6 +105,14 @@ def test_the_same_losses_on_every_mesh(spmd, mesh):
 
 
 @pytest.mark.slow
+def test_cross_talk_in_bfloat16_is_the_same_run_on_every_mesh_and_another_one_than_in_float32():
+    together, apart = (train(4, mesh=mesh, crosstalk_precision="bfloat16") for mesh in ("1x1", "2x2"))
+    np.testing.assert_allclose(apart, together, rtol=1e-4)
+    np.testing.assert_allclose(together, reference_losses()[:4], rtol=1e-2)
+    assert together[0] != reference_losses()[0]
+
+
+@pytest.mark.slow
 def test_accumulated_micro_batches_are_the_whole_batch_one_after_the_other():
     np.testing.assert_allclose(train(2, mesh="2x1", accumulate=2), reference_losses()[:2], rtol=1e-4)
     setup, step = trainer(mesh="2x1", accumulate=2)
