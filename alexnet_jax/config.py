@@ -8,6 +8,7 @@ from typing import Any
 
 from absl import flags
 
+from alexnet_jax.ablations import ABLATIONS
 from alexnet_jax.architectures import ARCHITECTURES, OLD_ARCHITECTURES, Architecture, with_overrides
 from alexnet_jax.fields import check_field, define_flag, from_text, setting, to_text
 from alexnet_jax.system import cli
@@ -32,6 +33,9 @@ class Config:
     seed: int = setting(0, "seed of the parameters, the order of images, crops and dropout", minimum=0, maximum=2**32 - 1)
     # Network
     architecture: str = setting("paper", "layer table", choices=tuple(ARCHITECTURES), old_values=OLD_ARCHITECTURES)
+    ablate: tuple[str, ...] = setting(
+        (), f"`ideas` of the paper taken out of the table, comma-separated: {', '.join(ABLATIONS)}"
+    )
     bias_init: float | None = setting(None, "initial `bias` in place of the table's nonzero ones (paper: 1; Caffe: 0.1)")
     dropout: float | None = setting(None, "dropout `rate` in place of the table's (Section 4.2: 0.5)")
     precision: str = setting(
@@ -170,6 +174,7 @@ class Config:
             dropout=self.dropout,
             weight_decay=self.weight_decay,
             layer_decays=self.layer_decays,
+            ablate=self.ablate,
         )
 
     @property
@@ -222,7 +227,7 @@ def _check_lists(config: Config) -> None:
         raise UserError(f"--freeze={both[0]}: --layer_rates gives it a rate: name it in one of them")
     starts = [f"{rate.layer}@{number_text(rate.epoch)}" for rate in config.layer_rates]
     epochs = [number_text(epoch) for epoch in config.drop_epochs]
-    for flag, names in (mentioned | {"layer_rates": starts, "drop_epochs": epochs}).items():
+    for flag, names in (mentioned | {"layer_rates": starts, "drop_epochs": epochs, "ablate": config.ablate}).items():
         if twice := [name for name in names if names.count(name) > 1]:
             raise UserError(f"--{flag} names {twice[0]} twice")
 

@@ -59,14 +59,14 @@ def test_an_unknown_claim_is_refused_with_the_known_ones():
     ],
 )
 def test_a_claim_that_decides_nothing_is_refused(change, message, tmp_path, monkeypatch):
-    (entry, value), text = change, (FOLDER / "lrn.toml").read_text()
+    (entry, value), text = change, (FOLDER / "two_towers.toml").read_text()
     head, arms = text.split("\n\n", 1)
     lines = [line for line in head.splitlines() if not line.startswith(f"{entry} =")]
     lines += [f"{entry} = {value}"] * (value is not None)
-    (tmp_path / "lrn.toml").write_text("\n".join(lines) + f"\n\n{arms}")
+    (tmp_path / "two_towers.toml").write_text("\n".join(lines) + f"\n\n{arms}")
     monkeypatch.setattr(claims, "FOLDER", tmp_path)
-    with pytest.raises(UserError, match=re.escape(f"{tmp_path}/lrn.toml: {message}")):
-        read_claim("lrn")
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path}/two_towers.toml: {message}")):
+        read_claim("two_towers")
 
 
 def test_claims_of_as_good_or_better_have_a_margin_and_those_of_one_run_are_paired():
@@ -78,7 +78,14 @@ def test_claims_of_as_good_or_better_have_a_margin_and_those_of_one_run_are_pair
 
 
 def test_a_stuck_run_counts_as_the_claim_says(tmp_path, monkeypatch):
-    losses = {("lrn", 0): 2.4, ("lrn", 1): 2.3, ("lrn", 2): 2.3, ("no_lrn", 0): 1.0, ("no_lrn", 1): 2.3, ("no_lrn", 2): 2.3}
+    losses = {
+        ("paper", 0): 2.4,
+        ("paper", 1): 2.3,
+        ("paper", 2): 2.3,
+        ("other", 0): 1.0,
+        ("other", 1): 2.3,
+        ("other", 2): 2.3,
+    }
     monkeypatch.setattr(measures, "read_stored", lambda workdir: SimpleNamespace(classes=list(range(14))))
     monkeypatch.setattr(command, "FOLDER", tmp_path / "experiments" / "claims")
 
@@ -96,14 +103,14 @@ def test_a_stuck_run_counts_as_the_claim_says(tmp_path, monkeypatch):
     monkeypatch.setattr(command, "train_and_score", train_and_score)
     arms = {
         name: replace(arm, flagfile=name)
-        for name, arm in zip(("lrn", "no_lrn"), read_claim("lrn").arms.values(), strict=True)
+        for name, arm in zip(("paper", "other"), read_claim("two_towers").arms.values(), strict=True)
     }
     for stuck, counted in (("kept", [40.0, 41.0, 42.0]), ("left_out", [41.0, 42.0])):
-        claim = replace(read_claim("lrn"), arms=arms, stuck=stuck)
+        claim = replace(read_claim("two_towers"), arms=arms, stuck=stuck)
         record = read_json(command.run_claim(claim, 3, tmp_path / stuck, "data"))
-        assert record["values"] == {"lrn": counted, "no_lrn": [40.0, 41.0, 42.0]}
-        assert record["stuck"] == {"lrn": [0], "no_lrn": []}
-    with pytest.raises(UserError, match="--seeds=2 leaves 1 of lrn: 1 are stuck on the plateau"):
+        assert record["values"] == {"paper": counted, "other": [40.0, 41.0, 42.0]}
+        assert record["stuck"] == {"paper": [0], "other": []}
+    with pytest.raises(UserError, match="--seeds=2 leaves 1 of paper: 1 are stuck on the plateau"):
         command.run_claim(claim, 2, tmp_path / "few", "data")
 
 

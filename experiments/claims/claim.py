@@ -57,6 +57,11 @@ def read_claim(name: str) -> Claim:
         raise UserError(f"--claim={name} is not known; there are {', '.join(known)}")
     content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     arms = {arm: Arm(**entry) for arm, entry in content.pop("arms", {}).items()}
+    return checked(name, arms, content, path)
+
+
+def checked(name: str, arms: dict[str, Arm], content: dict[str, Any], path: Path) -> Claim:
+    """The claim with these entries of a TOML file. Raises UserError, naming the file, if they are wrong."""
     unknown = set(content) - {field.name for field in fields(Claim)}
     if unknown or len(arms) != 2:
         raise UserError(f"{path}: {', '.join(sorted(unknown)) or 'it needs two arms'}")
