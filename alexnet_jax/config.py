@@ -33,9 +33,7 @@ class Config:
     seed: int = setting(0, "seed of the parameters, the order of images, crops and dropout", minimum=0, maximum=2**32 - 1)
     # Network
     architecture: str = setting("paper", "layer table", choices=tuple(ARCHITECTURES), old_values=OLD_ARCHITECTURES)
-    ablate: tuple[str, ...] = setting(
-        (), f"`ideas` of the paper taken out of the table, comma-separated: {', '.join(ABLATIONS)}"
-    )
+    ablate: tuple[str, ...] = setting((), f"`ideas` taken out of the table, comma-separated: {', '.join(ABLATIONS)}")
     bias_init: float | None = setting(None, "initial `bias` in place of the table's nonzero ones (paper: 1; Caffe: 0.1)")
     dropout: float | None = setting(None, "dropout `rate` in place of the table's (Section 4.2: 0.5)")
     precision: str = setting(

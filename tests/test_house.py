@@ -12,7 +12,7 @@ PACKAGE = ROOT / "alexnet_jax"
 LAYERS = (
     ("system",),
     ("values", "fields", "layers"),
-    ("architectures", "cifar_architectures", "ops", "winograd", "gradients", "mesh", "placement", "pmap"),
+    ("architectures", "cifar_architectures", "ablations", "ops", "winograd", "gradients", "mesh", "placement", "pmap"),
     ("network", "augment"),
     ("config", "optimizer"),
     ("data",),

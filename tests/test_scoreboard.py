@@ -142,4 +142,4 @@ def test_without_a_claim_only_the_verdicts_are_made_again(tmp_path, monkeypatch)
 def test_the_plan_trains_nothing():
     done = run("experiments.claims", "--plan")
     assert done.returncode == 0
-    assert "\ntwo_towers: 58 runs of each arm for an effect of 1.4 (SD 3); " in done.stdout
+    assert "\ntwo_towers: 40 runs of each arm for an effect of 1.7 (SD 3); " in done.stdout
