@@ -52,7 +52,8 @@ def are_neighbours(row: Sequence[Any]) -> bool | None:
 
 
 def _tells_place(device: Any) -> bool:
-    return hasattr(device, "coords")
+    """Whether it is a TPU with coordinates. Those of a GPU only number the GPUs of a host."""
+    return device.platform == "tpu" and hasattr(device, "coords")
 
 
 def _slice(device: Any) -> int:

@@ -28,6 +28,7 @@ class Chip:
     core_on_chip: int = 0
     process_index: int = 0
     slice_index: int | None = None
+    platform: str = "tpu"
 
 
 def pod(sides: tuple[int, int, int], host: tuple[int, int, int], cores: int = 1, number: int | None = None) -> list[Chip]:
@@ -105,6 +106,8 @@ def test_devices_without_places_stay_in_jaxs_order_slice_by_slice():
     class Gpu:
         number: int
         slice_index: int
+        coords: tuple[int] = (0,)  # some versions number the GPUs of a host so
+        platform: str = "gpu"
 
     gpus = [Gpu(number, number // 2 % 2) for number in range(8)]  # slices 0, 0, 1, 1, 0, 0, 1, 1
     assert [gpu.number for gpu in place(gpus, MeshShape(4, 2)).flat] == [0, 1, 4, 5, 2, 3, 6, 7]
