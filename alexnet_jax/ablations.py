@@ -33,7 +33,7 @@ def _without_conv4(table: Architecture) -> Architecture:
 
 def _without_crosstalk(table: Architecture) -> Architecture:
     """Towers that meet in the classifier only (lab note 150). A wider conv2 and fc6 keep the number of parameters."""
-    if table.towers == 1:
+    if table.towers == 1 or not any(not isinstance(layer, Classifier) and layer.reads == "all" for layer in table.layers):
         return table
     wider, layers = {"conv2": 5 / 4, "fc6": 2}, []
     for layer in table.layers:

@@ -217,6 +217,7 @@ def test_ideas_are_taken_out_of_any_table():
     for table, idea, message in (
         (paper, "lrm", "--ablate=lrm is not one of lrn, overlap, conv4, crosstalk"),
         (one, "crosstalk", "--ablate=crosstalk: --architecture=one_tower has no crosstalk to take out"),
+        (ARCHITECTURES["no_crosstalk"], "crosstalk", "--architecture=no_crosstalk has no crosstalk to take out"),
         (ARCHITECTURES["cifar_13pct"], "lrn", "--ablate=lrn: --architecture=cifar_13pct has no lrn to take out"),
     ):
         with pytest.raises(UserError, match=message):
