@@ -143,3 +143,9 @@ def test_the_plan_trains_nothing():
     done = run("experiments.claims", "--plan")
     assert done.returncode == 0
     assert "\ntwo_towers: 40 runs of each arm for an effect of 1.7 (SD 3); " in done.stdout
+
+
+def test_a_claim_of_one_run_is_refused_before_it_is_trained():
+    done = run("experiments.claims", "--claim=two_towers", "--seeds=1")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "--seeds=1: a claim compares arms of at least 2 runs" in done.stderr

@@ -90,6 +90,10 @@ def main(options: flags.FlagValues) -> None:
         return
     if not options.all:
         claims, designs = ([name] if name else [] for name in (options.claim, options.design))
+    if claims and options.seeds < 2:
+        raise UserError(
+            f"--seeds={options.seeds}: a claim compares arms of at least 2 runs; a design does with one of each cell"
+        )
     out, data_dir = Path(options.out).absolute(), str(Path(options.data_dir).absolute())
     for claim in map(read_claim, claims):
         print(run_claim(claim, options.seeds, out, data_dir))
