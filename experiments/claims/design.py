@@ -1,7 +1,7 @@
 """A design: several claims from the same runs. Each run has every idea of the paper, or lacks it, and counts for all."""
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,18 +76,14 @@ def _factor(name: str, entries: Mapping[str, Any], shared: Mapping[str, Any], pa
 
 def effects(design: Design, record: Mapping[str, Any]) -> dict[str, Estimate]:
     """The effect of every factor on the runs of a record."""
-    return main_effects(_levels_of_runs(design, record), record["values"])
+    levels = {name: [levels[cell] for cell in record["cells"]] for name, levels in design.levels.items()}
+    return main_effects(levels, record["values"])
 
 
 def arms(design: Design, record: Mapping[str, Any], factor: str) -> dict[str, list[float]]:
     """The values of the runs with an idea, and of those without it."""
-    levels = _levels_of_runs(design, record)[factor]
+    levels, runs = design.levels[factor], list(zip(record["cells"], record["values"], strict=True))
     favoured, other = design.factors[factor].claim.arms
     return {
-        arm: [value for value, at in zip(record["values"], levels, strict=True) if at == level]
-        for arm, level in ((favoured, WITH), (other, WITHOUT))
+        arm: [value for cell, value in runs if levels[cell] == level] for arm, level in ((favoured, WITH), (other, WITHOUT))
     }
-
-
-def _levels_of_runs(design: Design, record: Mapping[str, Any]) -> dict[str, Sequence[int]]:
-    return {name: [levels[cell] for cell in record["cells"]] for name, levels in design.levels.items()}
