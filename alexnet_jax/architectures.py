@@ -76,18 +76,26 @@ def _caffenet(caffe: Architecture) -> Architecture:
 
 def _one_tower(paper: Architecture) -> Architecture:
     """The paper's one-GPU comparison net (Section 3.2, note 1): half the kernels but for conv5, so the same size."""
-    table = replace(paper, name="one_tower", towers=1)
-    for name, width in (("conv1", 48), ("conv2", 128), ("conv3", 192), ("conv4", 192)):
-        table = table.changed(name, width=width)
+    table = replace(paper, towers=1)
+    for layer in paper.layers[:4]:
+        assert isinstance(layer, Convolution)
+        table = table.changed(layer.name, width=layer.width // 2)
     return table
+
+
+def _crosstalk_conv4(paper: Architecture) -> Architecture:
+    """The towers meet before conv4 instead of conv3 (lab notes)."""
+    return paper.changed("conv3", reads="own").changed("conv4", reads="all")
 
 
 def _init_001(paper: Architecture) -> Architecture:
     """The paper's text: every layer from N(0, 0.01) (Section 5); the 2012 source has 0.03 at conv3 to conv5."""
     table = paper
     for name in ("conv3", "conv4", "conv5"):
-        table = table.changed(name, init_std=0.01)
-    return replace(table, name="init_001")
+        init_std = paper.layer(name).init_std
+        assert init_std is not None
+        table = table.changed(name, init_std=init_std / 3)
+    return table
 
 
 def _narrow(paper: Architecture, name: str, divisor: int) -> Architecture:
@@ -136,20 +144,24 @@ def _torchvision() -> Architecture:
 
 def _architectures() -> dict[str, Architecture]:
     paper = _paper()
+    paper_32px = _paper_32px(paper)
     tables = (
         paper,
         _source2012(paper),
         _caffe(paper),
         _caffenet(_caffe(paper)),
-        _one_tower(paper),
+        replace(_one_tower(paper), name="one_tower"),
         replace(ablated(paper, ["crosstalk"]), name="no_crosstalk"),
-        replace(paper.changed("conv3", reads="own").changed("conv4", reads="all"), name="crosstalk_conv4"),
+        replace(_crosstalk_conv4(paper), name="crosstalk_conv4"),
         replace(ablated(paper, ["lrn"]), name="no_lrn"),
         replace(ablated(paper, ["overlap"]), name="non_overlapping_pool"),
-        _init_001(paper),
+        replace(_init_001(paper), name="init_001"),
         replace(ablated(paper, ["conv4"]), name="no_conv4"),
         _narrow(paper, "paper_eighth", 8),  # two towers that train in seconds: for tests and first steps
-        _paper_32px(paper),
+        paper_32px,
+        replace(_one_tower(paper_32px), name="paper_32px_one_tower"),
+        replace(_crosstalk_conv4(paper_32px), name="paper_32px_crosstalk_conv4"),
+        replace(_init_001(paper_32px), name="paper_32px_init_001"),
         _torchvision(),
         *cifar_architectures(),
     )

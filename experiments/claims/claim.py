@@ -2,6 +2,7 @@
 
 import math
 import tomllib
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,10 +16,11 @@ Stuck = Literal["kept", "left_out"]
 
 @dataclass(frozen=True)
 class Arm:
-    """One side of a claim: a flag file of this folder, and the number of views to evaluate with."""
+    """One side of a claim."""
 
-    flagfile: str
-    views: int = 1
+    flagfile: str  # of this folder
+    views: int = 1  # to evaluate with
+    rates: Sequence[float] = ()  # the learning rates that its own was chosen from, see `experiments.claims.rates`
 
 
 @dataclass(frozen=True)
