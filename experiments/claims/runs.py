@@ -94,7 +94,7 @@ def train_and_score(run: Run, environment: Mapping[str, str] | None = None) -> d
     """
     words = [f"--flagfile={run.flagfile}", f"--workdir={run.workdir}", *run.flags]
     score = run.workdir / f"{run.split}_{run.views}_views.json"
-    with exclusively(run.workdir.with_suffix(".lock"), wait=True):
+    with exclusively(run.workdir.parent / f"{run.workdir.name}.lock", wait=True):
         if not score.exists():
             print(f"{run.flagfile.stem}, {run.workdir.name}, {run.views} views", file=sys.stderr, flush=True)
             call("train", *words, environment=environment)
