@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from matplotlib import pyplot as plt
-from networks import ROOT, record_row, run
+from networks import CROP, ROOT, SIZE, record_row, run
 
 from alexnet_jax.config import changed_flags, from_words
 from alexnet_jax.run import workdir
@@ -34,10 +34,13 @@ def test_a_claim_compares_runs_that_differ_in_one_flag(name, monkeypatch):
     monkeypatch.chdir(ROOT)  # flag files include each other from there
     claim = read_claim(name)
     assert claim.measure in MEASURES
-    configs = [from_words([f"--flagfile={FOLDER}/{arm.flagfile}.cfg"]) for arm in claim.arms.values()]
+    configs = [
+        from_words([f"--flagfile={FOLDER}/{arm.flagfile}.cfg", *["--init=before"] * bool(arm.first)])
+        for arm in claim.arms.values()
+    ]
     changes = {change.split()[0] for change in changed_flags(*configs)}
-    if any(arm.rates for arm in claim.arms.values()):  # each arm has its best rate, and as many epochs as it needs
-        changes -= {"--learning_rate", "--epochs"}
+    if any(arm.rates or arm.first for arm in claim.arms.values()):  # each has its best rate, or a recipe of its own
+        changes -= {"--learning_rate", "--epochs", "--drop_epochs"}
     assert len(changes) == (0 if claim.is_paired else 1)
     header = (FOLDER / f"{name}.toml").read_text().splitlines()[0]
     assert re.fullmatch(rf"# python -m experiments.claims --claim={name} --seeds=\d+", header)
@@ -94,7 +97,7 @@ def test_a_stuck_run_counts_as_the_claim_says(tmp_path, monkeypatch):
     monkeypatch.setattr(measures, "read_stored", lambda workdir: SimpleNamespace(classes=list(range(14))))
     monkeypatch.setattr(command, "FOLDER", tmp_path / "experiments" / "claims")
 
-    def train_and_score(run, environment):
+    def train_and_score(run, environment=None):
         """A run whose loss ends as `losses` has it; that of a guess is 2.64, of the plateau 2.375 and more."""
         workdir = run.workdir
         workdir.mkdir(parents=True, exist_ok=True)
@@ -181,7 +184,7 @@ def test_runs_go_side_by_side_and_their_scores_come_in_order(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     together = threading.Barrier(3, timeout=30)  # passed only if three are in it at once
 
-    def train_and_score(run, environment):
+    def train_and_score(run, environment=None):
         together.wait()
         return {"top1_error": float(run.views)}
 
@@ -193,7 +196,7 @@ def test_runs_go_side_by_side_and_their_scores_come_in_order(monkeypatch):
 def test_after_a_run_that_failed_no_other_begins(monkeypatch):
     began = []
 
-    def train_and_score(run, environment):
+    def train_and_score(run, environment=None):
         began.append(run.views)
         if run.views == 1:
             raise UserError("the disk is full")
@@ -204,12 +207,15 @@ def test_after_a_run_that_failed_no_other_begins(monkeypatch):
     with pytest.raises(UserError, match="the disk is full"):
         list(runs.scores(planned, 1))
     assert began == [0, 1]
+    with pytest.raises(UserError, match="the disk is full"):
+        list(runs.scores(planned, 2))
+    assert len(began) < 20
 
 
 def test_the_rate_of_an_arm_is_chosen_on_validation_and_other_seeds(tmp_path, monkeypatch):
     seen = []
 
-    def train_and_score(run, environment):
+    def train_and_score(run, environment=None):
         rate = next(float(flag.partition("=")[2]) for flag in run.flags if flag.startswith("--learning_rate="))
         seen.append((run.flagfile.stem, run.split, run.workdir.name))
         run.workdir.mkdir(parents=True)
@@ -241,18 +247,21 @@ def test_a_claim_from_its_flag_files_to_the_scoreboard(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     shutil.copy(ROOT / "experiments" / "README.md", tmp_path / "experiments")
     flagfile = folder / "ideas.cfg"
-    small = "--dataset=groceries\n--fold=\n--batch_size=8\n--mesh=1x1\n--steps=2\n"
+    small = f"--dataset=groceries\n--fold=\n--architecture=paper_eighth\n--image_size={SIZE}\n--crop_size={CROP}\n"
+    small += "--batch_size=8\n--mesh=1x1\n--steps=2\n"
     flagfile.write_text((FOLDER / "ideas.cfg").read_text() + small)
     began = []
 
-    def call(module: str, *words: str, environment: dict) -> str:
+    def call(module: str, *words: str, environment: dict | None) -> str:
         """In this process. The test above uses a process of its own."""
         began.append(module)
-        assert environment == {}
+        assert environment is None
         done = run(module, *words)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    shorter = {"ten_views": claims.Arm("ideas", views=10), "centre": claims.Arm("ideas")}
+    monkeypatch.setattr(command, "read_claim", lambda name: replace(read_claim(name), arms=shorter))
     monkeypatch.setattr(command, "FOLDER", folder)
     monkeypatch.setattr(runs, "call", call)
     words = ["--claim=ten_views", "--seeds=2", f"--out={tmp_path}/runs", f"--data_dir={tmp_path}/data"]
@@ -277,22 +286,55 @@ def test_a_claim_from_its_flag_files_to_the_scoreboard(tmp_path, monkeypatch):
 
 
 def test_figure_1_has_the_runs_of_both_arms(tmp_path):
+    """Of the rows of five a whole epoch falls together, so the means over an epoch are those of its rows."""
     with pytest.raises(UserError, match="has no run of figure1_relu: python -m experiments"):
         figure1.curves_of(tmp_path)
-    for arm, errors in (("relu", [60.0, 20.0]), ("tanh", [80.0, 50.0, 25.0])):
+    for arm, errors in (("relu", [60.0, 20.0, 15.0]), ("tanh", [80.0, 50.0, 25.0, 24.0, 18.0])):
         for seed in (0, 1):
             run = tmp_path / f"figure1_{arm}" / f"seed{seed}"
             run.mkdir(parents=True)
-            rows = [record_row(n, "train", epoch=n / 5, top1_error=error + seed) for n, error in enumerate(errors)]
+            rows = [record_row(n, "train", epoch=n + 1, top1_error=error + seed) for n, error in enumerate(errors)]
             rows.append(record_row(9, "validation", top1_error=0.0))
             (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            run.with_name(f"seed{seed}.lock").touch()
     curves = figure1.curves_of(tmp_path)
-    assert curves["tanh"] == [[(0.0, 80.0), (0.2, 50.0), (0.4, 25.0)], [(0.0, 81.0), (0.2, 51.0), (0.4, 26.0)]]
+    assert curves["relu"] == [[(1, 60.0), (2, 20.0), (3, 15.0)], [(1, 61.0), (2, 21.0), (3, 16.0)]]
     figure1.write_curves(curves, tmp_path / "curves.csv")
-    assert (tmp_path / "curves.csv").read_text().splitlines()[-1] == "tanh,1,0.4,26"
-    assert len((tmp_path / "curves.csv").read_text().splitlines()) == 1 + 2 * 2 + 2 * 3
-    figure = figure1.draw(curves, 25.0, 2.0)
-    lines = figure.axes[0].get_lines()
-    means = [line for line in lines if line.get_label() in ("ReLU", "tanh")]
+    assert (tmp_path / "curves.csv").read_text().splitlines()[-1] == "tanh,1,5,19"
+    assert len((tmp_path / "curves.csv").read_text().splitlines()) == 1 + 2 * 3 + 2 * 5
+    ratios = figure1.ratios_of(curves)
+    by_error = {one.error: one for one in ratios}
+    assert by_error[25].times == pytest.approx(np.sqrt(3 / 2 * 4 / 2))  # tanh after 3 and 4 epochs, ReLU after 2 and 2
+    assert by_error[25].low < by_error[25].times < by_error[25].high
+    assert ratios[-1].error == 25  # to 24 one run of tanh comes in its last row only, if at all
+    figure1.write_ratios(ratios, tmp_path / "ratios.csv")
+    assert (tmp_path / "ratios.csv").read_text().splitlines()[0] == "error,times,low,high"
+    figure = figure1.draw(curves, ratios, 25.0)
+    means = [line for line in figure.axes[0].get_lines() if line.get_label() in ("ReLU", "tanh")]
     np.testing.assert_allclose([line.get_ydata()[0] for line in means], [60.5, 80.5])
+    drawn = figure.axes[1].get_lines()[0]
+    assert drawn.get_xdata().tolist() == [one.error for one in ratios]
+    assert drawn.get_ydata().tolist() == [one.times for one in ratios]
     plt.close(figure)
+
+
+def test_a_run_goes_on_from_the_one_before_it(tmp_path, monkeypatch):
+    began = []
+
+    def call(module, *words, environment):
+        began.append((module, *words))
+        return '{"top1_error": 11.0}\n'
+
+    monkeypatch.setattr(runs, "call", call)
+    monkeypatch.setattr(runs, "changed_flags", lambda *configs: [])
+    monkeypatch.setattr(runs, "read_config", lambda workdir: None)
+    monkeypatch.setattr(runs, "from_words", lambda words: None)
+    first = runs.Run(FOLDER / "first.cfg", tmp_path / "first" / "seed0", ("--seed=0",))
+    last = runs.Run(FOLDER / "last.cfg", tmp_path / "last" / "seed0", ("--seed=0",), 10, first=first)
+    last.workdir.mkdir(parents=True)
+    assert runs.train_and_score(last) == {"top1_error": 11.0}
+    assert began == [
+        ("train", f"--flagfile={FOLDER}/first.cfg", f"--workdir={first.workdir}", "--seed=0"),
+        ("train", f"--flagfile={FOLDER}/last.cfg", f"--workdir={last.workdir}", "--seed=0", f"--init={first.workdir}"),
+        ("evaluate", f"--workdir={last.workdir}", "--views=10", "--split=test"),
+    ]

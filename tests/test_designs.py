@@ -51,7 +51,7 @@ def test_a_design_is_run_seed_by_seed_and_its_record_is_read_back(tmp_path, monk
     monkeypatch.setattr(command, "is_stuck", lambda workdir: (workdir.parent.name, workdir.name) in lost)
     seen = []
 
-    def train_and_score(run, environment):
+    def train_and_score(run, environment=None):
         workdir, words = run.workdir, run.flags
         workdir.mkdir(parents=True, exist_ok=True)
         (workdir / "config.json").write_text(json.dumps(dict.fromkeys(runs.PROVENANCE)))

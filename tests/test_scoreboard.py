@@ -37,9 +37,9 @@ def test_the_scoreboard_changes_nothing_but_its_table(tmp_path):
     text = readme.read_text()
     assert text.startswith(f"before\n\n{scoreboard.BEGIN}\n| claim |")
     assert text.endswith(f"{scoreboard.END}\n\nafter\n")
-    # t is 2.92 with two degrees of freedom, the standard error 1.414. The TOML states a standard deviation of 3.
+    # t is 2.92 with two degrees of freedom, the standard error 1.414. The TOML states a standard deviation of 0.5.
     assert (
-        "| with 39 ± 1.4; without 51 ± 1.4 (1 stuck, kept) % | 12 (7.87 to 16.1) | 12 alone, 12 in the family | small |"
+        "| with 39 ± 1.4; without 51 ± 1.4 (1 stuck, kept) % | 12 (7.87 to 16.1) | 2 alone, 2.8 in the family | small |"
         in text
     )
     assert "| **confirmed** | `python` |" in text
@@ -49,7 +49,7 @@ def test_the_scoreboard_changes_nothing_but_its_table(tmp_path):
         "two_towers",
         "2 2",
         "12",
-        "0.013606",
+        "0.027212",  # of two tests, that of the margin the other
         "confirmed",
     )
     with Image.open(tmp_path / "results" / "claims" / "scoreboard.png") as picture:
@@ -81,7 +81,7 @@ def test_the_forest_has_a_row_for_each_claim_beside_the_line_of_no_effect():
     plain, noise, epochs = (
         read_claim("two_towers"),
         read_claim("colour_noise_form"),
-        replace(read_claim("init_003"), unit="epochs"),
+        replace(read_claim("init_003"), unit="epochs", ratio=False),
     )
     family = [
         (replace(plain, claim="small"), {"a": [40.0, 41.0, 42.0], "b": [41.0, 41.5, 43.5]}),
@@ -142,7 +142,7 @@ def test_without_a_claim_only_the_verdicts_are_made_again(tmp_path, monkeypatch)
 def test_the_plan_trains_nothing():
     done = run("experiments.claims", "--plan")
     assert done.returncode == 0
-    assert "\ntwo_towers: 40 runs of each arm for an effect of 1.7 (SD 3); " in done.stdout
+    assert "\ntwo_towers: 4 runs of each arm for an effect of 1 (SD 0.5); " in done.stdout
 
 
 def test_a_claim_of_one_run_is_refused_before_it_is_trained():

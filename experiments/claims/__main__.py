@@ -14,6 +14,7 @@ resumes where it was stopped. Without a claim nothing is trained: the verdicts a
 needs, by the standard deviation and the effect or margin in its TOML file.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from absl import flags
 from alexnet_jax.system import cli
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.files import read_json, write_json
-from experiments.claims.claim import FOLDER, Claim, read_claim
+from experiments.claims.claim import FOLDER, Arm, Claim, read_claim
 from experiments.claims.design import DESIGNS, Design, read_design
 from experiments.claims.measures import MEASURES, is_stuck
 from experiments.claims.rates import choose_rates
@@ -36,15 +37,7 @@ def run_claim(claim: Claim, seeds: int, out: Path, data_dir: str, jobs: int = 1)
     values: dict[str, list[float]] = {arm: [] for arm in claim.arms}
     stuck: dict[str, list[int]] = {arm: [] for arm in claim.arms}
     planned = [(seed, name, arm) for seed in range(seeds) for name, arm in claim.arms.items()]
-    runs = [
-        Run(
-            FOLDER / f"{arm.flagfile}.cfg",
-            out / arm.flagfile / f"seed{seed}",
-            (f"--data_dir={data_dir}", f"--seed={seed}"),
-            arm.views,
-        )
-        for seed, _, arm in planned
-    ]
+    runs = [_run(arm, seed, out, data_dir) for seed, _, arm in planned]
     for (seed, name, _), run, score in zip(planned, runs, scores(runs, jobs), strict=True):
         if is_stuck(run.workdir):
             stuck[name].append(seed)
@@ -56,6 +49,15 @@ def run_claim(claim: Claim, seeds: int, out: Path, data_dir: str, jobs: int = 1)
     command = f"python -m experiments.claims --claim={claim.name} --seeds={seeds}"
     found = {"seeds": list(range(seeds)), "values": values, "stuck": stuck}
     return _write(claim.name, claim, runs[-1].workdir, found, command)
+
+
+def _run(arm: Arm, seed: int, out: Path, data_dir: str) -> Run:
+    flags_of_run = (f"--data_dir={data_dir}", f"--seed={seed}")
+    first, last = (
+        Run(FOLDER / f"{flagfile}.cfg", out / Path(flagfile).name / f"seed{seed}", flags_of_run, arm.views)
+        for flagfile in (arm.first, arm.flagfile)
+    )
+    return replace(last, first=first) if arm.first else last
 
 
 def run_design(design: Design, seeds: int, out: Path, data_dir: str, jobs: int = 1) -> Path:

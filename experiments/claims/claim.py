@@ -18,7 +18,8 @@ Stuck = Literal["kept", "left_out"]
 class Arm:
     """One side of a claim."""
 
-    flagfile: str  # of this folder
+    flagfile: str  # of this folder, or a path from it
+    first: str = ""  # likewise, of a run that this one goes on from
     views: int = 1  # to evaluate with
     rates: Sequence[float] = ()  # the learning rates that its own was chosen from, see `experiments.claims.rates`
 

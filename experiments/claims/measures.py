@@ -14,6 +14,7 @@ from alexnet_jax.run.workdir import read_stored
 from experiments.claims.claim import Claim
 
 PLATEAU = 0.9  # of ln(classes), the loss of a guess
+AVERAGED = 1.0  # epochs
 DEALS = 1000  # random assignments of the kernels to the towers
 
 
@@ -28,7 +29,7 @@ def epochs_to_error(claim: Claim, arm: str, workdir: Path, score: dict[str, Any]
     It is averaged over the rows of the last epoch: batches that the network has just seen have less error than others, so
     the error of single rows falls whenever a new epoch begins.
     """
-    return _epochs_until(workdir, "top1_error", claim.threshold, averaged=1.0)
+    return _epochs_until(workdir, "top1_error", claim.threshold, AVERAGED)
 
 
 def epochs_to_loss(claim: Claim, arm: str, workdir: Path, score: dict[str, Any]) -> float:

@@ -25,13 +25,20 @@ PROVENANCE = ("versions", "python", "commit", "devices")
 
 @dataclass(frozen=True)
 class Run:
-    """A run to train and to score: its flag file, its folder, its other flags, with what views it is scored and on what."""
+    """A run to train and to score."""
 
     flagfile: Path
     workdir: Path
-    flags: tuple[str, ...]
-    views: int = 1
-    split: str = "test"
+    flags: tuple[str, ...]  # besides those of the file
+    views: int = 1  # to score it with
+    split: str = "test"  # to score it on
+    first: "Run | None" = None  # trained before, not scored; this one goes on from it
+
+    @property
+    def words(self) -> list[str]:
+        """The command line that trains it."""
+        init = [f"--init={self.first.workdir}"] if self.first else []
+        return [f"--flagfile={self.flagfile}", f"--workdir={self.workdir}", *self.flags, *init]
 
 
 def scores(runs: Sequence[Run], jobs: int) -> Iterator[dict[str, Any]]:
@@ -41,6 +48,9 @@ def scores(runs: Sequence[Run], jobs: int) -> Iterator[dict[str, Any]]:
         Interrupted: one was stopped; those in progress are waited for, and no other begins.
         UserError: one failed; likewise.
     """
+    if jobs == 1:
+        yield from map(train_and_score, runs)
+        return
     slots, stopping = queue.SimpleQueue[int](), threading.Event()
     for job in range(jobs):
         slots.put(job)
@@ -92,15 +102,16 @@ def train_and_score(run: Run, environment: Mapping[str, str] | None = None) -> d
     Raises:
         UserError: the folder holds a run of other flags, or a command fails.
     """
-    words = [f"--flagfile={run.flagfile}", f"--workdir={run.workdir}", *run.flags]
     score = run.workdir / f"{run.split}_{run.views}_views.json"
     with exclusively(run.workdir.parent / f"{run.workdir.name}.lock", wait=True):
         if not score.exists():
             print(f"{run.flagfile.stem}, {run.workdir.name}, {run.views} views", file=sys.stderr, flush=True)
-            call("train", *words, environment=environment)
+            for part in (run.first, run):
+                if part:
+                    call("train", *part.words, environment=environment)
             about = (f"--workdir={run.workdir}", f"--views={run.views}", f"--split={run.split}")
             write_json(score, json.loads(call("evaluate", *about, environment=environment).splitlines()[-1]))
-    changes = changed_flags(read_config(str(run.workdir)), from_words(words))
+    changes = changed_flags(read_config(str(run.workdir)), from_words(run.words))
     if changes:
         raise UserError(f"{run.workdir} is a run of other flags than {run.flagfile}: {'; '.join(changes)}. Use a new --out")
     return read_json(score)
