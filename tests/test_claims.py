@@ -14,8 +14,9 @@ import pytest
 from matplotlib import pyplot as plt
 from networks import CROP, ROOT, SIZE, record_row, run
 
-from alexnet_jax.config import changed_flags, from_words
+from alexnet_jax.config import from_words
 from alexnet_jax.run import workdir
+from alexnet_jax.run.changes import changed_flags
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.files import read_json
 from alexnet_jax.system.signals import Interrupted

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from networks import ROOT
 
-from alexnet_jax.config import changed_flags, from_words
+from alexnet_jax.config import from_words
+from alexnet_jax.run.changes import changed_flags
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.files import read_json
 from experiments.claims import __main__ as command

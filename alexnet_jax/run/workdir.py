@@ -15,7 +15,8 @@ import jax
 import numpy as np
 from jaxtyping import Float32
 
-from alexnet_jax.config import Config, as_dict, changed_flags, from_dict
+from alexnet_jax.config import Config, as_dict, from_dict
+from alexnet_jax.run.changes import changed_flags
 from alexnet_jax.run.metrics import METRICS, RECORDS, check_records
 from alexnet_jax.run.wandb_run import WANDB_ID
 from alexnet_jax.system.errors import InUse, UserError

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alexnet_jax.config import changed_flags, from_words
+from alexnet_jax.config import from_words
+from alexnet_jax.run.changes import changed_flags
 from alexnet_jax.run.workdir import read_config
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.files import exclusively, read_json, write_json
