@@ -133,7 +133,7 @@ def test_rows_of_one_slice_lie_together(monkeypatch):
 def test_several_processes_train_on_all_of_their_devices_under_shard_map(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     for mesh, spmd in (("2x2", "shard_map"), ("8x1", "pmap"), ("4x2", "pmap")):
-        with pytest.raises(UserError, match=f"--mesh={mesh} --spmd={spmd}: several processes train on all of their 8 dev"):
+        with pytest.raises(UserError, match=f"--mesh={mesh} --spmd={spmd}: several processes work on all of their 8 dev"):
             make_mesh(mesh, 2, 8, spmd)
     assert make_mesh("8x1", 2, 8).data_size == 8
     assert make_mesh("auto", 2, 8).tower_size == 2
