@@ -135,7 +135,7 @@ class Config:
         choices=("auto", "yes", "no"),
         fixed_on_resume=False,
     )
-    distributed: bool = setting(False, "one of several processes that train together, started alike", fixed_on_resume=False)
+    distributed: bool = setting(False, "one of several processes that work together, started alike", fixed_on_resume=False)
     host_devices: int | None = setting(
         None, "force this many CPU `devices`; 0: the machine's", fixed_on_resume=False, minimum=1, maximum=512, absent=0
     )

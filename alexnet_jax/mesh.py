@@ -242,7 +242,7 @@ def make_mesh(
         )
     if jax.process_count() > 1 and (rows * columns != len(devices) or spmd == "pmap"):
         raise UserError(
-            f"--mesh={shape} --spmd={spmd}: several processes train on all of their {len(devices)} devices, under shard_map"
+            f"--mesh={shape} --spmd={spmd}: several processes work on all of their {len(devices)} devices, under shard_map"
         )
     if columns not in (1, towers):
         raise UserError(

@@ -156,7 +156,7 @@ def test_auto_takes_every_device_and_gives_each_tower_its_own_where_they_are_eve
 def test_several_processes_train_on_all_of_their_devices_under_shard_map(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     for mesh, spmd in (("2x2", "shard_map"), ("8x1", "pmap"), ("4x2", "pmap")):
-        with pytest.raises(UserError, match=f"--mesh={mesh} --spmd={spmd}: several processes train on all of their 8 dev"):
+        with pytest.raises(UserError, match=f"--mesh={mesh} --spmd={spmd}: several processes work on all of their 8 dev"):
             make_mesh(mesh, 2, 8, spmd)
     assert make_mesh("8x1", 2, 8).data_size == 8
     assert make_mesh("auto", 2, 8).tower_size == 2

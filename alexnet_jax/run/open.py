@@ -6,7 +6,6 @@ from typing import TypedDict, Unpack
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jaxtyping import Float32
 
 from alexnet_jax.config import Config, check
@@ -16,6 +15,7 @@ from alexnet_jax.network import Params
 from alexnet_jax.run.checkpoint import Checkpoints, chosen_step
 from alexnet_jax.run.workdir import Stored, read_mean, read_stored
 from alexnet_jax.step import Setup, make_setup
+from alexnet_jax.system import processes
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.memory import physical_memory
 from alexnet_jax.values import MeshShape, Spmd
@@ -60,7 +60,9 @@ class Run:
             UserError: there is no such checkpoint, or it cannot be read.
         """
         with Checkpoints(Path(self.config.workdir), keep=self.config.keep, writable=False) as checkpoints:
-            chosen = chosen_step(checkpoints, self.config.workdir, step)
+            with processes.together():
+                chosen = chosen_step(checkpoints, self.config.workdir, step)
+            chosen = processes.of_first(chosen)  # a trainer may be saving another one
             params = checkpoints.restore_params(self.setup, chosen)
         return Trained(self.setup, self.stored, self.mean, params, chosen)
 
@@ -131,11 +133,7 @@ def start_run(config: Config) -> tuple[Run, Dataset]:
             f"--accumulate={config.accumulate} parts of --batch_size={config.batch_size} cannot be shared evenly by the "
             f"{mesh.data_size} rows of the mesh"
         )
-    # Of several processes the first one may have to prepare the data; the others wait.
-    dataset = None if jax.process_index() else open_data(config)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("the data set is prepared")
-    dataset = dataset or open_data(config)
+    dataset = processes.first_alone(lambda: open_data(config))  # it may have to prepare them
     if config.schedule == "plateau" and "validation" not in dataset.splits:
         raise UserError(
             f"--schedule=plateau needs a validation split and {config.dataset} has none: "
