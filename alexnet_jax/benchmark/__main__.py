@@ -25,10 +25,12 @@ def define_flags(options: flags.FlagValues) -> None:
     define_config_flags(options)
     define_measurement(options)
     flags.DEFINE_boolean("input", False, "measure the input pipeline instead of the network", flag_values=options)
-    against = "pytorch: measure the same networks in PyTorch in turn; with --compile_for a `file`, an earlier record of it"
+    against = "pytorch: measure the same network in PyTorch in turn; with --compile_for a `file`, an earlier record of it"
     flags.DEFINE_string("against", None, against, flag_values=options)
     help = f"`chip:shape`, such as v5e:2x2: only compile, for chips that need not be here; known are {', '.join(CHIPS)}"
     flags.DEFINE_string("compile_for", None, help, flag_values=options)
+    help = "`classes` of the images of noise"
+    flags.DEFINE_integer("classes", 1000, help, lower_bound=1, flag_values=options)
     flags.DEFINE_boolean("layers", True, "also measure each layer and direction alone", flag_values=options)
 
 

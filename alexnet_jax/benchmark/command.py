@@ -4,6 +4,7 @@ from absl import flags
 
 from alexnet_jax.benchmark import compiled, inputs, results, steps
 from alexnet_jax.benchmark.chips import Slice
+from alexnet_jax.benchmark.ours import MODES
 from alexnet_jax.config import from_flags
 from alexnet_jax.system import runtime
 from alexnet_jax.system.errors import UserError
@@ -29,6 +30,12 @@ def main(options: flags.FlagValues) -> None:
         inputs.publish_input(inputs.measure_input(config, options.rounds, options.seconds, count), figure)
         return
     result = steps.measure_steps(
-        config, against=bool(options.against), layers=options.layers, rounds=options.rounds, steps=count
+        config,
+        against=bool(options.against),
+        layers=options.layers,
+        rounds=options.rounds,
+        steps=count,
+        classes=options.classes,
+        modes=MODES[:2] if options.against else MODES,
     )
     steps.publish_steps(config, result, figure)
