@@ -46,7 +46,8 @@ class Torch:
         torch.manual_seed(0)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         layout = torch.channels_last if self.channels_last else torch.contiguous_format
-        net = torch_network(self.table, self.crop, self.classes).to(device).to(memory_format=layout)
+        net: Any = torch_network(self.table, self.crop, self.classes).to(device)
+        net = net.to(memory_format=layout)  # which `Module.to` takes, and its type leaves out
         images = torch.randn(self.examples, 3, self.crop, self.crop, device=device).to(memory_format=layout)
         labels = torch.randint(0, self.classes, (self.examples,), device=device)
         model: Any = torch.compile(net) if self.compiled else net
