@@ -83,7 +83,7 @@ def draw_ratios(records: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     axes.set_yticks(
         range(len(records)), [f"{architecture}, batch {batch}" for architecture, batch in map(ROWS.get, records)]
     )
-    axes.invert_yaxis()
+    axes.set_ylim(len(records) - 0.5, -0.5)
     axes.set_xlim(0, 1.15 * max(ratio["high"] for record in records.values() for ratio in record["ratios"].values()))
     axes.set_xlabel("images/s of training, ours over PyTorch's best\ndot: median, line: range; 1: as fast")
     axes.spines[["top", "right"]].set_visible(False)

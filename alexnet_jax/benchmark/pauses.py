@@ -23,6 +23,7 @@ from alexnet_jax.run.reader import optimizer_shapes
 from alexnet_jax.step import Setup, make_checksum, make_nonfinite_count
 
 HELD, WRITTEN, VALIDATED = "a save, steps are held", "a save, until it is on the disk", "a validation"
+NAMES = (HELD, WRITTEN, VALIDATED)
 Waited = Iterator[tuple[str, dict[str, float]]]
 IMAGES = 256  # that are decoded again and again
 

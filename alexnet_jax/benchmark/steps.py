@@ -82,14 +82,17 @@ def measure_steps(
         "of_matrix_product": achieved / product,
         "flops_per_image": flops,
         "layers": [rate._asdict() for rate in measure_layers(setup, steps)] if layers else [],
-        "settings": {
-            "architecture": config.architecture, "batch_size": config.batch_size, "crop_size": config.crop,
-            "precision": config.precision, "mesh": as_dict(config)["mesh"], "rounds": rounds, "steps": steps,
-            "classes": classes,
-        },
+        "settings": _settings(config, rounds, steps, classes),
         "pytorch": importlib.metadata.version("torch") if against else None,
         "cores": os.cpu_count(),
         **provenance(),
+    }
+
+
+def _settings(config: Config, rounds: int, steps: int, classes: int) -> dict[str, Any]:
+    return {
+        "architecture": config.architecture, "batch_size": config.batch_size, "crop_size": config.crop,
+        "precision": config.precision, "mesh": as_dict(config)["mesh"], "rounds": rounds, "steps": steps, "classes": classes,
     }  # fmt: skip
 
 

@@ -159,5 +159,7 @@ def publish_waiting(result: Mapping[str, Any], figure: Path | None) -> None:
         table.caption = f"prepare: {rate['images_per_second']:,.0f} images/s and core ({span}) decoded and resized"
     Console(stderr=True, width=None if sys.stderr.isatty() else 160).print(table)
     if figure:
-        draw_waits(result["rows"], title, figure)
+        starts = {name: each for name, each in result["rows"].items() if name not in pauses.NAMES}
+        others = {name: each for name, each in result["rows"].items() if name in pauses.NAMES}
+        draw_waits([starts, others], title, figure)
     print(json.dumps(result))
