@@ -291,3 +291,12 @@ def test_a_checksum_is_of_every_bit_in_its_place(spmd, mesh):
         expected = expected * 16777619 + sum(value * (2 * place + 1) for place, value in enumerate(bits))
     checksum = make_checksum(layout, specs)
     assert layout.fetch(checksum(layout.put(tree, specs)), P()) == expected % 2**32
+
+
+@pytest.mark.slow
+def test_initial_parameters_that_are_compiled_quickly_have_the_same_bits():
+    """Against the compiler's full optimisation."""
+    setup = small_setup()
+    table, key = setup.config.table(), jax.random.fold_in(jax.random.key(setup.config.seed), jnp.uint32(2**32 - 1))
+    fully = jax.jit(lambda key: initial_params(table, classes=setup.classes, crop_size=CROP, key=key))(key)
+    jax.tree.map(np.testing.assert_array_equal, setup.initial_state().params, fully)
