@@ -38,6 +38,7 @@ def test_a_wait_is_the_median_of_its_rounds():
     assert waiting.waited(rounds) == {"seconds": 4.5, "low": 3.0, "high": 5.5, "parts": {"a": 2.0, "b": 2.0}}
 
 
+@pytest.mark.slow
 def test_a_save_holds_the_steps_for_its_parts():
     held, written = pauses.saves(small_setup(), 1)
     assert (held[0], written[0]) == (pauses.HELD, pauses.WRITTEN)
@@ -58,7 +59,9 @@ def test_waits_are_bars_of_their_parts(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("others", [("--input",), ("--against=pytorch",), ("--compile_for=v5e:2x2",)])
-def test_two_measurements_at_once_are_refused(others):
+def test_two_measurements_at_once_are_refused(others, monkeypatch):
+    monkeypatch.setattr(waiting, "run_command", None)  # were they not refused, nothing may be measured
+    monkeypatch.setattr(waiting, "measure_waiting", None)
     done = run("benchmark", "--waiting", *others)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert "are two measurements: choose one" in done.stderr
@@ -101,6 +104,7 @@ def test_every_row_beside_pytorch_has_a_config_and_a_peer():
     assert "there is no row paper_63" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_shortcut_of_decoding_is_compared_with_the_packages_own_pixels():
     """1600 pixels to 64: draft mode scales them. To 256 it has nothing to scale, and gives the same pixels."""
     encoded = decoders.encoded_image("mosaic", (1600, 1200))

@@ -3,7 +3,7 @@
     python -m alexnet_jax.benchmark --batch_size=64
     python -m alexnet_jax.benchmark --against=pytorch --figure=speed.png
     python -m alexnet_jax.benchmark --input --seconds=5
-    python -m alexnet_jax.benchmark --waiting --flagfile=experiments/quickstart.cfg --rounds=3 --figure=waiting.png
+    python -m alexnet_jax.benchmark --waiting --flagfile=quickstart.cfg
     python -m alexnet_jax.benchmark --compile_for=v5e:2x2 --figure=places.png
 
 Prints a table on stderr and one JSON object on stdout, `images_per_second` first. --steps are those of a round.
