@@ -55,7 +55,7 @@ def draw_layer_times(folder: Path, table: Architecture, title: str) -> Figure:
                 continue
             axis.barh(height, whole - inside, 0.36, color=colour)
             axis.barh(height, inside, 0.36, left=whole - inside, color=colour, alpha=0.45, hatch=INSIDE, edgecolor="white")
-            axis.annotate(three_digits(whole), (whole, height), (3, 0), textcoords="offset points", va="center", fontsize=7.5)
+            axis.text(whole, height, f" {three_digits(whole)}", va="center", fontsize=7.5)
             widest = max(widest, whole)
     axis.set_yticks(range(len(times)), list(times))
     axis.set(xlabel="milliseconds of computing in a step", xlim=(0, widest * 1.08 or 1), ylim=(len(times) - 0.4, -0.6))
