@@ -14,7 +14,7 @@ from alexnet_jax.fields import check_field, define_flag, from_text, setting, to_
 from alexnet_jax.system import cli
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.help import Group
-from alexnet_jax.values import RESIZES, Fold, LayerDecay, LayerRate, MeshShape, Spmd, number_text, parse_epochs
+from alexnet_jax.values import RESIZES, Fold, LayerDecay, LayerRate, MeshShape, Spmd, StepRange, number_text, parse_epochs
 
 SCHEDULES = ("plateau", "steps", "staged", "constant")
 
@@ -152,6 +152,10 @@ class Config:
     log_every: int = setting(50, "`steps` between rows of training metrics", fixed_on_resume=False, minimum=1)
     log_examples: bool = setting(False, "note the examples of each step in examples.jsonl", fixed_on_resume=False)
     wandb: str = setting("", "`project` at Weights & Biases that gets the rows of metrics.jsonl too", fixed_on_resume=False)
+    profile: StepRange | None = setting(
+        None, "`START:STOP` traces the steps after START up to STOP into profile/ of the run, for XProf and Perfetto; the "
+        "first step of a start compiles", fixed_on_resume=False, parse=StepRange.parse, absent="",
+    )  # fmt: skip
     eval_every: int | None = setting(
         None, "`steps` between validations; 0: after every epoch", fixed_on_resume=False, minimum=1, absent=0
     )

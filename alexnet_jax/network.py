@@ -35,6 +35,7 @@ from alexnet_jax.mesh import Axis
 
 Params = dict[str, dict[str, Any]]  # {"conv1": {"kernel": ..., "bias": ...}, ...}
 Towers = tuple[Array, ...]
+CROSS_TALK = "cross_talk"  # the scope, in a profile, of what goes from tower to tower
 
 
 def _initial(std: float | None, fan_in: int, shape: tuple[int, ...], key: Key[Array, ""]) -> Float[Array, "..."]:
@@ -120,7 +121,8 @@ class Network(nnx.Module):
         """
         *hidden, classifier = self.architecture.layers
         x = self.activations(images, hidden[-1].name, tower=tower, dropout_keys=dropout_keys)
-        return self._classify(x, self.layers[classifier.name], tower)
+        with jax.named_scope(classifier.name):
+            return self._classify(x, self.layers[classifier.name], tower)
 
     def activations(
         self,
@@ -139,25 +141,43 @@ class Network(nnx.Module):
         for number, spec in enumerate(self.architecture.layers):
             if isinstance(spec, Classifier):
                 break
-            weights = self.layers[spec.name]
-            kernels, biases = (param[...].astype(self.dtype) for param in (weights.kernel, weights.bias))
-            if spec.reads == "image":
-                x = (images,) * len(kernels)
-            elif spec.reads == "all":
-                x = _crosstalk(x, tower, self.wire)
-            x = _apply(spec, x, kernels, biases)
-            for operation in spec.after:
-                x = _operate(operation, x, number, tower, dropout_keys)
+            with jax.named_scope(spec.name):
+                x = self._layer(spec, images, x, number, tower, dropout_keys)
             if spec.name == layer:
                 return x
         raise ValueError(f"no hidden layer {layer!r} in {self.architecture.name}")
+
+    def _layer(
+        self,
+        spec: Convolution | Dense,
+        images: Float[Array, "batch crop crop 3"],
+        x: Towers,
+        number: int,
+        tower: Axis,
+        dropout_keys: Key[Array, "batch"] | None,
+    ) -> Towers:
+        """One hidden layer and the operations after it; `x` is what comes out of the layer before."""
+        weights = self.layers[spec.name]
+        kernels, biases = (param[...].astype(self.dtype) for param in (weights.kernel, weights.bias))
+        if spec.reads == "image":
+            x = (images,) * len(kernels)
+        elif spec.reads == "all":
+            with jax.named_scope(CROSS_TALK):
+                x = _crosstalk(x, tower, self.wire)
+        x = _apply(spec, x, kernels, biases)
+        for operation in spec.after:
+            with jax.named_scope(type(operation).__name__):
+                x = _operate(operation, x, number, tower, dropout_keys)
+        return x
 
     def _classify(self, x: Towers, weights: Weights, tower: Axis) -> Float[Array, "batch classes"]:
         kernels = weights.kernel[...].astype(self.dtype)
         widest = jnp.promote_types(self.dtype, jnp.float32)
         partial = jnp.einsum("tbk,tkn->tbn", _flat(x), kernels, precision=ops.EXACT, preferred_element_type=widest).sum(0)
+        with jax.named_scope(CROSS_TALK):
+            total = tower.sum_of_partials(partial)
         # The bias is added after the sum, so its gradient needs no exchange between the towers.
-        return tower.sum_of_partials(partial) + weights.bias[...]
+        return total + weights.bias[...]
 
 
 def _crosstalk(x: Towers, tower: Axis, wire: jnp.dtype) -> Towers:

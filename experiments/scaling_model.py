@@ -25,7 +25,7 @@ from alexnet_jax.config import Config
 from alexnet_jax.figures.style import PALETTE, write_figure
 from alexnet_jax.layers import trace
 from alexnet_jax.mesh import make_mesh
-from alexnet_jax.step import ImageStats, Setup, StepHparams, make_setup, make_train_step, TrainState
+from alexnet_jax.step import ImageStats, Setup, StepHparams, TrainState, make_setup, make_train_step
 from alexnet_jax.system import cli, runtime
 from alexnet_jax.values import MeshShape
 
