@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import json
+from typing import NamedTuple
 
 import jax
 import matplotlib as mpl
@@ -16,7 +17,7 @@ from alexnet_jax import step, trainer
 from alexnet_jax.config import from_dict
 from alexnet_jax.figures.layer_times import OTHER, draw_layer_times, times_by_part
 from alexnet_jax.run.profile import PERFETTO
-from alexnet_jax.run.trace import Scope, Trace, scope_of
+from alexnet_jax.run.trace import Instruction, Scope, Trace, scope_of
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.values import StepRange
 
@@ -152,3 +153,46 @@ def test_names_change_no_instruction_of_the_step(spmd, mesh, monkeypatch):
     monkeypatch.setattr(jax, "named_scope", lambda name: contextlib.nullcontext())
     jax.clear_caches()
     assert text() == named
+
+
+class Event(NamedTuple):
+    name: str
+    stats: dict
+    start_ns: float = 0.0
+    duration_ns: float = 1e6
+
+
+@pytest.fixture
+def of_a_gpu(monkeypatch, tmp_path):
+    """A trace whose kernels are in a CUDA graph, as an H200 has them."""
+    conv1 = Scope("conv1", "", True)
+    program = {
+        ("jit_step", "loop_add_fusion.16"): Instruction("fusion", conv1),
+        ("jit_step", "call.1"): Instruction("call", None),
+    }
+    graph = {"hlo_module": "jit_step", "hlo_op": "command_buffer_1", "kernel_details": "regs:32"}
+    events = [
+        Event("loop_add_fusion_16", graph),
+        Event("loop_add_fusion_16", graph | {"hlo_op": "loop_add_fusion.16"}),
+        Event("sm90_xmma_wgrad", graph),
+        Event("call.1", {"hlo_module": "jit_step", "hlo_op": "call.1"}),
+        Event("a thread of the host", {}),
+    ]
+    path = tmp_path / "plugins/profile/now/vm.xplane.pb"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    monkeypatch.setattr("alexnet_jax.run.trace._instructions", lambda content, parts: program)
+    monkeypatch.setattr(Trace, "_events", lambda trace: ((event, event.stats) for event in events))
+    return tmp_path
+
+
+def test_kernels_in_a_cuda_graph_are_found_by_their_own_names_and_none_is_lost(of_a_gpu):
+    trace = Trace(of_a_gpu, small_config().table())
+    found = [(one.instruction, one.scope and one.scope.part) for one in trace.operations()]
+    assert found == [("loop_add_fusion.16", "conv1")] * 2 + [("command_buffer_1", None)]
+    assert {part: sum(times.values()) for part, times in times_by_part(trace).items() if times} == {"conv1": 2.0, OTHER: 1.0}
+
+
+def test_a_trace_without_names_is_not_drawn(of_a_gpu):
+    with pytest.raises(UserError, match=r"vm.xplane.pb has no names of steps and layers: train with --profile="):
+        draw_layer_times(of_a_gpu, small_config().table(), "a run")

@@ -11,6 +11,7 @@ from matplotlib.patches import Patch
 from alexnet_jax.figures.style import NEUTRAL, PALETTE
 from alexnet_jax.layers import Architecture
 from alexnet_jax.run.trace import Scope, Trace
+from alexnet_jax.system.errors import UserError
 from alexnet_jax.values import three_digits
 
 OTHER = "other"  # what belongs to no part
@@ -39,10 +40,12 @@ def draw_layer_times(folder: Path, table: Architecture, title: str) -> Figure:
         title: of the figure; what was traced is added.
 
     Raises:
-        UserError: there is no trace, or it cannot be read.
+        UserError: there is no trace, it cannot be read, or it was not made by --profile.
     """
     trace = Trace(folder, table)
     times, steps = times_by_part(trace), sorted(trace.steps())
+    if not steps or not any(times[part] for part in trace.parts):
+        raise UserError(f"{trace.path} has no names of steps and layers: train with --profile=START:STOP again")
     total = sum(sum(scopes.values()) for scopes in times.values())
     figure, axis = plt.subplots(figsize=(9, 0.42 * len(times) + 1.6), layout="constrained")
     widest = 0.0

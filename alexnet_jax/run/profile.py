@@ -107,7 +107,8 @@ def write_perfetto(trace: Trace) -> Path:
     content.pop("metadata", None)  # Perfetto does not take it
     for event in content["traceEvents"]:
         said = event.get("args", {})
-        if scope := trace.scope(said.get("hlo_module", ""), said.get("hlo_op", "")):
+        key = trace.instruction(said.get("hlo_module", ""), said.get("hlo_op", ""), event.get("name", ""))
+        if scope := trace.scope(*key):
             event["name"] = str(scope)
     path = trace.path.parent / PERFETTO
     with replacing(path, "wb") as file:

@@ -37,6 +37,7 @@ _SCHEMA = {
 }
 _MESSAGES = message_classes("alexnet_jax.trace", _SCHEMA)
 _PROGRAMS = "/host:metadata"  # the plane with the compiled programs
+_KERNEL = "kernel_details"  # of every kernel on a GPU, and of nothing else
 _AROUND = ("call", "while", "conditional")  # their time is that of the instructions inside
 _INNER = {CROSS_TALK, *(kind.__name__ for kind in get_args(layers.Operation))}
 _WRAPPED = re.compile(r"(?:\w+\()*([\w.]*)\)*")  # transpose(jvp(conv1))
@@ -98,9 +99,18 @@ class Trace:
         try:
             content = self.path.read_bytes()
             self._instructions = _instructions(content, self.parts)
+            self._kernels = {(program, _plain(name)): name for program, name in self._instructions}
             self._data = ProfileData.from_serialized_xspace(content)
         except (OSError, DecodeError) as error:
             raise UserError(f"{self.path} is truncated or not a trace: train with --profile=START:STOP again") from error
+
+    def instruction(self, program: str, name: str, kernel: str) -> tuple[str, str]:
+        """The key of the instruction that an event ran, from the names that it has of its program, instruction and kernel.
+
+        A kernel that was started within a CUDA graph names the graph in place of the instruction. XLA's own kernels are
+        called as their instruction, with underscores.
+        """
+        return (program, name if (program, name) in self._instructions else self._kernels.get((program, kernel), name))
 
     def scope(self, program: str, instruction: str) -> Scope | None:
         """Of an instruction."""
@@ -110,10 +120,10 @@ class Trace:
     def operations(self) -> Iterator[Operation]:
         """Every instruction that ran on a device, but not those that only hold others."""
         for event, stats in self._events():
-            key = str(stats.get("hlo_module", "")), str(stats.get("hlo_op", ""))
-            found = self._instructions.get(key)
-            if found and found.opcode not in _AROUND:
-                yield Operation(*key, found.scope, event.start_ns / 1e6, event.duration_ns / 1e6)
+            program, name = self.instruction(str(stats.get("hlo_module", "")), str(stats.get("hlo_op", "")), event.name)
+            found = self._instructions.get((program, name))
+            if (found and found.opcode not in _AROUND) or (found is None and _KERNEL in stats):
+                yield Operation(program, name, found and found.scope, event.start_ns / 1e6, event.duration_ns / 1e6)
 
     def steps(self) -> dict[int, float]:
         """The traced steps, and the milliseconds that the host was at each."""
@@ -125,6 +135,10 @@ class Trace:
             for line in plane.lines:
                 for event in line.events:
                     yield event, dict(event.stats)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[.-]", "_", name)
 
 
 def _instructions(content: bytes, parts: Collection[str]) -> Instructions:
