@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 # What a program depends on. The other fields of a config are about files, intervals and rates, which are arguments.
 COMPILED_FOR = (
     "architecture", "bias_init", "dropout", "precision", "image_size", "crop_size", "flip", "colour_noise", "batch_size",
-    "accumulate", "momentum", "rate_in_velocity", "weight_decay", "layer_decays", "bias_decay", "seed",
+    "accumulate", "momentum", "rate_in_velocity", "weight_decay", "layer_decays", "bias_decay", "lars", "seed",
 )  # fmt: skip
 
 
