@@ -249,7 +249,7 @@ def main(options: flags.FlagValues) -> None:
     class_map = Path(options.class_map) if options.class_map else None
     # Of each run, as all of their data have to be there; another set is one for all.
     asked, *_ = [ask(run, options.split, dataset, class_map) for run in (runs[:1] if dataset else runs)]
-    networks = [run.restore(options.step) for run in runs]
+    networks = [run.restore(options.step, options.average) for run in runs]
     _say_left_out(asked, f"are not in --class_map={class_map}" if class_map else "match no class of the network by name")
     members = [(make_eval_fn(network.setup, network.mean), network.params) for network in networks]
     loader, quiet, began = Loader(mesh, asked.split), not sys.stderr.isatty(), time.monotonic()
