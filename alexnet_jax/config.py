@@ -16,7 +16,7 @@ from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.help import Group
 from alexnet_jax.values import RESIZES, Fold, LayerDecay, LayerRate, MeshShape, Spmd, StepRange, number_text, parse_epochs
 
-SCHEDULES = ("plateau", "steps", "staged", "constant")
+SCHEDULES = ("plateau", "steps", "staged", "polynomial", "constant")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +92,8 @@ class Config:
     batch_size: int = setting(128, "`examples` per step over all devices (Section 5: 128)", minimum=1)
     accumulate: int = setting(1, "micro-batches that a step is computed in, to save memory", minimum=1)
     learning_rate: float = setting(0.01, "initial learning `rate` of the weights (Section 5: 0.01)", minimum=0)
+    base_batch_size: int | None = setting(None, "`examples` that --learning_rate is for; it is multiplied by --batch_size / "
+        "this (linear scaling, Goyal et al. 2017, arXiv 1706.02677); 0: --batch_size", minimum=1, absent=0)  # fmt: skip
     momentum: float = setting(0.9, "momentum (Section 5: 0.9)", minimum=0, maximum=1)
     rate_in_velocity: bool = setting(True, "the rate is inside the velocity (Section 5), not outside as in later libraries")
     weight_decay: float | None = setting(
@@ -108,6 +110,8 @@ class Config:
         parse=LayerRate.parse,
     )  # fmt: skip
     freeze: tuple[str, ...] = setting((), "`layers` that keep their initial parameters, comma-separated")
+    lars: float = setting(0.0, "trust `coefficient` of LARS, layer-wise rates for large batches (You et al. 2017, arXiv "
+                          "1708.03888: 0.001); rates are about its inverse times larger; 0: without", minimum=0)  # fmt: skip
     # Schedule
     epochs: float = setting(
         90.0, "passes (`epochs`) over the training images (Section 5: about 90)", fixed_on_resume=False, minimum=0
@@ -116,7 +120,10 @@ class Config:
         None, "optimiser `steps` in all; overrides --epochs", fixed_on_resume=False, minimum=1, absent=0
     )
     schedule: str = setting("plateau", "how the rate falls: on a validation plateau (Section 5), at --drop_epochs, in four "
-                           "equal stages (2012 lab notes), or never", choices=SCHEDULES)  # fmt: skip
+                           "equal stages (2012 lab notes), as (1 - step / steps)^2 (You et al. 2017), or never",
+                           choices=SCHEDULES)  # fmt: skip
+    warmup_epochs: float = setting(0.0, "`epochs` in which the rate rises to its full height, from --learning_rate where "
+        "--base_batch_size scales it up, else from 0 (Goyal et al. 2017: 5)", minimum=0)  # fmt: skip
     drop_factor: float = setting(
         10.0, "`number` that the rate is divided by at a plateau or a drop epoch (Section 5: 10)", minimum=1
     )

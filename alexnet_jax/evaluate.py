@@ -32,6 +32,8 @@ def define_flags(options: flags.FlagValues) -> None:
         "workdir", [], "`folder` of a run; repeat it to average the softmax of several", flag_values=options
     )
     define_step(options)
+    help = "`checkpoints` to average the weights of, that of --step and those kept before it"
+    flags.DEFINE_integer("average", 1, help, lower_bound=1, flag_values=options)
     flags.DEFINE_enum("split", "test", SPLITS, "examples to evaluate on", flag_values=options)
     help = "`views` of each image: 1, the centre, or 10, corners and centre and their mirror images (Section 4.1)"
     flags.DEFINE_integer("views", 1, help, flag_values=options)

@@ -261,7 +261,9 @@ def main(options: flags.FlagValues) -> None:
     runtime.start(**parsed(options, ("host_devices", "distributed")))
     runs, asked, outputs = processes.first_alone(lambda: _open(options))
     processes.check_alike(asked.split.rows.tobytes() + asked.labels.tobytes(), "the images")
-    networks = [run.restore(options.step) for run in runs]
+    networks = [run.restore(options.step, options.average) for run in runs]
+    for network in networks if processes.is_first() and options.average > 1 else ():
+        print(f"{network.config.workdir}: the mean of steps {', '.join(map(str, network.averaged))}", file=sys.stderr)
     members = [(make_eval_fn(network.setup, network.mean), network.params) for network in networks]
     mesh, first, began = runs[0].setup.mesh, processes.is_first(), time.monotonic()
     evaluate, loader = Evaluator(mesh, runs[0].config.batch_size), Loader(mesh, asked.split)

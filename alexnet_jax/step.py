@@ -77,7 +77,7 @@ class Setup:
         decays = {layer.name: layer.weight_decay for layer in config.table().layers}
         return momentum_2012(
             rates, momentum=config.momentum, decays=decays, bias_decay=config.bias_decay,
-            rate_in_velocity=config.rate_in_velocity,
+            rate_in_velocity=config.rate_in_velocity, lars=config.lars,
         )  # fmt: skip
 
     @property

@@ -267,7 +267,7 @@ class Trainer:
 
 
 class _OnDevices:
-    """Puts hyper-parameters on the devices when they change, which is seldom."""
+    """Puts hyper-parameters on the devices when they change: seldom, but for warm-up and the polynomial schedule."""
 
     def __init__(self, put: Callable[[Any, P], Any]):
         self._put = put

@@ -83,6 +83,15 @@ def compilations() -> Iterator[list[str]]:
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
+def velocity(steps: int, **fields) -> list[np.ndarray]:
+    """Of the parameters after a few steps: what the gradients came to."""
+    setup, step = trainer(**fields)
+    state = setup.initial_state()
+    for number in range(steps):
+        state, _ = step(state, setup.mesh.put(small_batch(seed=number), P("data")), *on_devices(setup))
+    return jax.tree.leaves(setup.mesh.fetch(state.optimizer, setup.state_specs.optimizer))
+
+
 @functools.cache
 def reference_losses() -> list[float]:
     return train(10)
@@ -114,8 +123,11 @@ def test_cross_talk_in_bfloat16_is_the_same_run_on_every_mesh_and_another_one_th
 
 @pytest.mark.slow
 def test_accumulated_micro_batches_are_the_whole_batch_one_after_the_other():
-    np.testing.assert_allclose(train(2, mesh="2x1", accumulate=2), reference_losses()[:2], rtol=1e-4)
+    """Crops, colour noise and dropout too: all but the order of sums is the same, so the velocity agrees to 1e-5."""
+    np.testing.assert_allclose(train(2, mesh="2x1", accumulate=2), reference_losses()[:2], rtol=1e-5)
     setup, step = trainer(mesh="2x1", accumulate=2)
+    for parts, whole in zip(velocity(2, mesh="2x1", accumulate=2), velocity(2), strict=True):
+        assert np.abs(parts - whole).max() <= 1e-5 * np.abs(whole).max()
     arguments = setup.initial_state(), setup.mesh.put(small_batch(), P("data")), *on_devices(setup)
     (barrier,) = (line for line in step.lower(*arguments).as_text().splitlines() if "optimization_barrier" in line)
     # The second part waits for the whole sum of the first: its images, every gradient and the metrics.

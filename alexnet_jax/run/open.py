@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TypedDict, Unpack
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32
 
@@ -53,18 +54,32 @@ class Run:
         config = replace(self.config, data_dir=data_dir or self.config.data_dir)
         return replace(_own_data(replace(self.stored, config=config)), mean=self.mean)
 
-    def restore(self, step: str = "latest") -> "Trained":
+    def restore(self, step: str = "latest", average: int = 1) -> "Trained":
         """The network of a checkpoint: a step, 'latest', or 'best', the one with the lowest validation error.
 
+        Args:
+            step: of the checkpoint.
+            average: how many checkpoints to take, that one and those before it; the parameters are their mean.
+
         Raises:
-            UserError: there is no such checkpoint, or it cannot be read.
+            UserError: there is no such checkpoint, it cannot be read, or there are fewer than `average`.
         """
         with Checkpoints(Path(self.config.workdir), keep=self.config.keep, writable=False) as checkpoints:
             with processes.together():
                 chosen = chosen_step(checkpoints, self.config.workdir, step)
-            chosen = processes.of_first(chosen)  # a trainer may be saving another one
-            params = checkpoints.restore_params(self.setup, chosen)
-        return Trained(self.setup, self.stored, self.mean, params, chosen)
+                steps = [one for one in checkpoints.steps() if one <= chosen][-average:]
+                if len(steps) < average:
+                    raise UserError(
+                        f"--average={average}: {self.config.workdir} has {len(steps)} up to step {chosen}: average fewer, "
+                        "or train with a larger --keep"
+                    )
+            steps = tuple(processes.of_first(one) for one in steps)  # a trainer may be saving another one
+            params = checkpoints.restore_params(self.setup, steps[0])
+            for other in steps[1:]:
+                params = jax.tree.map(jnp.add, params, checkpoints.restore_params(self.setup, other))
+        if average > 1:
+            params = jax.tree.map(lambda total: total / average, params)
+        return Trained(self.setup, self.stored, self.mean, params, steps[-1], steps if average > 1 else ())
 
     def velocity(self, step: int) -> Params:
         """The velocity of a checkpoint, shaped as the parameters. Raises UserError as `restore`."""
@@ -78,6 +93,7 @@ class Trained(Run):
 
     params: Params
     step: int
+    averaged: tuple[int, ...] = ()  # the steps of several checkpoints, if the parameters are their mean
 
     @property
     def title(self) -> str:
