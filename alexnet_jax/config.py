@@ -8,12 +8,13 @@ from typing import Any
 
 from absl import flags
 
+from alexnet_jax.ablations import ABLATIONS
 from alexnet_jax.architectures import ARCHITECTURES, OLD_ARCHITECTURES, Architecture, with_overrides
 from alexnet_jax.fields import check_field, define_flag, from_text, setting, to_text
 from alexnet_jax.system import cli
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.help import Group
-from alexnet_jax.values import RESIZES, Fold, LayerDecay, LayerRate, MeshShape, Spmd, number_text, parse_epochs
+from alexnet_jax.values import RESIZES, Fold, LayerDecay, LayerRate, MeshShape, Spmd, StepRange, number_text, parse_epochs
 
 SCHEDULES = ("plateau", "steps", "staged", "polynomial", "constant")
 
@@ -32,6 +33,7 @@ class Config:
     seed: int = setting(0, "seed of the parameters, the order of images, crops and dropout", minimum=0, maximum=2**32 - 1)
     # Network
     architecture: str = setting("paper", "layer table", choices=tuple(ARCHITECTURES), old_values=OLD_ARCHITECTURES)
+    ablate: tuple[str, ...] = setting((), f"`ideas` taken out of the table, comma-separated: {', '.join(ABLATIONS)}")
     bias_init: float | None = setting(None, "initial `bias` in place of the table's nonzero ones (paper: 1; Caffe: 0.1)")
     dropout: float | None = setting(None, "dropout `rate` in place of the table's (Section 4.2: 0.5)")
     precision: str = setting(
@@ -39,6 +41,14 @@ class Config:
         "precision of activations and products, on every platform: float32 is never rounded to bfloat16 or TF32; parameters "
         "stay float32, so that a run may change it when it is resumed",
         choices=("float32", "bfloat16"),
+        fixed_on_resume=False,
+    )
+    crosstalk_precision: str = setting(
+        "same",
+        "precision of what the towers send each other before conv3, fc6 and fc7, and of its gradients: the same as "
+        "--precision, or bfloat16, half the bytes of float32 (2012 lab notes: errors of 40.52 and 18.42 % against 40.53 and "
+        "18.05 %)",
+        choices=("same", "bfloat16"),
         fixed_on_resume=False,
     )
     init: str = setting(
@@ -132,7 +142,7 @@ class Config:
         choices=("auto", "yes", "no"),
         fixed_on_resume=False,
     )
-    distributed: bool = setting(False, "one of several processes that train together, started alike", fixed_on_resume=False)
+    distributed: bool = setting(False, "one of several processes that work together, started alike", fixed_on_resume=False)
     host_devices: int | None = setting(
         None, "force this many CPU `devices`; 0: the machine's", fixed_on_resume=False, minimum=1, maximum=512, absent=0
     )
@@ -149,6 +159,10 @@ class Config:
     log_every: int = setting(50, "`steps` between rows of training metrics", fixed_on_resume=False, minimum=1)
     log_examples: bool = setting(False, "note the examples of each step in examples.jsonl", fixed_on_resume=False)
     wandb: str = setting("", "`project` at Weights & Biases that gets the rows of metrics.jsonl too", fixed_on_resume=False)
+    profile: StepRange | None = setting(
+        None, "`START:STOP` traces the steps after START up to STOP into profile/ of the run, for XProf and Perfetto; the "
+        "first step of a start compiles", fixed_on_resume=False, parse=StepRange.parse, absent="",
+    )  # fmt: skip
     eval_every: int | None = setting(
         None, "`steps` between validations; 0: after every epoch", fixed_on_resume=False, minimum=1, absent=0
     )
@@ -169,6 +183,7 @@ class Config:
             dropout=self.dropout,
             weight_decay=self.weight_decay,
             layer_decays=self.layer_decays,
+            ablate=self.ablate,
         )
 
     @property
@@ -221,7 +236,7 @@ def _check_lists(config: Config) -> None:
         raise UserError(f"--freeze={both[0]}: --layer_rates gives it a rate: name it in one of them")
     starts = [f"{rate.layer}@{number_text(rate.epoch)}" for rate in config.layer_rates]
     epochs = [number_text(epoch) for epoch in config.drop_epochs]
-    for flag, names in (mentioned | {"layer_rates": starts, "drop_epochs": epochs}).items():
+    for flag, names in (mentioned | {"layer_rates": starts, "drop_epochs": epochs, "ablate": config.ablate}).items():
         if twice := [name for name in names if names.count(name) > 1]:
             raise UserError(f"--{flag} names {twice[0]} twice")
 
@@ -276,21 +291,3 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     config = Config(**{name: from_text(FIELDS[name], value) for name, value in values.items()})
     check(config)
     return config
-
-
-def changed_flags(old: Config, new: Config) -> list[str]:
-    """What keeps `new` from resuming the run of `old`: one text per flag that alters the run, with both values."""
-    alters = {name for name, field in FIELDS.items() if field.metadata["fixed_on_resume"]}
-    if {"staged", "polynomial"} & {old.schedule, new.schedule}:
-        alters |= {"epochs", "steps"}  # the rate depends on the length of the whole
-    if "plateau" in (old.schedule, new.schedule):
-        alters.add("eval_every")  # patience counts validations
-    if old.table() == new.table():  # an earlier version wrote the paper's decay down; today it is the table's
-        alters -= {"weight_decay", "layer_decays"}
-    before, after = as_dict(old), as_dict(new)
-    changed = [name for name in sorted(alters) if before[name] != after[name]]
-    return [f"--{name} was {_shown(before[name])} and is now {_shown(after[name])}" for name in changed]
-
-
-def _shown(text: Any) -> Any:
-    return "not given" if text is None else text

@@ -45,7 +45,7 @@ def define_flags(options: flags.FlagValues) -> None:
     help = "`file` that says which classes of the network are right for each class of the set"
     flags.DEFINE_string("class_map", None, help, flag_values=options)
     define_config_flags(options, only=("dataset", "batch_size", "data_dir", "precision"), unset="that of the run")
-    define_config_flags(options, only=("mesh", "host_devices", "spmd"))
+    define_config_flags(options, only=("mesh", "host_devices", "spmd", "distributed"))
 
 
 COMMAND = cli.Command(__doc__, define_flags, cli.main_of("alexnet_jax.evaluation"))

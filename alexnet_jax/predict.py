@@ -28,7 +28,7 @@ def define_flags(options: flags.FlagValues) -> None:
     help = f"`file`, .png or .svg, to draw the first {DRAWN} images into, with their classes"
     flags.DEFINE_string("figure", None, help, flag_values=options)
     define_batch_size(options)
-    define_config_flags(options, only=("mesh", "host_devices"))
+    define_config_flags(options, only=("mesh", "host_devices", "distributed"))
 
 
 COMMAND = cli.Command(__doc__, define_flags, cli.main_of("alexnet_jax.prediction"), takes_words=True)

@@ -26,6 +26,7 @@ from alexnet_jax.run.diagnostics import DeadNetwork, label_entropy
 from alexnet_jax.run.intervals import Intervals, Progress
 from alexnet_jax.run.metrics import MetricSums, Row
 from alexnet_jax.run.param_stats import ParamStatsMeter
+from alexnet_jax.run.profile import Profiler
 from alexnet_jax.run.recorder import Recorder
 from alexnet_jax.scores import Score
 from alexnet_jax.step import ImageStats, Metrics, Setup, StepHparams, TrainState, make_nonfinite_count, make_train_step
@@ -72,6 +73,7 @@ class Trainer:
         self._count_nonfinite = make_nonfinite_count(setup)
         self._param_stats = ParamStatsMeter(setup)
         self._speed = SpeedMeter(clock, config.batch_size)
+        self._profiler = Profiler(config, clock, recorder.say, silent=recorder.silent)
         self._vote = setup.mesh.vote() if jax.process_count() > 1 else None
         self._saved: int | None = None  # the step of the last checkpoint of this start
         self._dead = DeadNetwork(label_entropy(dataset.splits["train"].labels), len(dataset.classes))
@@ -85,13 +87,16 @@ class Trainer:
         """
         if progress.validation_due:
             progress = self._pause(state, progress)
+        self._profiler.begin(progress.step)
         self._clock.enter("compiling")
         hparams = _OnDevices(self._setup.mesh.put)
         stats = ImageStats(self._eval_fn.mean, self._setup.mesh.put(self._dataset.colours, P()))
         pending = None
-        with contextlib.closing(self._batches(progress.step)) as batches, jax.transfer_guard("disallow"):
+        closing, guard = contextlib.closing(self._batches(progress.step)), jax.transfer_guard("disallow")
+        with self._profiler as profiler, closing as batches, guard:
             for batch, examples in batches:
-                state, metrics = self._train_step(state, batch, hparams(self.hparams_at(progress)), stats)
+                arguments = state, batch, hparams(self.hparams_at(progress)), stats
+                state, metrics = profiler.step(progress.step + 1, self._train_step, *arguments)
                 rate = self._schedule.rate(progress.step, progress.plateau)
                 progress, stopping = self._read(pending, progress)
                 progress = replace(progress, step=progress.step + 1)

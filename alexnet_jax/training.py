@@ -1,11 +1,11 @@
 """What `train` does: starts or resumes a run, and trains it to the end."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 from absl import flags
-from jax.experimental import multihost_utils
 
 from alexnet_jax.config import Config, from_flags
 from alexnet_jax.run.checkpoint import Checkpoints
@@ -22,6 +22,7 @@ from alexnet_jax.run.workdir import check_resumable, locked, start_over, write_f
 from alexnet_jax.step import Setup, TrainState
 from alexnet_jax.system import runtime
 from alexnet_jax.system.errors import UserError
+from alexnet_jax.system.processes import together
 from alexnet_jax.system.signals import Interruption
 from alexnet_jax.system.watchdog import Watchdog
 from alexnet_jax.trainer import Trainer
@@ -44,10 +45,10 @@ def train(config: Config) -> None:
     transferred = transferred_layers(setup) if config.init else []
     watchdog = Watchdog(config.step_timeout, process=jax.process_index(), processes=jax.process_count())
     display, starts = Display(clock, intervals, run_console(silent=silent)), StartLog(workdir, clock, silent=silent)
-    with Interruption() as interruption, watchdog, locked(config.workdir):
-        had_checkpoint = check_resumable(config, dataset.fingerprint, dataset.classes, dataset.mean)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("the folder is checked")  # before one of them changes it
+    with Interruption() as interruption, watchdog, contextlib.ExitStack() as folder:
+        with together():  # before one of them changes the folder
+            folder.enter_context(locked(config.workdir))
+            had_checkpoint = check_resumable(config, dataset.fingerprint, dataset.classes, dataset.mean)
         with display, starts, Checkpoints(workdir, keep=config.keep, writable=True) as checkpoints:
             with clock.during("restoring"):
                 restored = checkpoints.restore_latest(setup, start_over=config.start_over)

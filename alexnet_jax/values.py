@@ -52,6 +52,24 @@ class Fold:
         return Fold(int(index), int(count))
 
 
+class StepRange(NamedTuple):
+    """The steps after `start` updates, up to `stop` updates: '10:12' are steps 11 and 12."""
+
+    start: int
+    stop: int
+
+    def __str__(self) -> str:
+        return f"{self.start}:{self.stop}"
+
+    @staticmethod
+    def parse(text: str) -> "StepRange":
+        """'10:12' as (10, 12). Raises UserError on anything else."""
+        start, _, stop = text.partition(":")
+        if not (_is_count(start) and _is_count(stop) and int(start) < int(stop)):
+            raise UserError(f"--profile={text} is not START:STOP with START < STOP, such as 10:12 for steps 11 and 12")
+        return StepRange(int(start), int(stop))
+
+
 class LayerRate(NamedTuple):
     """A layer's learning rate as a multiple of the others', from an epoch on: 'conv1:0.1@20'."""
 

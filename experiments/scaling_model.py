@@ -25,7 +25,7 @@ from alexnet_jax.config import Config
 from alexnet_jax.figures.style import PALETTE, write_figure
 from alexnet_jax.layers import trace
 from alexnet_jax.mesh import make_mesh
-from alexnet_jax.step import ImageStats, Setup, StepHparams, make_setup, make_train_step
+from alexnet_jax.step import ImageStats, Setup, StepHparams, TrainState, make_setup, make_train_step
 from alexnet_jax.system import cli, runtime
 from alexnet_jax.values import MeshShape
 
@@ -157,7 +157,8 @@ def _abstract_arguments(setup: Setup) -> tuple[Any, ...]:
             specs, tree, is_leaf=lambda node: isinstance(node, P),
         )  # fmt: skip
 
-    state = jax.eval_shape(setup.initial_state)
+    slots = jax.eval_shape(setup.transformation({}).init, setup.shapes)
+    state: Any = TrainState(np.int32(0), setup.shapes, slots)  # pyright: ignore
     rate, size = np.float32(0), (config.image_size, config.image_size, 3)
     rates = {layer: {"kernel": rate, "bias": rate} for layer in setup.shapes}
     pixels: Any = ImageStats(np.zeros(size, np.float32), np.zeros((3, 3), np.float32))  # pyright: ignore

@@ -10,9 +10,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from jax.experimental import multihost_utils
 from networks import LAYOUTS, small_setup
 
-from alexnet_jax.run.checkpoint import Checkpoints, chosen_step
+from alexnet_jax.run.checkpoint import DAMAGED, FAILED, Checkpoints
+from alexnet_jax.run.chosen import chosen_step
+from alexnet_jax.run.reader import CheckpointReader
 from alexnet_jax.step import Setup, TrainState, make_checksum
 from alexnet_jax.system.errors import UserError
 
@@ -314,6 +317,28 @@ def test_a_mistake_of_ours_is_not_taken_for_damage(copied, monkeypatch):
         with pytest.raises(TypeError, match="unexpected keyword"):
             checkpoints.restore_latest(small_setup())
         assert checkpoints.steps() == [3, 7]
+
+
+def test_what_the_other_of_two_processes_cannot_read_is_given_up_here_too(copied, monkeypatch):
+    read = CheckpointReader.state
+
+    def state(reader, setup, step):
+        restored = read(reader, setup, step)
+        monkeypatch.setattr(jax, "process_count", lambda: 2)  # from here on, for Orbax reads alone
+        return restored
+
+    def gathered(mine):
+        monkeypatch.setattr(jax, "process_count", lambda: 1)
+        return np.stack([mine, outcomes.pop(0)])
+
+    monkeypatch.setattr(CheckpointReader, "state", state)
+    monkeypatch.setattr(multihost_utils, "process_allgather", gathered)
+    with reading(copied) as checkpoints:
+        outcomes = [DAMAGED, 0]
+        assert checkpoints.restore_latest(small_setup())[1]["step"] == 3
+        outcomes = [FAILED]
+        with pytest.raises(UserError, match="/7 cannot be read by another process for now"):
+            checkpoints.restore_latest(small_setup())
 
 
 def test_a_folder_of_the_users_own_among_the_checkpoints_stays(copied):

@@ -8,8 +8,9 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from networks import ROOT, make_mesh, small_config
 
-from alexnet_jax.config import changed_flags, from_words
+from alexnet_jax.config import from_words
 from alexnet_jax.optimizer import Plateau, Schedule, momentum_2012, norm_ratio
+from alexnet_jax.run.changes import changed_flags
 
 DECAYS = {"conv1": 0.0005, "fc8": 0.02}
 

@@ -17,7 +17,6 @@ from alexnet_jax.convert import exporter
 from alexnet_jax.data.splits import whole
 from alexnet_jax.data.store import Split
 from alexnet_jax.figures.style import write_figure
-from alexnet_jax.inference.predictor import Features
 from alexnet_jax.prediction import FeatureFile
 from alexnet_jax.report import __main__ as report
 from alexnet_jax.system import cli, files
@@ -226,12 +225,6 @@ def test_what_may_not_be_written_is_named_before_the_work(tmp_path, monkeypatch,
         check_output("--figure=x.png", tmp_path / "x.png", (".png", ".svg"))
 
 
-class NoFeatures(Features):
-    """Of a file without rows."""
-
-    def __init__(self): ...
-
-
 def full(*_: object) -> None:
     """In place of os.fsync: the disk is full."""
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -243,7 +236,7 @@ def test_a_full_disk_is_one_line_that_names_the_file_whatever_is_written(tmp_pat
     with (tmp_path / "rows").open("w+b") as rows:
         for name, write in {
             "p.npz": lambda path: scores.write_predictions(path, np.zeros((2, 1)), split, ["a"]),
-            "f.npz": FeatureFile(NoFeatures(), rows).write,
+            "f.npz": FeatureFile(rows).write,
             "f.png": lambda path: write_figure(Figure(), path),
             "f.svg": lambda path: write_figure(Figure(), path),
             "n.stablehlo": lambda path: exporter._write(path, b"abc"),

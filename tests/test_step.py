@@ -114,6 +114,14 @@ def test_the_same_losses_on_every_mesh(spmd, mesh):
 
 
 @pytest.mark.slow
+def test_cross_talk_in_bfloat16_is_the_same_run_on_every_mesh_and_another_one_than_in_float32():
+    together, apart = (train(4, mesh=mesh, crosstalk_precision="bfloat16") for mesh in ("1x1", "2x2"))
+    np.testing.assert_allclose(apart, together, rtol=1e-4)
+    np.testing.assert_allclose(together, reference_losses()[:4], rtol=1e-2)
+    assert together[0] != reference_losses()[0]
+
+
+@pytest.mark.slow
 def test_accumulated_micro_batches_are_the_whole_batch_one_after_the_other():
     """Crops, colour noise and dropout too: all but the order of sums is the same, so the velocity agrees to 1e-5."""
     np.testing.assert_allclose(train(2, mesh="2x1", accumulate=2), reference_losses()[:2], rtol=1e-5)
@@ -295,3 +303,12 @@ def test_a_checksum_is_of_every_bit_in_its_place(spmd, mesh):
         expected = expected * 16777619 + sum(value * (2 * place + 1) for place, value in enumerate(bits))
     checksum = make_checksum(layout, specs)
     assert layout.fetch(checksum(layout.put(tree, specs)), P()) == expected % 2**32
+
+
+@pytest.mark.slow
+def test_initial_parameters_that_are_compiled_quickly_have_the_same_bits():
+    """Against the compiler's full optimisation."""
+    setup = small_setup()
+    table, key = setup.config.table(), jax.random.fold_in(jax.random.key(setup.config.seed), jnp.uint32(2**32 - 1))
+    fully = jax.jit(lambda key: initial_params(table, classes=setup.classes, crop_size=CROP, key=key))(key)
+    jax.tree.map(np.testing.assert_array_equal, setup.initial_state().params, fully)

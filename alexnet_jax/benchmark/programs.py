@@ -26,6 +26,7 @@ from alexnet_jax.config import from_dict
 from alexnet_jax.data.splits import Batch
 from alexnet_jax.layers import trace
 from alexnet_jax.mesh import make_mesh
+from alexnet_jax.placement import are_neighbours
 from alexnet_jax.run.workdir import provenance
 from alexnet_jax.step import (
     ImageStats,
@@ -168,14 +169,6 @@ def _too_large(setup: Setup, chips: Slice, program: str, needed: float, memory: 
     )
 
 
-def pairs_are_adjacent(devices: np.ndarray) -> bool | None:
-    """Whether the devices of each row of the mesh are neighbours on the chips' network; None where they have no places."""
-    if not hasattr(devices.flat[0], "coords"):
-        return None
-    places = np.array([[device.coords for device in row] for row in devices])
-    return bool((np.abs(np.diff(places, axis=1)).sum(axis=-1) <= 1).all())
-
-
 def main(words: Sequence[str]) -> None:
     """`words`: the chips, and a config as JSON. Prints a line of JSON for each program, and one for an error or the rest."""
     lines = os.fdopen(os.dup(1), "w")
@@ -185,13 +178,15 @@ def main(words: Sequence[str]) -> None:
         mesh = make_mesh(config.mesh, config.table().towers, config.batch_size, devices=topology.devices(chips))
         for name, record in compile_all(make_setup(config, CLASSES, mesh), chips):
             print(json.dumps({"program": name, "record": record}), file=lines, flush=True)
+        beside = [are_neighbours(row) for row in mesh.grid.devices]
         about = {
             "settings": {
                 "architecture": config.architecture, "batch_size": config.batch_size, "crop_size": config.crop,
-                "precision": config.precision, "accumulate": config.accumulate,
+                "precision": config.precision, "crosstalk_precision": config.crosstalk_precision,
+                "accumulate": config.accumulate,
                 "mesh": f"{mesh.data_size}x{mesh.tower_size}",
             },
-            "tower_pairs_adjacent": pairs_are_adjacent(mesh.grid.devices),
+            "tower_pairs_adjacent": None if None in beside else all(beside),
             **provenance(),
         }  # fmt: skip
         del about["devices"]  # of this machine, which compiles only

@@ -17,7 +17,8 @@ from alexnet_jax.run.flags import value_text
 
 Rows = Sequence[dict[str, Any]]
 
-WHEREABOUTS = ("workdir", "data_dir", "mesh", "host_devices", "spmd", "distributed", "keep")  # where a run is, not what
+# Where a run is and how it is watched, not what it is.
+WHEREABOUTS = ("workdir", "data_dir", "mesh", "host_devices", "spmd", "distributed", "keep", "profile")
 MARKERS = "osD^v<>pX*"
 
 

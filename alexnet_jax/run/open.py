@@ -7,16 +7,17 @@ from typing import TypedDict, Unpack
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jaxtyping import Float32
 
 from alexnet_jax.config import Config, check
 from alexnet_jax.data.dataset import Dataset, open_dataset
 from alexnet_jax.mesh import TowerMesh, make_mesh
 from alexnet_jax.network import Params
-from alexnet_jax.run.checkpoint import Checkpoints, chosen_step
+from alexnet_jax.run.checkpoint import Checkpoints
+from alexnet_jax.run.chosen import chosen_steps
 from alexnet_jax.run.workdir import Stored, read_mean, read_stored
 from alexnet_jax.step import Setup, make_setup
+from alexnet_jax.system import processes
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.memory import physical_memory
 from alexnet_jax.values import MeshShape, Spmd
@@ -54,7 +55,7 @@ class Run:
         config = replace(self.config, data_dir=data_dir or self.config.data_dir)
         return replace(_own_data(replace(self.stored, config=config)), mean=self.mean)
 
-    def restore(self, step: str = "latest", average: int = 1) -> "Trained":
+    def restore(self, step: str = "latest", *, average: int = 1) -> "Trained":
         """The network of a checkpoint: a step, 'latest', or 'best', the one with the lowest validation error.
 
         Args:
@@ -65,19 +66,15 @@ class Run:
             UserError: there is no such checkpoint, it cannot be read, or there are fewer than `average`.
         """
         with Checkpoints(Path(self.config.workdir), keep=self.config.keep, writable=False) as checkpoints:
-            chosen = chosen_step(checkpoints, self.config.workdir, step)
-            steps = [one for one in checkpoints.steps() if one <= chosen][-average:]
-            if len(steps) < average:
-                raise UserError(
-                    f"--average={average}: {self.config.workdir} has {len(steps)} up to step {chosen}: average fewer, or "
-                    "train with a larger --keep"
-                )
+            with processes.together():
+                steps = chosen_steps(checkpoints, self.config.workdir, step, average)
+            steps = tuple(processes.of_first(one) for one in steps)  # a trainer may be saving another one
             params = checkpoints.restore_params(self.setup, steps[0])
             for other in steps[1:]:
                 params = jax.tree.map(jnp.add, params, checkpoints.restore_params(self.setup, other))
         if average > 1:
             params = jax.tree.map(lambda total: total / average, params)
-        return Trained(self.setup, self.stored, self.mean, params, chosen)
+        return Trained(self.setup, self.stored, self.mean, params, steps[-1], steps)
 
     def velocity(self, step: int) -> Params:
         """The velocity of a checkpoint, shaped as the parameters. Raises UserError as `restore`."""
@@ -87,15 +84,21 @@ class Run:
 
 @dataclass(frozen=True)
 class Trained(Run):
-    """A run with the parameters of one of its checkpoints."""
+    """A run with the parameters of one of its checkpoints, or with the mean of several."""
 
     params: Params
-    step: int
+    step: int  # the last of them
+    averaged: tuple[int, ...] = ()  # the steps of all of them
 
     @property
     def title(self) -> str:
         """One line for a figure."""
-        return f"{super().title}, step {self.step}"
+        return ", ".join(filter(None, (super().title, f"step {self.step}", self.which_weights)))
+
+    @property
+    def which_weights(self) -> str:
+        """What the parameters are: 'mean of steps 2, 3, 4', or '' for those after the step itself."""
+        return f"mean of steps {', '.join(map(str, self.averaged))}" if len(self.averaged) > 1 else ""
 
 
 class Machine(TypedDict, total=False):
@@ -146,11 +149,7 @@ def start_run(config: Config) -> tuple[Run, Dataset]:
             f"--accumulate={config.accumulate} parts of --batch_size={config.batch_size} cannot be shared evenly by the "
             f"{mesh.data_size} rows of the mesh"
         )
-    # Of several processes the first one may have to prepare the data; the others wait.
-    dataset = None if jax.process_index() else open_data(config)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("the data set is prepared")
-    dataset = dataset or open_data(config)
+    dataset = processes.first_alone(lambda: open_data(config))  # it may have to prepare them
     if config.schedule == "plateau" and "validation" not in dataset.splits:
         raise UserError(
             f"--schedule=plateau needs a validation split and {config.dataset} has none: "

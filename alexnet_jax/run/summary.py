@@ -9,6 +9,7 @@ from alexnet_jax.config import Config
 from alexnet_jax.run.display import duration
 from alexnet_jax.run.metrics import METRICS, STARTS, read_rows
 from alexnet_jax.run.starts import time_spent
+from alexnet_jax.run.trace import FOLDER
 
 
 def summary(config: Config, splits: Collection[str], step: int, epoch: float) -> list[tuple[str, str]]:
@@ -31,7 +32,8 @@ def summary(config: Config, splits: Collection[str], step: int, epoch: float) ->
         starts = f"{spent.starts} starts" if spent.starts > 1 else "1 start"
         steps = f"{duration(spent.training)} of it in training steps (goodput {100 * spent.goodput:.0f} %)"
         lines.append(("time", f"{duration(spent.wall)} in {starts}, {steps}"))
-    lines.append(("folder", f"{workdir}: checkpoints/, {METRICS}, {STARTS}, tensorboard/"))
+    traces = f", {FOLDER}/" if (workdir / FOLDER).is_dir() else ""
+    lines.append(("folder", f"{workdir}: checkpoints/, {METRICS}, {STARTS}, tensorboard/{traces}"))
     words = ["python", "-m", "alexnet_jax.evaluate", f"--workdir={workdir}"]
     if best is not None and best["step"] != step:
         words.append("--step=best")

@@ -15,7 +15,8 @@ import jax
 import numpy as np
 from jaxtyping import Float32
 
-from alexnet_jax.config import Config, as_dict, changed_flags, from_dict
+from alexnet_jax.config import Config, as_dict, from_dict
+from alexnet_jax.run.changes import changed_flags
 from alexnet_jax.run.metrics import METRICS, RECORDS, check_records
 from alexnet_jax.run.wandb_run import WANDB_ID
 from alexnet_jax.system.errors import InUse, UserError
@@ -24,6 +25,7 @@ from alexnet_jax.system.files import exclusively, read_array, read_json, replaci
 MeanImage = Float32[np.ndarray, "size size 3"]
 
 IMPORTED = "imported from "  # begins the fingerprint of imported weights
+COMMIT_FILE = "commit.txt"
 UNSAVED = "unsaved"  # a file that is in the folder until the first checkpoint has reached the disk
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -36,8 +38,13 @@ def _git(*words: str) -> str:
 def _commit() -> str | None:
     """The commit of the code, with '+' if it was changed since; None outside a git checkout.
 
+    `git archive`, and so a download of the repository as an archive, writes the commit into COMMIT_FILE.
+
     Records and pages are not code: the experiments write both, and the next one's numbers do not depend on them.
     """
+    archived = Path(__file__).parent / COMMIT_FILE
+    if archived.exists() and not (commit := archived.read_text(encoding="utf-8").strip()).startswith("$"):
+        return commit
     code = (":(top)", ":(top,exclude)experiments/results", ":(top,exclude)*.md")
     try:
         return _git("rev-parse", "HEAD") + "+" * bool(_git("status", "--porcelain", "--", *code))

@@ -25,7 +25,7 @@ from absl import flags
 from absl import logging as absl_logging
 
 from alexnet_jax.system import examples, extras
-from alexnet_jax.system.errors import UserError
+from alexnet_jax.system.errors import FailedElsewhere, UserError
 from alexnet_jax.system.help import help_text
 from alexnet_jax.system.signals import RESUME_STATUS, Interrupted, ends_at_once
 from alexnet_jax.system.suggest import question, similar
@@ -90,7 +90,13 @@ class Command:
             sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: for names that the locale cannot print
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, signal.default_int_handler)  # `alexnet_jax` had another one for the start
-        sys.exit(self(sys.argv[1:] if argv is None else argv))
+        status = 1
+        try:
+            status = self(sys.argv[1:] if argv is None else argv)
+        finally:
+            if status not in (0, RESUME_STATUS):
+                _leave_others(status)
+        sys.exit(status)
 
     def __call__(self, argv: Sequence[str]) -> int:
         """Runs one command line.
@@ -103,6 +109,8 @@ class Command:
         try:
             with extras.needed():
                 self._run(argv)
+        except FailedElsewhere as error:
+            return error.status
         except UserError as error:
             _say("error: " + " ".join(str(error).splitlines()))
             return error.status
@@ -179,6 +187,12 @@ def _spellings(options: flags.FlagValues) -> list[str]:
 def _say(line: str) -> None:
     """Prints to stderr in one write. Unbuffered `print` makes two, and lines of several processes would mix."""
     sys.stderr.write(f"{line}\n")
+
+
+def _leave_others(status: int) -> None:
+    """A process that fails while others work on must not wait for them at its end, nor they for it."""
+    if runtime := sys.modules.get("alexnet_jax.system.runtime"):  # without it, and JAX, a process is alone
+        runtime.leave_others(status)
 
 
 def _extra(options: flags.FlagValues) -> list[str]:
