@@ -261,7 +261,7 @@ def main(options: flags.FlagValues) -> None:
     runtime.start(**parsed(options, ("host_devices", "distributed")))
     runs, asked, outputs = processes.first_alone(lambda: _open(options))
     processes.check_alike(asked.split.rows.tobytes() + asked.labels.tobytes(), "the images")
-    networks = [run.restore(options.step, average=options.average) for run in runs]
+    networks = [run.restore(options.step, weights=options.weights, average=options.average) for run in runs]
     members = [(make_eval_fn(network.setup, network.mean), network.params) for network in networks]
     mesh, first, began = runs[0].setup.mesh, processes.is_first(), time.monotonic()
     evaluate, loader = Evaluator(mesh, runs[0].config.batch_size), Loader(mesh, asked.split)
@@ -283,7 +283,7 @@ def main(options: flags.FlagValues) -> None:
     else:
         dataset = options.dataset or runs[0].config.dataset
         averaged = [network.averaged for network in networks] if options.average > 1 else []
-        print(as_json(score, dataset, options.split, asked.left_out, options.views, steps, averaged))
+        print(as_json(score, dataset, options.split, asked.left_out, options.views, steps, averaged, options.weights))
 
 
 def _write(outputs: dict[str, Path], kept: Float32[np.ndarray, "examples classes"], asked: Questions, classes: Any) -> None:

@@ -14,7 +14,7 @@ from jaxtyping import Float32, Int
 from alexnet_jax.data.class_map import Questions
 from alexnet_jax.data.splits import Subset
 from alexnet_jax.system.files import output_file
-from alexnet_jax.values import three_digits
+from alexnet_jax.values import Weights, three_digits
 
 TOP = 5  # classes of each image in a table
 
@@ -121,13 +121,18 @@ def as_json(
     views: int,
     steps: Sequence[int],
     averaged: Sequence[Sequence[int]] = (),
+    weights: Weights = "last",
 ) -> str:
-    """For a pipe: one JSON object, every number in full. `averaged`: the steps that each network is the mean of."""
+    """For a pipe: one JSON object, every number in full.
+
+    `averaged`: the steps that each network is the mean of. `weights`: those of --weights, which are told if not the last.
+    """
     summary = {"dataset": dataset, "split": split, "examples": score.examples, "left_out": left_out, "views": views}
     interval = {"top1_interval": error_interval(score.top1_error, score.examples)}
     networks = {"step": steps, "averaged": averaged} if averaged else {"step": steps}
     which = {name: found[0] if len(found) == 1 else found for name, found in networks.items()}
-    return json.dumps(summary | which | asdict(score) | interval)
+    kind = {"weights": weights} if weights != "last" else {}
+    return json.dumps(summary | which | kind | asdict(score) | interval)
 
 
 def readable(score: Score, split: str, views: int, steps: Sequence[int], seconds: float, weights: Sequence[str] = ()) -> str:

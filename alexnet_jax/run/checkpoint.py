@@ -246,6 +246,11 @@ class Checkpoints:
         self._reader.check_network(setup, step)
         return optax.tree.get(self._reader.optimizer(setup, step), "trace")
 
+    def restore_ema(self, setup: Setup, step: int) -> Params:
+        """The average of the parameters in one checkpoint of a run with --ema, as `restore_velocity`."""
+        self._reader.check_network(setup, step)
+        return optax.tree.get(self._reader.optimizer(setup, step), "ema")
+
     def _set_aside(self, steps: list[int]) -> None:
         if self._writes_here:
             for step in steps:
