@@ -112,6 +112,8 @@ class Config:
     freeze: tuple[str, ...] = setting((), "`layers` that keep their initial parameters, comma-separated")
     lars: float = setting(0.0, "trust `coefficient` of LARS, layer-wise rates for large batches (You et al. 2017, arXiv "
                           "1708.03888: 0.001); rates are about its inverse times larger; 0: without", minimum=0)  # fmt: skip
+    ema: float = setting(0.0, "`decay` of an average of the weights, such as 0.9999; validations judge it too (Kingma and "
+                         "Ba 2015, arXiv 1412.6980, Section 7.2); 0: none", minimum=0, maximum=0.999999)  # fmt: skip
     # Schedule
     epochs: float = setting(
         90.0, "passes (`epochs`) over the training images (Section 5: about 90)", fixed_on_resume=False, minimum=0

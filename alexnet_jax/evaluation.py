@@ -261,9 +261,7 @@ def main(options: flags.FlagValues) -> None:
     runtime.start(**parsed(options, ("host_devices", "distributed")))
     runs, asked, outputs = processes.first_alone(lambda: _open(options))
     processes.check_alike(asked.split.rows.tobytes() + asked.labels.tobytes(), "the images")
-    networks = [run.restore(options.step, options.average) for run in runs]
-    for network in networks if processes.is_first() and options.average > 1 else ():
-        print(f"{network.config.workdir}: the mean of steps {', '.join(map(str, network.averaged))}", file=sys.stderr)
+    networks = [run.restore(options.step, weights=options.weights, average=options.average) for run in runs]
     members = [(make_eval_fn(network.setup, network.mean), network.params) for network in networks]
     mesh, first, began = runs[0].setup.mesh, processes.is_first(), time.monotonic()
     evaluate, loader = Evaluator(mesh, runs[0].config.batch_size), Loader(mesh, asked.split)
@@ -281,10 +279,11 @@ def main(options: flags.FlagValues) -> None:
         return
     steps = [network.step for network in networks]
     if sys.stdout.isatty():
-        print(readable(score, options.split, options.views, steps, seconds))
+        print(readable(score, options.split, options.views, steps, seconds, [network.which_weights for network in networks]))
     else:
         dataset = options.dataset or runs[0].config.dataset
-        print(as_json(score, dataset, options.split, asked.left_out, options.views, steps))
+        averaged = [network.averaged for network in networks] if options.average > 1 else []
+        print(as_json(score, dataset, options.split, asked.left_out, options.views, steps, averaged, options.weights))
 
 
 def _write(outputs: dict[str, Path], kept: Float32[np.ndarray, "examples classes"], asked: Questions, classes: Any) -> None:

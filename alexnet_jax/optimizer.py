@@ -4,15 +4,17 @@ v := 0.9 v - 0.0005 eps w - eps g;  w := w + v. The rate eps is inside the veloc
 and differ after every change of rate: `--norate_in_velocity`.
 
 For large batches: linear scaling of the rate and warm-up (Goyal et al. 2017, arXiv 1706.02677), and layer-wise rates (LARS,
-You et al. 2017, arXiv 1708.03888).
+You et al. 2017, arXiv 1708.03888). `average_weights` keeps an average of the weights beside them.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float
 
@@ -82,6 +84,36 @@ def norm_ratio(
     weights, slopes = norm(kernel), norm(gradient)
     nonzero = (weights > 0) & (slopes > 0)
     return jnp.where(nonzero, weights / jnp.where(nonzero, slopes + decay * weights, 1.0), 1.0)
+
+
+class AveragedWeights(NamedTuple):
+    """The state of `average_weights`."""
+
+    step: Any  # updates so far, int32
+    ema: Any  # the average, shaped as the parameters
+
+
+def average_weights(decay: float) -> optax.GradientTransformation:
+    """Keeps an average of the parameters, and lets the updates through as they are. It is the last part of a chain.
+
+    e_t = (1 - d) (w_t + d w_(t-1) + ... + d^(t-1) w_1) / (1 - d^t): Kingma and Ba 2015 (arXiv 1412.6980), Section 7.2. The
+    parameters before the first step have no part in it.
+
+    Args:
+        decay: d, above 0 and below 1.
+    """
+    log_decay = math.log(decay)
+
+    def init(params: Any) -> AveragedWeights:
+        return AveragedWeights(np.int32(0), optax.tree.zeros_like(params))
+
+    def update(updates: Any, state: AveragedWeights, params: Any) -> tuple[Any, AveragedWeights]:
+        step = state.step + 1
+        share = jnp.expm1(log_decay) / jnp.expm1(log_decay * step)  # (1 - d) / (1 - d^t), exact where d is almost 1
+        new = optax.apply_updates(params, updates)
+        return updates, AveragedWeights(step, jax.tree.map(lambda e, w: e + share * (w - e), state.ema, new))
+
+    return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
 
 
 @dataclass(frozen=True)

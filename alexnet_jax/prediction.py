@@ -198,7 +198,10 @@ def main(options: flags.FlagValues, words: list[str]) -> None:
         paths = image_paths(words, options.list)
         layer, features_path, figure = _outputs(options, paths)
     processes.check_alike(b"\0".join(map(os.fsencode, paths)), "the paths of images")
-    trained = load_trained(options.workdir or "", options.step, batch_size=options.batch_size, **parsed(options, ("mesh",)))
+    mesh = parsed(options, ("mesh",))
+    trained = load_trained(
+        options.workdir or "", options.step, weights=options.weights, batch_size=options.batch_size, **mesh
+    )
     features, config, first = Features(trained, layer) if layer else None, trained.config, processes.is_first()
     quiet = not first or not sys.stderr.isatty() or sys.stdout.isatty()  # printed rows show the progress
     failures, shown = 0, list[Guessed]()

@@ -20,11 +20,11 @@ from alexnet_jax.config import Config
 from alexnet_jax.data.splits import Batch
 from alexnet_jax.mesh import TowerMesh
 from alexnet_jax.network import Params, initial_params, merge, param_specs, split
-from alexnet_jax.optimizer import Rates, momentum_2012
+from alexnet_jax.optimizer import Rates, average_weights, momentum_2012
 
 
 class TrainState(NamedTuple):
-    """What a step changes. The velocity is the third part of the Optax state."""
+    """What a step changes. The Optax state has the velocity as `trace`, and with --ema the averaged weights as `ema`."""
 
     step: Int[Array, ""]  # updates made so far
     params: Params
@@ -75,10 +75,11 @@ class Setup:
         """The run's optimiser at these learning rates."""
         config = self.config
         decays = {layer.name: layer.weight_decay for layer in config.table().layers}
-        return momentum_2012(
+        momentum = momentum_2012(
             rates, momentum=config.momentum, decays=decays, bias_decay=config.bias_decay,
             rate_in_velocity=config.rate_in_velocity, lars=config.lars,
         )  # fmt: skip
+        return optax.chain(momentum, average_weights(config.ema)) if config.ema else momentum
 
     @property
     def state_specs(self) -> TrainState:
@@ -227,13 +228,13 @@ def make_nonfinite_count(setup: Setup) -> Callable[[Params], Int[Array, ""]]:
 
 
 def make_checksum(mesh: TowerMesh, specs: Any) -> Callable[[Any], UInt32[Array, ""]]:
-    """The compiled checksum of a tree of float32 arrays, the same number on every mesh.
+    """The compiled checksum of a tree of arrays of 32 bits a number, the same number on every mesh.
 
     It is the sum of all bit patterns modulo 2**32, each times an odd number that tells its place, so that no change of one
     value goes unseen, and no order of adding matters.
     """
 
-    def leaf_sum(x: Float[Array, "..."], spec: P) -> UInt32[Array, ""]:
+    def leaf_sum(x: Float[Array, "..."] | Int[Array, "..."], spec: P) -> UInt32[Array, ""]:
         bits = lax.bitcast_convert_type(x, jnp.uint32).reshape(-1)
         sharded = "tower" in spec
         first = jnp.uint32(mesh.tower.index() * bits.size if sharded else 0)

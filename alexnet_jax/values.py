@@ -8,6 +8,8 @@ from typing import Literal, NamedTuple
 from alexnet_jax.system.errors import UserError
 
 Spmd = Literal["shard_map", "pmap"]
+Weights = Literal["last", "ema"]  # of a checkpoint: after its step, or the average that --ema keeps
+WEIGHTS: tuple[Weights, ...] = ("last", "ema")
 SPLITS = ("train", "validation", "test")
 RESIZES = ("centre", "warp")
 ON_ERROR = ("fail", "skip")  # at an image that cannot be decoded

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 # arguments.
 COMPILED_FOR = (
     "precision", "crosstalk_precision", "image_size", "crop_size", "flip", "colour_noise", "batch_size", "accumulate",
-    "momentum", "rate_in_velocity", "bias_decay", "lars", "seed",
+    "momentum", "rate_in_velocity", "bias_decay", "lars", "ema", "seed",
 )  # fmt: skip
 
 

@@ -13,7 +13,8 @@ import pytest
 from jax.experimental import multihost_utils
 from networks import LAYOUTS, small_setup
 
-from alexnet_jax.run.checkpoint import DAMAGED, FAILED, Checkpoints, chosen_step
+from alexnet_jax.run.checkpoint import DAMAGED, FAILED, Checkpoints
+from alexnet_jax.run.chosen import chosen_step, chosen_steps
 from alexnet_jax.run.reader import CheckpointReader
 from alexnet_jax.step import Setup, TrainState, make_checksum
 from alexnet_jax.system.errors import UserError
@@ -100,6 +101,11 @@ def test_the_latest_and_the_best_are_kept(tmp_path):
         assert checkpoints.steps() == [2, 5, 6]
         assert checkpoints.best_step() == 2
         assert [chosen_step(checkpoints, "W", step) for step in ("best", "latest", "5")] == [2, 6, 5]
+        assert [chosen_steps(checkpoints, "W", step, 2) for step in ("latest", "5")] == [[5, 6], [2, 5]]
+        with pytest.raises(
+            UserError, match="--average=3: W has 2 up to step 5: average fewer, or train with a larger --keep"
+        ):
+            chosen_steps(checkpoints, "W", "5", 3)
         for step in ("4", "-2", "newest", "2.0"):
             with pytest.raises(UserError, match=f"--step={step}: W has the checkpoints 2, 5, 6, 'latest' and 'best'"):
                 chosen_step(checkpoints, "W", step)

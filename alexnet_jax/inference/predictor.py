@@ -20,7 +20,7 @@ from alexnet_jax.layers import Classifier
 from alexnet_jax.run.open import Trained, open_run
 from alexnet_jax.step import make_feature_step
 from alexnet_jax.system.errors import UserError
-from alexnet_jax.values import MeshShape
+from alexnet_jax.values import MeshShape, Weights
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ def load_trained(
     workdir: str | os.PathLike[str],
     step: int | str = "latest",
     *,
+    weights: Weights = "last",
     batch_size: int = 64,
     mesh: MeshShape | None = MeshShape(1, 1),
 ) -> "Predictor":
@@ -47,14 +48,16 @@ def load_trained(
     Args:
         workdir: folder of the run.
         step: a checkpoint's number, 'latest', or 'best', the one with the lowest validation error.
+        weights: 'last', or 'ema', the average that a run with --ema keeps.
         batch_size: images that are looked at together.
         mesh: data x tower devices; None: all.
 
     Raises:
         UserError: there is no such run or checkpoint, or it cannot be read.
     """
-    found = open_run(os.fspath(workdir), mesh=mesh, batch_size=batch_size, spmd="shard_map").restore(str(step))
-    return Predictor(found.setup, found.stored, found.mean, found.params, found.step)
+    run = open_run(os.fspath(workdir), mesh=mesh, batch_size=batch_size, spmd="shard_map")
+    found = run.restore(str(step), weights=weights)
+    return Predictor(found.setup, found.stored, found.mean, found.params, found.step, found.weights, found.averaged)
 
 
 @dataclass(frozen=True)

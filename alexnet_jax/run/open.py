@@ -13,13 +13,14 @@ from alexnet_jax.config import Config, check
 from alexnet_jax.data.dataset import Dataset, open_dataset
 from alexnet_jax.mesh import TowerMesh, make_mesh
 from alexnet_jax.network import Params
-from alexnet_jax.run.checkpoint import Checkpoints, chosen_step
+from alexnet_jax.run.checkpoint import Checkpoints
+from alexnet_jax.run.chosen import chosen_steps
 from alexnet_jax.run.workdir import Stored, read_mean, read_stored
 from alexnet_jax.step import Setup, make_setup
 from alexnet_jax.system import processes
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.memory import physical_memory
-from alexnet_jax.values import MeshShape, Spmd
+from alexnet_jax.values import MeshShape, Spmd, Weights
 
 
 @dataclass(frozen=True)
@@ -54,32 +55,31 @@ class Run:
         config = replace(self.config, data_dir=data_dir or self.config.data_dir)
         return replace(_own_data(replace(self.stored, config=config)), mean=self.mean)
 
-    def restore(self, step: str = "latest", average: int = 1) -> "Trained":
+    def restore(self, step: str = "latest", *, weights: Weights = "last", average: int = 1) -> "Trained":
         """The network of a checkpoint: a step, 'latest', or 'best', the one with the lowest validation error.
 
         Args:
             step: of the checkpoint.
+            weights: 'last', the parameters after that step, or 'ema', the average that a run with --ema keeps of them.
             average: how many checkpoints to take, that one and those before it; the parameters are their mean.
 
         Raises:
-            UserError: there is no such checkpoint, it cannot be read, or there are fewer than `average`.
+            UserError: there is no such checkpoint, it cannot be read, there are fewer than `average`, or the run has no
+                'ema'.
         """
+        if weights == "ema" and not self.config.ema:
+            raise UserError(f"--weights=ema: {self.config.workdir} was trained without --ema: leave it out")
         with Checkpoints(Path(self.config.workdir), keep=self.config.keep, writable=False) as checkpoints:
             with processes.together():
-                chosen = chosen_step(checkpoints, self.config.workdir, step)
-                steps = [one for one in checkpoints.steps() if one <= chosen][-average:]
-                if len(steps) < average:
-                    raise UserError(
-                        f"--average={average}: {self.config.workdir} has {len(steps)} up to step {chosen}: average fewer, "
-                        "or train with a larger --keep"
-                    )
+                steps = chosen_steps(checkpoints, self.config.workdir, step, average)
             steps = tuple(processes.of_first(one) for one in steps)  # a trainer may be saving another one
-            params = checkpoints.restore_params(self.setup, steps[0])
+            read = checkpoints.restore_ema if weights == "ema" else checkpoints.restore_params
+            params = read(self.setup, steps[0])
             for other in steps[1:]:
-                params = jax.tree.map(jnp.add, params, checkpoints.restore_params(self.setup, other))
+                params = jax.tree.map(jnp.add, params, read(self.setup, other))
         if average > 1:
             params = jax.tree.map(lambda total: total / average, params)
-        return Trained(self.setup, self.stored, self.mean, params, steps[-1], steps if average > 1 else ())
+        return Trained(self.setup, self.stored, self.mean, params, steps[-1], weights, steps)
 
     def velocity(self, step: int) -> Params:
         """The velocity of a checkpoint, shaped as the parameters. Raises UserError as `restore`."""
@@ -89,16 +89,23 @@ class Run:
 
 @dataclass(frozen=True)
 class Trained(Run):
-    """A run with the parameters of one of its checkpoints."""
+    """A run with the parameters of one of its checkpoints, or with the mean of several."""
 
     params: Params
-    step: int
-    averaged: tuple[int, ...] = ()  # the steps of several checkpoints, if the parameters are their mean
+    step: int  # the last of them
+    weights: Weights = "last"
+    averaged: tuple[int, ...] = ()  # the steps of all of them
 
     @property
     def title(self) -> str:
         """One line for a figure."""
-        return f"{super().title}, step {self.step}"
+        return ", ".join(filter(None, (super().title, f"step {self.step}", self.which_weights)))
+
+    @property
+    def which_weights(self) -> str:
+        """What the parameters are: 'ema', 'mean of steps 2, 3, 4', both, or '' for those after the step itself."""
+        mean = f"mean of steps {', '.join(map(str, self.averaged))}" if len(self.averaged) > 1 else ""
+        return ", ".join(filter(None, ("ema" if self.weights == "ema" else "", mean)))
 
 
 class Machine(TypedDict, total=False):

@@ -27,6 +27,8 @@ def summary(config: Config, splits: Collection[str], step: int, epoch: float) ->
     lines = [("finished", f"step {step:,}, epoch {epoch:.2f}")]
     if best is not None:
         lines += [("best error", _error_text(best, workdir)), ("last error", _error_text(validations[-1], workdir))]
+        if ema := validations[-1].get("ema"):
+            lines.append(("ema error", f"{_errors(ema)} on validation, of the averaged weights: evaluate --weights=ema"))
     spent = time_spent(read_rows(workdir, STARTS))
     if spent is not None:
         starts = f"{spent.starts} starts" if spent.starts > 1 else "1 start"
@@ -44,4 +46,8 @@ def summary(config: Config, splits: Collection[str], step: int, epoch: float) ->
 
 def _error_text(row: dict[str, Any], workdir: Path) -> str:
     where = "checkpoint" if (workdir / "checkpoints" / str(row["step"])).is_dir() else "step"
-    return f"{row['top1_error']:.2f} % top-1, {row['top5_error']:.2f} % top-5 on validation, {where} {row['step']}"
+    return f"{_errors(row)} on validation, {where} {row['step']}"
+
+
+def _errors(numbers: dict[str, Any]) -> str:
+    return f"{numbers['top1_error']:.2f} % top-1, {numbers['top5_error']:.2f} % top-5"
