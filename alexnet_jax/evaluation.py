@@ -257,7 +257,11 @@ def _open(options: flags.FlagValues) -> tuple[list[Run], Questions, dict[str, Pa
 
 
 def main(options: flags.FlagValues) -> None:
-    """The command line. Of several processes the first one prints and writes."""
+    """The command line. Of several processes the first one prints and writes.
+
+    On CPUs its files are those of one process byte for byte. Their last digits differ where XLA sums in another order, as it
+    does if a device's share of a batch is a single image.
+    """
     runtime.start(**parsed(options, ("host_devices", "distributed")))
     runs, asked, outputs = processes.first_alone(lambda: _open(options))
     processes.check_alike(asked.split.rows.tobytes() + asked.labels.tobytes(), "the images")

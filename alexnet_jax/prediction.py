@@ -190,7 +190,7 @@ def _draw(shown: Sequence[Guessed], title: str, path: Path) -> None:
 
 
 def main(options: flags.FlagValues, words: list[str]) -> None:
-    """The command line. Of several processes the first one prints and writes."""
+    """The command line. Of several processes the first one prints and writes: what one writes, as in `evaluation.main`."""
     if options.distributed and options.list == "-":
         raise UserError("--list=- cannot be read by several processes (--distributed): write the list to a file")
     runtime.start(**parsed(options, ("host_devices", "distributed")))

@@ -35,6 +35,8 @@ OF_A_DISK = (
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENAMETOOLONG,
     errno.ELOOP, errno.EMFILE, errno.ENFILE,
 )  # fmt: skip
+# What the collectives of CPUs and of GPUs say of another process that no longer answers.
+OF_A_LOST_PROCESS = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited")
 EXTRA = "ALEXNET_FLAGS"
 HELP = {"--help", "-h", "-help"}
 HELP_IN_FULL = {"--helpfull", "-helpfull"}
@@ -102,9 +104,9 @@ class Command:
         """Runs one command line.
 
         Returns:
-            The exit status: 0; 1 after a line on stderr about bad input, the disk or the memory; `IN_USE_STATUS` if another
-            process works in the folder; `DIVERGED_STATUS` if the loss is not finite; `RESUME_STATUS` if the run was
-            interrupted and saved; 130 after Ctrl-C.
+            The exit status: 0; 1 after a line on stderr about bad input, the disk, the memory or a lost process;
+            `IN_USE_STATUS` if another process works in the folder; `DIVERGED_STATUS` if the loss is not finite;
+            `RESUME_STATUS` if the run was interrupted and saved; 130 after Ctrl-C.
         """
         try:
             with extras.needed():
@@ -129,9 +131,9 @@ class Command:
             _say(f"error: {error.filename or 'the disk'}: {error.strerror}")
             return 1
         except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            if not (why := _why(error)):
                 raise
-            _say("error: the memory is exhausted: choose a smaller --batch_size, or --accumulate in training")
+            _say(f"error: {why}")
             return 1
         return 0
 
@@ -182,6 +184,16 @@ def parse_flags(options: flags.FlagValues, argv: Sequence[str]) -> None:
 def _spellings(options: flags.FlagValues) -> list[str]:
     """Every word that may stand after the dashes."""
     return [*options, *(f"no{name}" for name in options if options[name].boolean), "flagfile", "help"]
+
+
+def _why(error: MemoryError | RuntimeError) -> str:
+    """What a person can do about an error of the machine, or ''."""
+    said = str(error)
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in said:
+        return "the memory is exhausted: choose a smaller --batch_size, or --accumulate in training"
+    if any(words in said for words in OF_A_LOST_PROCESS):
+        return f"another process has ended or cannot be reached: run the command again ({said.splitlines()[0]})"
+    return ""
 
 
 def _say(line: str) -> None:
