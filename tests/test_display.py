@@ -222,7 +222,7 @@ def test_the_summary_has_the_error_of_the_averaged_weights_too(tmp_path):
     told = summary(small_config(workdir=str(tmp_path)), ("train", "validation"), 10, 1.0)
     assert told[3] == (
         "ema error",
-        "31.25 % top-1, 6.50 % top-5 on validation, of the averaged weights: evaluate --weights=ema",
+        "31.25 % top-1, 6.50 % top-5 on validation (evaluate --weights=ema)",
     )
 
 

@@ -59,6 +59,7 @@ def test_the_curve_of_the_averaged_weights_is_dashed():
         assert line.get_xydata().tolist() == [[2.0, value]]
         assert (line.get_linestyle(), line.get_marker()) == ("--", "o")
         assert line.get_color() == lines["validation"].get_color()
+    assert [axis.get_ylabel() for axis in figure.axes] == ["loss (nats)", "top-1 error (%)"]
     plt.close(figure)
 
 

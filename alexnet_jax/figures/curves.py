@@ -91,9 +91,13 @@ def draw_curves(rows: Rows, title: str, config: Config) -> Figure:
                 axis.plot([], [], " ", label="no validation recorded")
             if averaged := [row for row in mine if "ema" in row]:
                 points = [row["epoch"] for row in averaged], [row["ema"][name] for row in averaged]
-                style: dict[str, Any] = {"color": colour, "linestyle": "--", "linewidth": 1.6, "fillstyle": "none"}
-                label = f"{split}, averaged weights"
-                axis.plot(*points, marker=point_marker(averaged), markersize=4.5, label=label, **style)
+                style: dict[str, Any] = {
+                    "color": colour,
+                    "linestyle": "--",
+                    "marker": point_marker(averaged),
+                    "markersize": 4.5,
+                }
+                axis.plot(*points, **style, fillstyle="none", linewidth=1.6, label=f"{split}, averaged weights")
         axis.set(xlabel="epoch", ylabel=label, xlim=(0, None), ylim=(0, None))
         bare(axis)
         _mark_drops(axis, drops)

@@ -28,7 +28,7 @@ def summary(config: Config, splits: Collection[str], step: int, epoch: float) ->
     if best is not None:
         lines += [("best error", _error_text(best, workdir)), ("last error", _error_text(validations[-1], workdir))]
         if ema := validations[-1].get("ema"):
-            lines.append(("ema error", f"{_errors(ema)} on validation, of the averaged weights: evaluate --weights=ema"))
+            lines.append(("ema error", f"{_errors(ema)} on validation (evaluate --weights=ema)"))
     spent = time_spent(read_rows(workdir, STARTS))
     if spent is not None:
         starts = f"{spent.starts} starts" if spent.starts > 1 else "1 start"
