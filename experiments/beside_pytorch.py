@@ -108,9 +108,9 @@ def main(options: flags.FlagValues) -> None:
     except OSError as error:
         raise UserError(f"--out={out} cannot be used: {error.strerror}") from error
     runtime.start()
-    for name in rows:
+    for number, name in enumerate(rows, 1):
         if not (out / f"{name}.json").exists():
-            print(f"measuring {name}", file=sys.stderr)
+            print(f"measuring {name}, row {number} of {len(rows)}", file=sys.stderr)
             write_json(out / f"{name}.json", measure_row(name, options.rounds, options.steps), indent=None)
     records = {name: read_json(out / f"{name}.json") for name in rows}
     draw_ratios(records, out / "ratios.png")

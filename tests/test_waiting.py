@@ -2,15 +2,20 @@
 
 import json
 import math
+import os
+import subprocess
+from pathlib import Path
 
 import pytest
 from networks import SIZE, run, small_setup, tiny_config
 from pictures import recorded
 
-from alexnet_jax.benchmark import pauses, waiting, waiting_figure
+from alexnet_jax.benchmark import compiled, inputs, pauses, steps, waiting, waiting_figure
 from alexnet_jax.run.metrics import STARTS
 from alexnet_jax.system.errors import UserError
 from experiments import beside_pytorch, decoders
+
+SCRIPT = Path(decoders.__file__).parent / "waiting.sh"
 
 
 def test_a_first_step_is_waited_for_from_the_command_on(data_dir, tmp_path, monkeypatch):
@@ -60,8 +65,14 @@ def test_waits_are_bars_of_their_parts(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("others", [("--input",), ("--against=pytorch",), ("--compile_for=v5e:2x2",)])
 def test_two_measurements_at_once_are_refused(others, monkeypatch):
-    monkeypatch.setattr(waiting, "run_command", None)  # were they not refused, nothing may be measured
-    monkeypatch.setattr(waiting, "measure_waiting", None)
+    measures = (
+        (waiting, "measure_waiting"),
+        (inputs, "measure_input"),
+        (steps, "measure_steps"),
+        (compiled, "compile_programs"),
+    )
+    for module, name in measures:
+        monkeypatch.setattr(module, name, None)  # were they not refused, nothing may be measured
     done = run("benchmark", "--waiting", *others)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert "are two measurements: choose one" in done.stderr
@@ -91,7 +102,28 @@ def test_rows_beside_pytorch_are_kept_and_only_missing_ones_measured(tmp_path, m
     assert measured == ["paper_64", "caffe_128"]
     line = "| 30.0 | 20.0, channels_last, compiled | 1.50 (1.25 to 2.00) | 0123456+ |"
     assert done.stdout.splitlines()[2:] == [f"| `paper` | 64 {line}", f"| `caffe` | 128 {line}"]
+    assert "measuring caffe_128, row 2 of 2" in done.stderr
     assert (tmp_path / "ratios.png").exists()
+
+
+def test_the_script_goes_on_where_it_failed(tmp_path):
+    """Its Python is replaced by one that fails the second time."""
+    python, out, calls = tmp_path / "bin" / "python", tmp_path / "out", tmp_path / "calls"
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/sh\necho "$2" >>{calls}\necho half\n[ $(wc -l <{calls}) != 2 ]\n')
+    python.chmod(0o755)
+    environment = os.environ | {"PATH": f"{python.parent}:{os.environ['PATH']}"}
+
+    def started():
+        return subprocess.run([SCRIPT, out], env=environment, capture_output=True, text=True)
+
+    first = started()
+    assert (first.returncode, [file.name for file in out.glob("*.json")]) == (1, ["quickstart.json"])
+    again = started()
+    assert again.returncode == 0
+    assert again.stderr.splitlines()[:2] == [f"kept {out}/quickstart.json", "measuring full_size"]
+    assert {file.name for file in out.iterdir()} == {"quickstart.json", "full_size.json", "decoders.json"}
+    assert calls.read_text().split() == ["alexnet_jax.benchmark"] * 3 + ["experiments.decoders"]
 
 
 def test_every_row_beside_pytorch_has_a_config_and_a_peer():
