@@ -25,7 +25,7 @@ from alexnet_jax.benchmark.ours import CLASSES, training_flops
 from alexnet_jax.config import from_dict
 from alexnet_jax.data.splits import Batch
 from alexnet_jax.layers import trace
-from alexnet_jax.mesh import make_mesh
+from alexnet_jax.mesh import TowerMesh, make_mesh
 from alexnet_jax.placement import are_neighbours
 from alexnet_jax.run.workdir import provenance
 from alexnet_jax.step import (
@@ -47,26 +47,35 @@ _SIZE = re.compile(r"\b([\d.]+)([KMGT])\b")  # "(102.04G) exceeds available HBM 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-def lowered(setup: Setup) -> Iterator[tuple[str, Any]]:
-    """The training step, one view of evaluation and the checksum of parameters, by name, lowered for the mesh's devices."""
+def step_arguments(setup: Setup) -> tuple[Any, Any, Any, Any]:
+    """What a training step takes, state, batch, hyper-parameters and image statistics, as shapes on the mesh."""
     config, mesh = setup.config, setup.mesh
-
-    def shapes(tree: Any, specs: Any) -> Any:
-        def placed(spec: P, subtree: Any) -> Any:
-            there = mesh.sharding(spec)
-            return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there), subtree)
-
-        return jax.tree.map(placed, specs, tree, is_leaf=lambda node: isinstance(node, P))
-
     array, size, number = jax.ShapeDtypeStruct, config.image_size, np.float32(0)
     slots = jax.eval_shape(setup.transformation({}).init, setup.shapes)
-    state: Any = shapes(TrainState(array((), jnp.int32), setup.shapes, slots), setup.state_specs)  # pyright: ignore
+    state: Any = on_mesh(mesh, TrainState(array((), jnp.int32), setup.shapes, slots), setup.state_specs)  # pyright: ignore
     images = array((config.batch_size, size, size, 3), jnp.uint8)
-    batch: Any = shapes(Batch(images, array((config.batch_size,), jnp.int32)), P("data"))  # pyright: ignore
+    batch: Any = on_mesh(mesh, Batch(images, array((config.batch_size,), jnp.int32)), P("data"))  # pyright: ignore
     rates = {layer: {"kernel": number, "bias": number} for layer in setup.shapes}
     constants = StepHparams(rates, number), ImageStats(array((size, size, 3), jnp.float32), array((3, 3), jnp.float32))  # pyright: ignore
-    hparams, stats = shapes(constants, P())
-    view = shapes((np.int32(0), np.int32(0), np.bool_(False), number), P())
+    hparams, stats = on_mesh(mesh, constants, P())
+    return state, batch, hparams, stats
+
+
+def on_mesh(mesh: TowerMesh, tree: Any, specs: Any) -> Any:
+    """The shapes of a tree of arrays, laid out as `specs` say."""
+
+    def placed(spec: P, subtree: Any) -> Any:
+        there = mesh.sharding(spec)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there), subtree)
+
+    return jax.tree.map(placed, specs, tree, is_leaf=lambda node: isinstance(node, P))
+
+
+def lowered(setup: Setup) -> Iterator[tuple[str, Any]]:
+    """The training step, one view of evaluation and the checksum of parameters, by name, lowered for the mesh's devices."""
+    mesh = setup.mesh
+    state, batch, hparams, stats = step_arguments(setup)
+    view = on_mesh(mesh, (np.int32(0), np.int32(0), np.bool_(False), np.float32(0)), P())
     yield "train", make_train_step(setup).lower(state, batch, hparams, stats)  # pyright: ignore
     yield "evaluate", make_view_step(setup).lower(state.params, batch.images, stats.mean, *view)  # pyright: ignore
     yield "checksum", make_checksum(mesh, setup.specs).lower(state.params)  # pyright: ignore
