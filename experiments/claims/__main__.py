@@ -14,7 +14,6 @@ resumes where it was stopped. Without a claim nothing is trained: the verdicts a
 needs, by the standard deviation and the effect or margin in its TOML file.
 """
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +52,12 @@ def run_claim(claim: Claim, seeds: int, out: Path, data_dir: str, jobs: int = 1)
 
 def _run(arm: Arm, seed: int, out: Path, data_dir: str) -> Run:
     flags_of_run = (f"--data_dir={data_dir}", f"--seed={seed}")
-    first, last = (
-        Run(FOLDER / f"{flagfile}.cfg", out / Path(flagfile).name / f"seed{seed}", flags_of_run, arm.views)
-        for flagfile in (arm.first, arm.flagfile)
-    )
-    return replace(last, first=first) if arm.first else last
+
+    def run(flagfile: str, first: Run | None = None) -> Run:
+        workdir = out / Path(flagfile).name / f"seed{seed}"
+        return Run(FOLDER / f"{flagfile}.cfg", workdir, flags_of_run, arm.views, first=first)
+
+    return run(arm.flagfile, run(arm.first) if arm.first else None)
 
 
 def run_design(design: Design, seeds: int, out: Path, data_dir: str, jobs: int = 1) -> Path:
