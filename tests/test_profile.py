@@ -1,8 +1,10 @@
 """--profile: a trace in which every layer and every step has its name, and a run that is not changed by it."""
 
 import contextlib
+import functools
 import gzip
 import json
+import operator
 from typing import NamedTuple
 
 import jax
@@ -84,6 +86,23 @@ def test_the_figure_has_the_times_of_the_trace(trace):
     assert drawn == pytest.approx(sum(operation.milliseconds for operation in trace.operations()) / 2)
     assert figure.get_suptitle().startswith("a run\nsteps 2 to 3: ")
     mpl.pyplot.close(figure)
+
+
+def test_an_operation_has_the_scope_of_the_program_that_ran(tmp_path):
+    def program(scope, products):
+        def step(values):
+            with jax.named_scope(scope):
+                return functools.reduce(operator.matmul, [values] * products)
+
+        values = jax.numpy.ones((32, 32))
+        return functools.partial(jax.jit(step).lower(values).compile(), values)
+
+    programs = [program("conv1", 2), program("conv2", 4), program("conv3", 3)]  # of one name, with instructions of one name
+    with jax.profiler.trace(tmp_path):
+        programs[1]().block_until_ready()
+    scopes = {operation.scope for operation in Trace(tmp_path, small_config().table()).operations()}
+    assert Scope("conv2", "", False) in scopes
+    assert scopes <= {Scope("conv2", "", False), None}
 
 
 @pytest.mark.parametrize(
@@ -181,7 +200,7 @@ def of_a_gpu(monkeypatch, tmp_path):
     path = tmp_path / "plugins/profile/now/vm.xplane.pb"
     path.parent.mkdir(parents=True)
     path.touch()
-    monkeypatch.setattr("alexnet_jax.run.trace._instructions", lambda content, parts: program)
+    monkeypatch.setattr("alexnet_jax.run.trace._instructions", lambda content, parts, ran: program)
     monkeypatch.setattr(Trace, "_events", lambda trace: ((event, event.stats) for event in events))
     return tmp_path
 

@@ -98,10 +98,11 @@ class Trace:
         self.path = files[-1]
         try:
             content = self.path.read_bytes()
-            self._instructions = _instructions(content, self.parts)
-            self._kernels = {(program, _plain(name)): name for program, name in self._instructions}
             self._data = ProfileData.from_serialized_xspace(content)
-        except (OSError, DecodeError) as error:
+            ran = {(str(stats["hlo_module"]), str(stats["hlo_op"])) for _, stats in self._events() if "hlo_op" in stats}
+            self._instructions = _instructions(content, self.parts, ran)
+            self._kernels = {(program, _plain(name)): name for program, name in self._instructions}
+        except (OSError, RuntimeError, DecodeError) as error:
             raise UserError(f"{self.path} is truncated or not a trace: train with --profile=START:STOP again") from error
 
     def instruction(self, program: str, name: str, kernel: str) -> tuple[str, str]:
@@ -141,17 +142,32 @@ def _plain(name: str) -> str:
     return re.sub(r"[.-]", "_", name)
 
 
-def _instructions(content: bytes, parts: Collection[str]) -> Instructions:
-    """Every instruction of the compiled programs in an XSpace. Raises DecodeError."""
-    found: Instructions = {}
+def _instructions(content: bytes, parts: Collection[str], ran: Collection[tuple[str, str]]) -> Instructions:
+    """Every instruction of the compiled programs in an XSpace. Raises DecodeError.
+
+    An XSpace has all programs that the process holds, perhaps several of one name. Their numbers do not say which one ran:
+    a program from the cache has two. It is the one with most of the instructions in `ran`, and with most scopes.
+    """
+    best: dict[str, tuple[int, int]] = {}
+    found: dict[str, Instructions] = {}
     for plane in _MESSAGES["XSpace"].FromString(content).planes:
         for pair in plane.event_metadata if plane.name == _PROGRAMS else ():
             for stat in pair.value.stats:
                 module = _MESSAGES["HloProto"].FromString(stat.bytes_value).hlo_module
-                computations = {one.id: one.instructions for one in module.computations}
-                for instructions in computations.values():
-                    scopes = _scopes(instructions, computations, parts)
-                    found |= {(module.name, one.name): Instruction(one.opcode, scopes[one.id]) for one in instructions}
+                program = _program(module, parts)
+                match = sum(key in ran for key in program), sum(one.scope is not None for one in program.values())
+                if match > best.get(module.name, (-1, -1)):
+                    best[module.name], found[module.name] = match, program
+    return {key: one for program in found.values() for key, one in program.items()}
+
+
+def _program(module: Any, parts: Collection[str]) -> Instructions:
+    """Every instruction of one compiled program."""
+    computations = {one.id: one.instructions for one in module.computations}
+    found: Instructions = {}
+    for instructions in computations.values():
+        scopes = _scopes(instructions, computations, parts)
+        found |= {(module.name, one.name): Instruction(one.opcode, scopes[one.id]) for one in instructions}
     return found
 
 
