@@ -146,17 +146,19 @@ def _instructions(content: bytes, parts: Collection[str], ran: Collection[tuple[
     """Every instruction of the compiled programs in an XSpace. Raises DecodeError.
 
     An XSpace has all programs that the process holds, perhaps several of one name. Their numbers do not say which one ran:
-    a program from the cache has two. It is the one with most of the instructions in `ran`, and with most scopes.
+    a program from the cache has two. It is the one with most of the instructions in `ran` and the fewest others, and among
+    equals the one with most scopes: in the cache they may be of an earlier version.
     """
-    best: dict[str, tuple[int, int]] = {}
+    best: dict[str, tuple[int, int, int]] = {}
     found: dict[str, Instructions] = {}
     for plane in _MESSAGES["XSpace"].FromString(content).planes:
         for pair in plane.event_metadata if plane.name == _PROGRAMS else ():
             for stat in pair.value.stats:
                 module = _MESSAGES["HloProto"].FromString(stat.bytes_value).hlo_module
                 program = _program(module, parts)
-                match = sum(key in ran for key in program), sum(one.scope is not None for one in program.values())
-                if match > best.get(module.name, (-1, -1)):
+                scoped = sum(one.scope is not None for one in program.values())
+                match = sum(key in ran for key in program), -len(program), scoped
+                if module.name not in best or match > best[module.name]:
                     best[module.name], found[module.name] = match, program
     return {key: one for program in found.values() for key, one in program.items()}
 
