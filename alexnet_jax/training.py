@@ -1,7 +1,6 @@
 """What `train` does: starts or resumes a run, and trains it to the end."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import jax
 from absl import flags
@@ -23,6 +22,7 @@ from alexnet_jax.step import Setup, TrainState
 from alexnet_jax.system import runtime
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.signals import Interruption
+from alexnet_jax.system.stores import local_folder
 from alexnet_jax.system.watchdog import Watchdog
 from alexnet_jax.trainer import Trainer
 
@@ -36,7 +36,7 @@ def train(config: Config) -> None:
         Interrupted: SIGTERM or SIGINT; what was done is saved.
     """
     check_wandb(config.wandb)
-    clock, silent, workdir = Clock(), jax.process_index() > 0, Path(config.workdir)
+    clock, silent, workdir = Clock(), jax.process_index() > 0, local_folder(config.workdir)
     run, dataset = start_run(config)
     setup = run.setup
     intervals = Intervals(config, len(dataset.splits["train"]), "validation" in dataset.splits)
@@ -68,6 +68,7 @@ def train(config: Config) -> None:
             else:
                 display.say("already finished: a larger --steps or --epochs trains longer")
         end = max(progress.step, intervals.total_steps)
+        watchdog.watch("checkpoint", end)  # a folder in an object store is sent
         display.summary(summary(config, dataset.splits, end, intervals.epoch(end)))
 
 
@@ -91,7 +92,7 @@ def _start_over(config: Config) -> None:
             f"--workdir={config.workdir} holds a run whose checkpoints are gone: put checkpoints/ back, or begin at step 0 "
             "with --start_over, which keeps its records in damaged/"
         )
-    start_over(Path(config.workdir))
+    start_over(local_folder(config.workdir))
 
 
 def _initial_state(setup: Setup, transferred: list[str]) -> TrainState:

@@ -18,10 +18,12 @@ from alexnet_jax.data.store import open_store, store_path
 from alexnet_jax.mesh import make_mesh
 from alexnet_jax.run.checkpoint import Checkpoints
 from alexnet_jax.run.intervals import Progress
+from alexnet_jax.run.mirror import fetch_run
 from alexnet_jax.run.workdir import check_resumable, locked, write_folder
 from alexnet_jax.step import TrainState, make_setup
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.files import check_input
+from alexnet_jax.system.stores import local_folder, refuse_remote
 from alexnet_jax.values import MeshShape
 
 # RGB from 0 to 255: that of Caffe's imagenet_mean.binaryproto, and torchvision's (0.485, 0.456, 0.406).
@@ -105,6 +107,7 @@ def read_names(file: str, config: Config) -> tuple[str, ...]:
             return tuple(Path(file).read_text(encoding="utf-8-sig").splitlines())
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--classes={file} cannot be read: {error}") from error
+    refuse_remote(f"--data_dir={config.data_dir}", config.data_dir)  # for the names alone all of a set would be fetched
     path = store_path(Path(config.data_dir), config.dataset, config.image_size, config.resize)
     return open_store(path).classes if path.exists() else ()
 
@@ -125,7 +128,10 @@ def check_params(imported: Imported, path: Path) -> None:
 
 def check_new(workdir: str) -> None:
     """Raises UserError if the folder holds a run."""
-    if workdir and (Path(workdir) / "config.json").exists():
+    if not workdir:
+        return
+    fetch_run(workdir)
+    if (local_folder(workdir) / "config.json").exists():
         raise UserError(f"--workdir={workdir} holds a run already: name a new folder")
 
 
@@ -142,5 +148,5 @@ def write_run(imported: Imported, workdir: str, fingerprint: str) -> None:
     with locked(workdir):
         check_resumable(config, fingerprint, imported.classes, imported.mean)
         write_folder(config, fingerprint, imported.classes, imported.mean)
-        with Checkpoints(Path(workdir), keep=config.keep, writable=True) as checkpoints:
+        with Checkpoints(local_folder(workdir), keep=config.keep, writable=True) as checkpoints:
             checkpoints.save(setup, state, Progress().as_dict(), None)

@@ -28,6 +28,7 @@ from alexnet_jax.run.workdir import read_config
 from alexnet_jax.system import runtime
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.files import check_output
+from alexnet_jax.system.stores import local_folder
 
 SHOWN = 4  # right images, and as many wrong ones
 QUERIES = 5  # as in Figure 4
@@ -43,7 +44,7 @@ def read_metrics(config: Config, options: flags.FlagValues) -> Rows:
     Raises:
         UserError: there are none, or --only names magnitudes and no row has them.
     """
-    rows = read_rows(Path(config.workdir))
+    rows = read_rows(local_folder(config.workdir))
     if not rows:
         raise UserError(
             f"--workdir={config.workdir} has no metrics yet: train longer than --log_every={config.log_every} steps, or "
@@ -59,7 +60,7 @@ def read_metrics(config: Config, options: flags.FlagValues) -> Rows:
 
 def check_folder(config: Config) -> Path:
     """The folder of a run's figures. Raises UserError if it cannot be made, or a figure in it cannot be replaced."""
-    folder = Path(config.workdir) / "figures"
+    folder = local_folder(config.workdir) / "figures"
     if os.path.lexists(folder) and not folder.is_dir():
         raise UserError(f"--workdir={config.workdir}: {folder} is not a folder: move it away")
     old = [path for path in folder.glob("*") if path.suffix in FIGURE_SUFFIXES]
@@ -70,7 +71,7 @@ def check_folder(config: Config) -> Path:
 
 def has_checkpoint(config: Config) -> bool:
     """Whether a checkpoint of the run is complete."""
-    with Checkpoints(Path(config.workdir), keep=config.keep, writable=False) as checkpoints:
+    with Checkpoints(local_folder(config.workdir), keep=config.keep, writable=False) as checkpoints:
         return bool(checkpoints.steps())
 
 

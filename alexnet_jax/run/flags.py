@@ -9,6 +9,7 @@ from absl import flags
 from alexnet_jax.config import Config, as_dict
 from alexnet_jax.config import define_flags as define_config_flags
 from alexnet_jax.system.errors import UserError
+from alexnet_jax.system.stores import local_folder
 from alexnet_jax.values import SPLITS
 
 
@@ -29,7 +30,7 @@ def check_workdirs(workdirs: Sequence[str], purpose: str) -> None:
         raise UserError(f"--workdir is missing: name the folder of a run; repeat it to {purpose}")
     places = dict[str, str]()
     for workdir in workdirs:
-        place = os.path.realpath(workdir)
+        place = os.path.realpath(local_folder(workdir))
         if place in places:
             raise UserError(f"--workdir={places[place]} and --workdir={workdir} are one run: name it once")
         places[place] = workdir

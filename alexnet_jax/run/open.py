@@ -1,7 +1,6 @@
 """The one door into a run: what was typed (`Config`) becomes what it means (`Run`). Nothing is compiled here."""
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TypedDict, Unpack
 
 import jax
@@ -14,10 +13,12 @@ from alexnet_jax.data.dataset import Dataset, open_dataset
 from alexnet_jax.mesh import TowerMesh, make_mesh
 from alexnet_jax.network import Params
 from alexnet_jax.run.checkpoint import Checkpoints, chosen_step
+from alexnet_jax.run.mirror import fetch_checkpoint, fetch_run
 from alexnet_jax.run.workdir import Stored, read_mean, read_stored
 from alexnet_jax.step import Setup, make_setup
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.memory import physical_memory
+from alexnet_jax.system.stores import local_folder
 from alexnet_jax.values import MeshShape, Spmd
 
 
@@ -59,14 +60,16 @@ class Run:
         Raises:
             UserError: there is no such checkpoint, or it cannot be read.
         """
-        with Checkpoints(Path(self.config.workdir), keep=self.config.keep, writable=False) as checkpoints:
+        with Checkpoints(local_folder(self.config.workdir), keep=self.config.keep, writable=False) as checkpoints:
             chosen = chosen_step(checkpoints, self.config.workdir, step)
+            fetch_checkpoint(self.config.workdir, chosen)
             params = checkpoints.restore_params(self.setup, chosen)
         return Trained(self.setup, self.stored, self.mean, params, chosen)
 
     def velocity(self, step: int) -> Params:
         """The velocity of a checkpoint, shaped as the parameters. Raises UserError as `restore`."""
-        with Checkpoints(Path(self.config.workdir), keep=self.config.keep, writable=False) as checkpoints:
+        with Checkpoints(local_folder(self.config.workdir), keep=self.config.keep, writable=False) as checkpoints:
+            fetch_checkpoint(self.config.workdir, step)
             return checkpoints.restore_velocity(self.setup, step)
 
 
@@ -118,11 +121,12 @@ def open_run(workdir: str, *, on: TowerMesh | None = None, flag: str = "workdir"
 
 
 def start_run(config: Config) -> tuple[Run, Dataset]:
-    """The run that a config describes, to train it, with its data set. Nothing is written.
+    """The run that a config describes, to train it, with its data set. Nothing of the run is written.
 
     Raises:
         UserError: the data set is missing, or the flags do not fit it, the devices or the network.
     """
+    fetch_run(config.workdir)  # which may have its own mean image
     if config.init:
         read_stored(config.init, "init")
     mesh = make_mesh(config.mesh, config.table().towers, config.batch_size, config.spmd)

@@ -9,6 +9,7 @@ from alexnet_jax.config import Config
 from alexnet_jax.run.display import duration
 from alexnet_jax.run.metrics import METRICS, STARTS, read_rows
 from alexnet_jax.run.starts import time_spent
+from alexnet_jax.system.stores import local_folder
 
 
 def summary(config: Config, splits: Collection[str], step: int, epoch: float) -> list[tuple[str, str]]:
@@ -20,7 +21,7 @@ def summary(config: Config, splits: Collection[str], step: int, epoch: float) ->
         step: of the last checkpoint.
         epoch: that it is in.
     """
-    workdir = Path(config.workdir)
+    workdir = local_folder(config.workdir)
     validations = [row for row in read_rows(workdir) if row["split"] == "validation"]
     best = min(validations, key=lambda row: (row["top1_error"], row["step"]), default=None)
     lines = [("finished", f"step {step:,}, epoch {epoch:.2f}")]
@@ -31,8 +32,8 @@ def summary(config: Config, splits: Collection[str], step: int, epoch: float) ->
         starts = f"{spent.starts} starts" if spent.starts > 1 else "1 start"
         steps = f"{duration(spent.training)} of it in training steps (goodput {100 * spent.goodput:.0f} %)"
         lines.append(("time", f"{duration(spent.wall)} in {starts}, {steps}"))
-    lines.append(("folder", f"{workdir}: checkpoints/, {METRICS}, {STARTS}, tensorboard/"))
-    words = ["python", "-m", "alexnet_jax.evaluate", f"--workdir={workdir}"]
+    lines.append(("folder", f"{config.workdir}: checkpoints/, {METRICS}, {STARTS}, tensorboard/"))
+    words = ["python", "-m", "alexnet_jax.evaluate", f"--workdir={config.workdir}"]
     if best is not None and best["step"] != step:
         words.append("--step=best")
     if "test" not in splits:

@@ -1,6 +1,7 @@
 """The folder of a run: config.json, and who may write into it."""
 
 import contextlib
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -13,13 +14,17 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jaxtyping import Float32
 
 from alexnet_jax.config import Config, as_dict, changed_flags, from_dict
 from alexnet_jax.run.metrics import METRICS, RECORDS, check_records
+from alexnet_jax.run.mirror import fetch_run
+from alexnet_jax.run.sender import mirrored
 from alexnet_jax.run.wandb_run import WANDB_ID
 from alexnet_jax.system.errors import InUse, UserError
 from alexnet_jax.system.files import exclusively, read_array, read_json, replacing, write_json
+from alexnet_jax.system.stores import is_remote, local_folder
 
 MeanImage = Float32[np.ndarray, "size size 3"]
 
@@ -65,14 +70,19 @@ def locked(workdir: str) -> Iterator[None]:
     """
     if not workdir:
         raise UserError("--workdir is missing: name a folder for the run")
+    remote = is_remote(workdir)
+    path = local_folder(workdir) / "lock"
+    if remote and jax.process_count() > 1:
+        _check_one_machine(workdir)
     if jax.process_index():
+        if remote:
+            multihost_utils.sync_global_devices("the run is fetched")
         yield
         return
     check_name(workdir, writing=True)
-    path = Path(workdir) / "lock"
     with contextlib.ExitStack() as stack:
         try:
-            known = path.exists() or (path.parent / "config.json").exists()
+            known = remote or path.exists() or (path.parent / "config.json").exists()
             if not known and path.parent.is_dir() and any(path.parent.iterdir()):
                 raise UserError(f"--workdir={workdir} holds something that is not a run: choose an empty or a new folder")
             lock = stack.enter_context(exclusively(path, wait=False))
@@ -83,7 +93,22 @@ def locked(workdir: str) -> Iterator[None]:
             os.write(lock.fileno(), holder.encode())  # without a buffer, so that a full disk is told here
         except OSError as error:
             raise UserError(f"--workdir={workdir} cannot be written: {error.strerror or error}") from error
+        if remote:
+            stack.enter_context(mirrored(workdir))
+            if jax.process_count() > 1:
+                multihost_utils.sync_global_devices("the run is fetched")
         yield
+
+
+def _check_one_machine(workdir: str) -> None:
+    """Raises UserError unless all processes share the copy of a run in an object store. All have to ask."""
+    place = f"{socket.gethostname()} {local_folder(workdir)}".encode()
+    number = np.frombuffer(hashlib.sha256(place).digest()[:4], np.int32)
+    if len(set(multihost_utils.process_allgather(number).ravel().tolist())) > 1:
+        raise UserError(
+            f"--workdir={workdir} is in an object store, which a run on several machines cannot write to: name a folder "
+            "that all of them see"
+        )
 
 
 def _holder(lock: Path) -> str:
@@ -92,7 +117,7 @@ def _holder(lock: Path) -> str:
 
 def check_name(workdir: str, *, writing: bool) -> None:
     r"""Raises UserError on a path that Orbax takes for a pattern when it writes, or that TensorStore splits at a `\`."""
-    path = str(Path(workdir).absolute())
+    path = str(local_folder(workdir).absolute())
     odd = [character for character in ("*?[\\" if writing else "\\") if character in path]
     odd += [character for character in path if "\ud800" <= character <= "\udfff"]  # no text in UTF-8
     if odd:
@@ -130,14 +155,15 @@ class Stored:
 
 
 def read_stored(workdir: str, flag: str = "workdir") -> Stored:
-    """What is known of the run in a folder, which `flag` names.
+    """What is known of the run in a folder, which `flag` names. The copy of one in an object store is brought up to date.
 
     Raises:
         UserError: there is no run, or its config.json is damaged.
     """
     if not workdir:
         raise UserError(f"--{flag} is missing: name the folder of a run")
-    path = Path(workdir) / "config.json"
+    path = local_folder(workdir) / "config.json"
+    fetch_run(workdir)
     if not path.exists():
         raise UserError(f"--{flag}={workdir} holds no run: there is no config.json")
     content = read_json(path)
@@ -165,21 +191,23 @@ def check_resumable(config: Config, fingerprint: str, classes: tuple[str, ...], 
     Raises:
         UserError: it holds a run that this config, data set or mean image would alter, or records that are damaged.
     """
-    workdir = Path(config.workdir)
+    workdir = local_folder(config.workdir)
     check_records(workdir)
     if not (workdir / "config.json").exists():
         if (workdir / METRICS).exists() or any((workdir / "checkpoints").glob("[0-9]*")):
-            raise UserError(f"--workdir={workdir} has lost its config.json: put it back, or choose a new --workdir")
+            raise UserError(f"--workdir={config.workdir} has lost its config.json: put it back, or choose a new --workdir")
         return False
     stored = read_stored(config.workdir)
     if changes := changed_flags(stored.config, config):
         raise UserError(
-            f"--workdir={workdir} holds another run: {'; '.join(changes)}. Use a new --workdir or the old values"
+            f"--workdir={config.workdir} holds another run: {'; '.join(changes)}. Use a new --workdir or the old values"
         )
     replace(stored, config=config).check_data(fingerprint, classes)
     own = read_mean(replace(config, init=""))
     if own is not None and not np.array_equal(own, mean):
-        raise UserError(f"--workdir={workdir}: mean.npy is not the mean image of --dataset={config.dataset}: put it back")
+        raise UserError(
+            f"--workdir={config.workdir}: mean.npy is not the mean image of --dataset={config.dataset}: put it back"
+        )
     return not (workdir / UNSAVED).exists()
 
 
@@ -197,7 +225,7 @@ def write_folder(config: Config, fingerprint: str, classes: tuple[str, ...], mea
     """
     if jax.process_index():  # the first process writes
         return
-    workdir = Path(config.workdir)
+    workdir = local_folder(config.workdir)
     try:
         if not (workdir / "config.json").exists():
             (workdir / UNSAVED).touch()
@@ -213,7 +241,7 @@ def write_folder(config: Config, fingerprint: str, classes: tuple[str, ...], mea
             },
         )
     except OSError as error:
-        raise UserError(f"--workdir={workdir} cannot be written: {error.strerror or error}") from error
+        raise UserError(f"--workdir={config.workdir} cannot be written: {error.strerror or error}") from error
 
 
 def mark_saved(workdir: Path) -> None:
@@ -249,7 +277,7 @@ def read_mean(config: Config) -> MeanImage | None:
         UserError: it is not such an image.
     """
     for folder in (config.workdir, config.init):
-        path = Path(folder) / "mean.npy"
+        path = local_folder(folder) / "mean.npy"
         if folder and path.exists():
             break
     else:
