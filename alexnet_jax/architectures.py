@@ -7,6 +7,7 @@ notes), Caffe's `bvlc_alexnet`, torchvision's `alexnet`. The networks for CIFAR-
 from collections.abc import Sequence
 from dataclasses import replace
 
+from alexnet_jax.ablations import ablated
 from alexnet_jax.cifar_architectures import cifar_architectures
 from alexnet_jax.layers import (
     Architecture,
@@ -16,7 +17,6 @@ from alexnet_jax.layers import (
     Dropout,
     Layer,
     MaxPool,
-    Operation,
     Relu,
     ResponseNorm,
 )
@@ -76,37 +76,26 @@ def _caffenet(caffe: Architecture) -> Architecture:
 
 def _one_tower(paper: Architecture) -> Architecture:
     """The paper's one-GPU comparison net (Section 3.2, note 1): half the kernels but for conv5, so the same size."""
-    table = replace(paper, name="one_tower", towers=1)
-    for name, width in (("conv1", 48), ("conv2", 128), ("conv3", 192), ("conv4", 192)):
-        table = table.changed(name, width=width)
+    table = replace(paper, towers=1)
+    for layer in paper.layers[:4]:
+        assert isinstance(layer, Convolution)
+        table = table.changed(layer.name, width=layer.width // 2)
     return table
 
 
-def _no_crosstalk(paper: Architecture) -> Architecture:
-    """Lab note 150: the towers meet only in fc8; wider conv2 and fc6 keep the number of parameters."""
-    table = paper.changed("conv2", width=320).changed("conv3", reads="own")
-    table = table.changed("fc6", width=8192, reads="own").changed("fc7", reads="own")
-    return replace(table, name="no_crosstalk")
+def _crosstalk_conv4(paper: Architecture) -> Architecture:
+    """The towers meet before conv4 instead of conv3 (lab notes)."""
+    return paper.changed("conv3", reads="own").changed("conv4", reads="all")
 
 
 def _init_001(paper: Architecture) -> Architecture:
     """The paper's text: every layer from N(0, 0.01) (Section 5); the 2012 source has 0.03 at conv3 to conv5."""
     table = paper
     for name in ("conv3", "conv4", "conv5"):
-        table = table.changed(name, init_std=0.01)
-    return replace(table, name="init_001")
-
-
-def _without(paper: Architecture, layer: str) -> Architecture:
-    """One layer removed (Section 1: "removing any convolutional layer ... resulted in inferior performance")."""
-    return replace(paper, name=f"no_{layer}", layers=tuple(old for old in paper.layers if old.name != layer))
-
-
-def _non_overlapping_pool(paper: Architecture) -> Architecture:
-    """2x2 windows at stride 2 instead of 3x3 (Section 3.4). On the paper's sizes, 55, 27 and 13 px, windows that reach
-    over the edge would give one row more, so they are dropped and every layer keeps its shape."""
-    pool = MaxPool(size=2, ceil_mode=False)
-    return _with_pooled(paper, "non_overlapping_pool", Relu(), ResponseNorm(), pool).changed("conv5", after=(Relu(), pool))
+        init_std = paper.layer(name).init_std
+        assert init_std is not None
+        table = table.changed(name, init_std=init_std / 3)
+    return table
 
 
 def _narrow(paper: Architecture, name: str, divisor: int) -> Architecture:
@@ -119,6 +108,16 @@ def _narrow(paper: Architecture, name: str, divisor: int) -> Architecture:
             layer = replace(layer, init_std=layer.init_std * divisor**0.5)
         layers.append(layer)
     return replace(paper, name=name, layers=tuple(layers))
+
+
+def _paper_32px(paper: Architecture) -> Architecture:
+    """Two towers for images of 32 px: a quarter of the widths, and in conv1 5x5 kernels at stride 2.
+
+    Maps have 14, 7, 3 and 1 px along a side, whether the windows of the poolings overlap or not.
+    """
+    table = _narrow(paper, "paper_32px", 4)
+    table = table.changed("conv1", kernel=5, stride=2, padding=2, ceil_mode=False, init_std=0.02)
+    return replace(table, crop_size=28)
 
 
 def _torchvision() -> Architecture:
@@ -143,26 +142,26 @@ def _torchvision() -> Architecture:
     )
 
 
-def _with_pooled(table: Architecture, name: str, *after: Operation) -> Architecture:
-    """The table with other operations after its first two layers."""
-    return replace(table.changed("conv1", after=after).changed("conv2", after=after), name=name)
-
-
 def _architectures() -> dict[str, Architecture]:
     paper = _paper()
+    paper_32px = _paper_32px(paper)
     tables = (
         paper,
         _source2012(paper),
         _caffe(paper),
         _caffenet(_caffe(paper)),
-        _one_tower(paper),
-        _no_crosstalk(paper),
-        replace(paper.changed("conv3", reads="own").changed("conv4", reads="all"), name="crosstalk_conv4"),
-        _with_pooled(paper, "no_lrn", Relu(), MaxPool()),
-        _non_overlapping_pool(paper),
-        _init_001(paper),
-        _without(paper, "conv4"),
+        replace(_one_tower(paper), name="one_tower"),
+        replace(ablated(paper, ["crosstalk"]), name="no_crosstalk"),
+        replace(_crosstalk_conv4(paper), name="crosstalk_conv4"),
+        replace(ablated(paper, ["lrn"]), name="no_lrn"),
+        replace(ablated(paper, ["overlap"]), name="non_overlapping_pool"),
+        replace(_init_001(paper), name="init_001"),
+        replace(ablated(paper, ["conv4"]), name="no_conv4"),
         _narrow(paper, "paper_eighth", 8),  # two towers that train in seconds: for tests and first steps
+        paper_32px,
+        replace(_one_tower(paper_32px), name="paper_32px_one_tower"),
+        replace(_crosstalk_conv4(paper_32px), name="paper_32px_crosstalk_conv4"),
+        replace(_init_001(paper_32px), name="paper_32px_init_001"),
         _torchvision(),
         *cifar_architectures(),
     )
@@ -181,6 +180,7 @@ def with_overrides(
     dropout: float | None = None,
     weight_decay: float | None = None,
     layer_decays: Sequence[LayerDecay] = (),
+    ablate: Sequence[str] = (),
 ) -> Architecture:
     """The table with other values in place of its own; None keeps the table's.
 
@@ -190,14 +190,15 @@ def with_overrides(
         dropout: in place of its dropout rates; 0 takes the dropout out.
         weight_decay: of every layer.
         layer_decays: weight decays of single layers, whatever `weight_decay` is.
+        ablate: the ideas that are taken out first, see `alexnet_jax.ablations`.
 
     Raises:
-        UserError: a dropout rate outside [0, 1).
+        UserError: a dropout rate outside [0, 1), or an ablation that is not possible.
     """
     if dropout is not None and not 0 <= dropout < 1:
         raise UserError(f"--dropout={dropout} is not a rate: use at least 0 and less than 1")
-    own_decays, layers = dict(layer_decays), list[Layer]()
-    for layer in architecture.layers:
+    table, own_decays, layers = ablated(architecture, ablate), dict(layer_decays), list[Layer]()
+    for layer in table.layers:
         if bias is not None and layer.bias:
             layer = replace(layer, bias=bias)
         decay = own_decays.get(layer.name, weight_decay)
@@ -207,4 +208,4 @@ def with_overrides(
             kept = (replace(op, rate=dropout) if isinstance(op, Dropout) else op for op in layer.after)
             layer = replace(layer, after=tuple(op for op in kept if not (isinstance(op, Dropout) and op.rate == 0)))
         layers.append(layer)
-    return replace(architecture, layers=tuple(layers))
+    return replace(table, layers=tuple(layers))

@@ -6,6 +6,7 @@ both networks. All biases begin at 0. The weight decays are `wc` of the layer pa
 
 from dataclasses import replace
 
+from alexnet_jax.ablations import ablated
 from alexnet_jax.layers import (
     Architecture,
     AveragePool,
@@ -28,7 +29,7 @@ def cifar_architectures() -> tuple[Architecture, ...]:
         cifar_13pct,
         _saturating(cifar_13pct, "cifar_13pct_tanh"),
         cifar_11pct,
-        _with_after(cifar_11pct, "cifar_11pct_no_lrn", (Relu(), MaxPool()), (Relu(), MaxPool())),
+        replace(ablated(cifar_11pct, ["lrn"]), name="cifar_11pct_no_lrn"),
         _non_overlapping_pool(cifar_11pct),
         _cifar_11pct_early(cifar_13pct),
         _cifar_18pct(),

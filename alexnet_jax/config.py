@@ -8,14 +8,15 @@ from typing import Any
 
 from absl import flags
 
+from alexnet_jax.ablations import ABLATIONS
 from alexnet_jax.architectures import ARCHITECTURES, OLD_ARCHITECTURES, Architecture, with_overrides
 from alexnet_jax.fields import check_field, define_flag, from_text, setting, to_text
 from alexnet_jax.system import cli
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.help import Group
-from alexnet_jax.values import RESIZES, Fold, LayerDecay, LayerRate, MeshShape, Spmd, number_text, parse_epochs
+from alexnet_jax.values import RESIZES, Fold, LayerDecay, LayerRate, MeshShape, Spmd, StepRange, number_text, parse_epochs
 
-SCHEDULES = ("plateau", "steps", "staged", "constant")
+SCHEDULES = ("plateau", "steps", "staged", "polynomial", "constant")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,7 @@ class Config:
     seed: int = setting(0, "seed of the parameters, the order of images, crops and dropout", minimum=0, maximum=2**32 - 1)
     # Network
     architecture: str = setting("paper", "layer table", choices=tuple(ARCHITECTURES), old_values=OLD_ARCHITECTURES)
+    ablate: tuple[str, ...] = setting((), f"`ideas` taken out of the table, comma-separated: {', '.join(ABLATIONS)}")
     bias_init: float | None = setting(None, "initial `bias` in place of the table's nonzero ones (paper: 1; Caffe: 0.1)")
     dropout: float | None = setting(None, "dropout `rate` in place of the table's (Section 4.2: 0.5)")
     precision: str = setting(
@@ -39,6 +41,14 @@ class Config:
         "precision of activations and products, on every platform: float32 is never rounded to bfloat16 or TF32; parameters "
         "stay float32, so that a run may change it when it is resumed",
         choices=("float32", "bfloat16"),
+        fixed_on_resume=False,
+    )
+    crosstalk_precision: str = setting(
+        "same",
+        "precision of what the towers send each other before conv3, fc6 and fc7, and of its gradients: the same as "
+        "--precision, or bfloat16, half the bytes of float32 (2012 lab notes: errors of 40.52 and 18.42 % against 40.53 and "
+        "18.05 %)",
+        choices=("same", "bfloat16"),
         fixed_on_resume=False,
     )
     init: str = setting(
@@ -82,6 +92,8 @@ class Config:
     batch_size: int = setting(128, "`examples` per step over all devices (Section 5: 128)", minimum=1)
     accumulate: int = setting(1, "micro-batches that a step is computed in, to save memory", minimum=1)
     learning_rate: float = setting(0.01, "initial learning `rate` of the weights (Section 5: 0.01)", minimum=0)
+    base_batch_size: int | None = setting(None, "`examples` that --learning_rate is for; it is multiplied by --batch_size / "
+        "this (linear scaling, Goyal et al. 2017, arXiv 1706.02677); 0: --batch_size", minimum=1, absent=0)  # fmt: skip
     momentum: float = setting(0.9, "momentum (Section 5: 0.9)", minimum=0, maximum=1)
     rate_in_velocity: bool = setting(True, "the rate is inside the velocity (Section 5), not outside as in later libraries")
     weight_decay: float | None = setting(
@@ -98,6 +110,10 @@ class Config:
         parse=LayerRate.parse,
     )  # fmt: skip
     freeze: tuple[str, ...] = setting((), "`layers` that keep their initial parameters, comma-separated")
+    lars: float = setting(0.0, "trust `coefficient` of LARS, layer-wise rates for large batches (You et al. 2017, arXiv "
+                          "1708.03888: 0.001); rates are about its inverse times larger; 0: without", minimum=0)  # fmt: skip
+    ema: float = setting(0.0, "`decay` of an average of the weights, such as 0.9999; validations judge it too (Kingma and "
+                         "Ba 2015, arXiv 1412.6980, Section 7.2); 0: none", minimum=0, maximum=0.999999)  # fmt: skip
     # Schedule
     epochs: float = setting(
         90.0, "passes (`epochs`) over the training images (Section 5: about 90)", fixed_on_resume=False, minimum=0
@@ -106,7 +122,10 @@ class Config:
         None, "optimiser `steps` in all; overrides --epochs", fixed_on_resume=False, minimum=1, absent=0
     )
     schedule: str = setting("plateau", "how the rate falls: on a validation plateau (Section 5), at --drop_epochs, in four "
-                           "equal stages (2012 lab notes), or never", choices=SCHEDULES)  # fmt: skip
+                           "equal stages (2012 lab notes), as (1 - step / steps)^2 (You et al. 2017), or never",
+                           choices=SCHEDULES)  # fmt: skip
+    warmup_epochs: float = setting(0.0, "`epochs` in which the rate rises to its full height, from --learning_rate where "
+        "--base_batch_size scales it up, else from 0 (Goyal et al. 2017: 5)", minimum=0)  # fmt: skip
     drop_factor: float = setting(
         10.0, "`number` that the rate is divided by at a plateau or a drop epoch (Section 5: 10)", minimum=1
     )
@@ -125,7 +144,7 @@ class Config:
         choices=("auto", "yes", "no"),
         fixed_on_resume=False,
     )
-    distributed: bool = setting(False, "one of several processes that train together, started alike", fixed_on_resume=False)
+    distributed: bool = setting(False, "one of several processes that work together, started alike", fixed_on_resume=False)
     host_devices: int | None = setting(
         None, "force this many CPU `devices`; 0: the machine's", fixed_on_resume=False, minimum=1, maximum=512, absent=0
     )
@@ -142,6 +161,10 @@ class Config:
     log_every: int = setting(50, "`steps` between rows of training metrics", fixed_on_resume=False, minimum=1)
     log_examples: bool = setting(False, "note the examples of each step in examples.jsonl", fixed_on_resume=False)
     wandb: str = setting("", "`project` at Weights & Biases that gets the rows of metrics.jsonl too", fixed_on_resume=False)
+    profile: StepRange | None = setting(
+        None, "`START:STOP` traces the steps after START up to STOP into profile/ of the run, for XProf and Perfetto; the "
+        "first step of a start compiles", fixed_on_resume=False, parse=StepRange.parse, absent="",
+    )  # fmt: skip
     eval_every: int | None = setting(
         None, "`steps` between validations; 0: after every epoch", fixed_on_resume=False, minimum=1, absent=0
     )
@@ -162,6 +185,7 @@ class Config:
             dropout=self.dropout,
             weight_decay=self.weight_decay,
             layer_decays=self.layer_decays,
+            ablate=self.ablate,
         )
 
     @property
@@ -214,7 +238,7 @@ def _check_lists(config: Config) -> None:
         raise UserError(f"--freeze={both[0]}: --layer_rates gives it a rate: name it in one of them")
     starts = [f"{rate.layer}@{number_text(rate.epoch)}" for rate in config.layer_rates]
     epochs = [number_text(epoch) for epoch in config.drop_epochs]
-    for flag, names in (mentioned | {"layer_rates": starts, "drop_epochs": epochs}).items():
+    for flag, names in (mentioned | {"layer_rates": starts, "drop_epochs": epochs, "ablate": config.ablate}).items():
         if twice := [name for name in names if names.count(name) > 1]:
             raise UserError(f"--{flag} names {twice[0]} twice")
 
@@ -269,21 +293,3 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     config = Config(**{name: from_text(FIELDS[name], value) for name, value in values.items()})
     check(config)
     return config
-
-
-def changed_flags(old: Config, new: Config) -> list[str]:
-    """What keeps `new` from resuming the run of `old`: one text per flag that alters the run, with both values."""
-    alters = {name for name, field in FIELDS.items() if field.metadata["fixed_on_resume"]}
-    if "staged" in (old.schedule, new.schedule):
-        alters |= {"epochs", "steps"}  # the stages are quarters of the whole
-    if "plateau" in (old.schedule, new.schedule):
-        alters.add("eval_every")  # patience counts validations
-    if old.table() == new.table():  # an earlier version wrote the paper's decay down; today it is the table's
-        alters -= {"weight_decay", "layer_decays"}
-    before, after = as_dict(old), as_dict(new)
-    changed = [name for name in sorted(alters) if before[name] != after[name]]
-    return [f"--{name} was {_shown(before[name])} and is now {_shown(after[name])}" for name in changed]
-
-
-def _shown(text: Any) -> Any:
-    return "not given" if text is None else text

@@ -14,6 +14,9 @@ class of the network. Several classes with tabs between them are all right answe
 probability. A class alone in its line is called the same by both. A .json file holds one object instead:
 {"class of the set": ["class of the network", "another"]}.
 
+--weights=ema takes the average that a run trained with --ema keeps. --average=K takes the mean of K checkpoints. What the
+weights are is said then: in a line of its own, and in the JSON object as weights and averaged.
+
 On a terminal it prints two lines to read, with three digits. Otherwise, as into a pipe or a file, its last line is one JSON
 object with every number in full. Errors are in percent.
 """
@@ -21,7 +24,7 @@ object with every number in full. Errors are in percent.
 from absl import flags
 
 from alexnet_jax.config import define_flags as define_config_flags
-from alexnet_jax.run.flags import define_step
+from alexnet_jax.run.flags import define_step, define_weights
 from alexnet_jax.system import cli
 from alexnet_jax.values import SPLITS
 
@@ -32,6 +35,9 @@ def define_flags(options: flags.FlagValues) -> None:
         "workdir", [], "`folder` of a run; repeat it to average the softmax of several", flag_values=options
     )
     define_step(options)
+    define_weights(options)
+    help = "`checkpoints` to average the weights of, that of --step and those kept before it"
+    flags.DEFINE_integer("average", 1, help, lower_bound=1, flag_values=options)
     flags.DEFINE_enum("split", "test", SPLITS, "examples to evaluate on", flag_values=options)
     help = "`views` of each image: 1, the centre, or 10, corners and centre and their mirror images (Section 4.1)"
     flags.DEFINE_integer("views", 1, help, flag_values=options)
@@ -43,7 +49,7 @@ def define_flags(options: flags.FlagValues) -> None:
     help = "`file` that says which classes of the network are right for each class of the set"
     flags.DEFINE_string("class_map", None, help, flag_values=options)
     define_config_flags(options, only=("dataset", "batch_size", "data_dir", "precision"), unset="that of the run")
-    define_config_flags(options, only=("mesh", "host_devices", "spmd"))
+    define_config_flags(options, only=("mesh", "host_devices", "spmd", "distributed"))
 
 
 COMMAND = cli.Command(__doc__, define_flags, cli.main_of("alexnet_jax.evaluation"))

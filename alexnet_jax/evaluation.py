@@ -30,7 +30,7 @@ from alexnet_jax.run.open import Run, Trained, open_run
 from alexnet_jax.run.workdir import Stored, read_stored
 from alexnet_jax.scores import Score, as_json, mean_score, readable, score_any, write_predictions, write_results
 from alexnet_jax.step import Setup, make_view_step, rank
-from alexnet_jax.system import runtime
+from alexnet_jax.system import processes, runtime
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.files import check_output
 from alexnet_jax.system.signals import Interrupted
@@ -228,8 +228,11 @@ def _say_left_out(asked: Questions, why: str) -> None:
         )
 
 
-def main(options: flags.FlagValues) -> None:
-    """The command line."""
+def _open(options: flags.FlagValues) -> tuple[list[Run], Questions, dict[str, Path]]:
+    """The runs on one mesh, the images that they are asked about, and the files to write by their flags.
+
+    Raises UserError on bad input. Nothing is compiled, and nothing but the embedded photographs is written.
+    """
     check_workdirs(options.workdir, "average several")
     stored = [read_stored(workdir) for workdir in options.workdir]
     configs = [run.config for run in stored]
@@ -238,34 +241,58 @@ def main(options: flags.FlagValues) -> None:
     other = machine.pop("dataset", None)
     dataset = None if {config.dataset for config in configs} == {other} else other
     _check_same_images(stored, options.split, elsewhere=dataset is not None)
-    predictions, results = (Path(path) if path else None for path in (options.predictions, options.results))
-    for flag, path, suffix in (("predictions", predictions, ".npz"), ("results", results, ".csv")):
-        if path:
-            check_output(f"--{flag}={path}", path, (suffix,))
-    runtime.start(**parsed(options, ("host_devices",)))
+    suffixes = {"predictions": ".npz", "results": ".csv"}
+    outputs = {flag: Path(options[flag].value or "") for flag in suffixes if options[flag].value}
+    for flag, path in outputs.items() if processes.is_first() else ():  # it writes them
+        check_output(f"--{flag}={path}", path, (suffixes[flag],))
     batch_size = machine.setdefault("batch_size", configs[0].batch_size)
     mesh = make_mesh(machine["mesh"], min(config.table().towers for config in configs), batch_size, options.spmd)
     runs = [open_run(config.workdir, on=mesh, **machine) for config in configs]
     class_map = Path(options.class_map) if options.class_map else None
     # Of each run, as all of their data have to be there; another set is one for all.
     asked, *_ = [ask(run, options.split, dataset, class_map) for run in (runs[:1] if dataset else runs)]
-    networks = [run.restore(options.step) for run in runs]
-    _say_left_out(asked, f"are not in --class_map={class_map}" if class_map else "match no class of the network by name")
+    if processes.is_first():
+        _say_left_out(asked, f"are not in --class_map={class_map}" if class_map else "match no class of the network by name")
+    return runs, asked, outputs
+
+
+def main(options: flags.FlagValues) -> None:
+    """The command line. Of several processes the first one prints and writes.
+
+    On CPUs its files are those of one process byte for byte. Their last digits differ where XLA sums in another order, as it
+    does if a device's share of a batch is a single image.
+    """
+    runtime.start(**parsed(options, ("host_devices", "distributed")))
+    runs, asked, outputs = processes.first_alone(lambda: _open(options))
+    processes.check_alike(asked.split.rows.tobytes() + asked.labels.tobytes(), "the images")
+    networks = [run.restore(options.step, weights=options.weights, average=options.average) for run in runs]
     members = [(make_eval_fn(network.setup, network.mean), network.params) for network in networks]
-    loader, quiet, began = Loader(mesh, asked.split), not sys.stderr.isatty(), time.monotonic()
-    keep = bool(predictions or results or asked.has_several)
-    score, kept = Evaluator(mesh, batch_size)(members, loader, options.views, keep=keep, quiet=quiet)
+    mesh, first, began = runs[0].setup.mesh, processes.is_first(), time.monotonic()
+    evaluate, loader = Evaluator(mesh, runs[0].config.batch_size), Loader(mesh, asked.split)
+    quiet = not (first and sys.stderr.isatty())
+    score, kept = evaluate(members, loader, options.views, keep=bool(outputs) or asked.has_several, quiet=quiet)
     seconds = time.monotonic() - began
-    if not math.isfinite(score.loss):
-        raise not_finite(*networks)
-    if kept is not None and asked.has_several:
-        score = score_any(kept, asked)
-    if kept is not None and predictions:
-        write_predictions(predictions, kept, asked.split, runs[0].classes)
-    if kept is not None and results:
-        write_results(results, kept, asked, runs[0].classes)
+    with processes.together():
+        if not math.isfinite(score.loss):
+            raise not_finite(*networks)
+        if kept is not None and asked.has_several:
+            score = score_any(kept, asked)
+        if kept is not None and first:
+            _write(outputs, kept, asked, runs[0].classes)
+    if not first:
+        return
     steps = [network.step for network in networks]
     if sys.stdout.isatty():
-        print(readable(score, options.split, options.views, steps, seconds))
+        print(readable(score, options.split, options.views, steps, seconds, [network.which_weights for network in networks]))
     else:
-        print(as_json(score, dataset or configs[0].dataset, options.split, asked.left_out, options.views, steps))
+        dataset = options.dataset or runs[0].config.dataset
+        averaged = [network.averaged for network in networks] if options.average > 1 else []
+        print(as_json(score, dataset, options.split, asked.left_out, options.views, steps, averaged, options.weights))
+
+
+def _write(outputs: dict[str, Path], kept: Float32[np.ndarray, "examples classes"], asked: Questions, classes: Any) -> None:
+    """Writes the files of --predictions and --results."""
+    if path := outputs.get("predictions"):
+        write_predictions(path, kept, asked.split, classes)
+    if path := outputs.get("results"):
+        write_results(path, kept, asked, classes)

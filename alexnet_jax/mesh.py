@@ -18,7 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
-from alexnet_jax import pmap
+from alexnet_jax import placement, pmap
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.values import MeshShape, Spmd
 
@@ -227,7 +227,7 @@ def make_mesh(
         devices: those to take from; None: all that JAX has.
 
     Raises:
-        UserError: the mesh does not fit the devices, the towers or the batch.
+        UserError: the mesh does not fit the devices, their places, the towers or the batch.
     """
     advice = "a larger slice" if devices else "force CPU devices with --host_devices"
     devices = devices or jax.devices()
@@ -242,7 +242,7 @@ def make_mesh(
         )
     if jax.process_count() > 1 and (rows * columns != len(devices) or spmd == "pmap"):
         raise UserError(
-            f"--mesh={shape} --spmd={spmd}: several processes train on all of their {len(devices)} devices, under shard_map"
+            f"--mesh={shape} --spmd={spmd}: several processes work on all of their {len(devices)} devices, under shard_map"
         )
     if columns not in (1, towers):
         raise UserError(
@@ -251,7 +251,5 @@ def make_mesh(
         )
     if batch_size % rows:
         raise UserError(f"--batch_size={batch_size} cannot be shared evenly by the {rows} rows of --mesh={shape}")
-    # Rows of one slice lie together: their gradients meet on its own links first. JAX's order keeps each pair adjacent.
-    devices = sorted(devices, key=lambda device: getattr(device, "slice_index", None) or 0)
-    grid = np.array(devices[: rows * columns]).reshape(rows, columns)
+    grid = placement.place(devices, shape)
     return TowerMesh(Mesh(grid, ("data", "tower"), axis_types=(AxisType.Auto,) * 2), spmd)

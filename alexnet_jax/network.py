@@ -35,6 +35,7 @@ from alexnet_jax.mesh import Axis
 
 Params = dict[str, dict[str, Any]]  # {"conv1": {"kernel": ..., "bias": ...}, ...}
 Towers = tuple[Array, ...]
+CROSS_TALK = "cross_talk"  # the scope, in a profile, of what goes from tower to tower
 
 
 def _initial(std: float | None, fan_in: int, shape: tuple[int, ...], key: Key[Array, ""]) -> Float[Array, "..."]:
@@ -83,6 +84,7 @@ class Network(nnx.Module):
         classes: int = 1000,
         crop_size: int | None = None,
         dtype: jnp.dtype = jnp.dtype(jnp.float32),
+        wire: jnp.dtype | None = None,
         rngs: nnx.Rngs,
     ):
         """Makes float32 parameters for all towers.
@@ -92,13 +94,14 @@ class Network(nnx.Module):
             classes: number of outputs.
             crop_size: side of the input in pixels; None: the table's own.
             dtype: of activations and products, float32 or bfloat16; parameters and logits are float32.
+            wire: of the cross-talk and its gradients; None: `dtype`.
             rngs: its `params` stream draws the initial kernels.
 
         Raises:
             UserError: `crop_size` is too small for the layers.
         """
         self.architecture = architecture
-        self.dtype = dtype
+        self.dtype, self.wire = dtype, wire or dtype
         shapes = trace(architecture, crop_size or architecture.crop_size, classes)
         self.layers = nnx.Dict({layer.name: Weights(layer, rngs) for layer in shapes})
 
@@ -118,7 +121,8 @@ class Network(nnx.Module):
         """
         *hidden, classifier = self.architecture.layers
         x = self.activations(images, hidden[-1].name, tower=tower, dropout_keys=dropout_keys)
-        return self._classify(x, self.layers[classifier.name], tower)
+        with jax.named_scope(classifier.name):
+            return self._classify(x, self.layers[classifier.name], tower)
 
     def activations(
         self,
@@ -137,25 +141,63 @@ class Network(nnx.Module):
         for number, spec in enumerate(self.architecture.layers):
             if isinstance(spec, Classifier):
                 break
-            weights = self.layers[spec.name]
-            kernels, biases = (param[...].astype(self.dtype) for param in (weights.kernel, weights.bias))
-            if spec.reads == "image":
-                x = (images,) * len(kernels)
-            elif spec.reads == "all":
-                x = (tower.gather(jnp.concatenate(x, axis=-1)),) * len(kernels)
-            x = _apply(spec, x, kernels, biases)
-            for operation in spec.after:
-                x = _operate(operation, x, number, tower, dropout_keys)
+            with jax.named_scope(spec.name):
+                x = self._layer(spec, images, x, number, tower, dropout_keys)
             if spec.name == layer:
                 return x
         raise ValueError(f"no hidden layer {layer!r} in {self.architecture.name}")
+
+    def _layer(
+        self,
+        spec: Convolution | Dense,
+        images: Float[Array, "batch crop crop 3"],
+        x: Towers,
+        number: int,
+        tower: Axis,
+        dropout_keys: Key[Array, "batch"] | None,
+    ) -> Towers:
+        """One hidden layer and the operations after it; `x` is what comes out of the layer before."""
+        weights = self.layers[spec.name]
+        kernels, biases = (param[...].astype(self.dtype) for param in (weights.kernel, weights.bias))
+        if spec.reads == "image":
+            x = (images,) * len(kernels)
+        elif spec.reads == "all":
+            with jax.named_scope(CROSS_TALK):
+                x = _crosstalk(x, tower, self.wire)
+        x = _apply(spec, x, kernels, biases)
+        for operation in spec.after:
+            with jax.named_scope(type(operation).__name__):
+                x = _operate(operation, x, number, tower, dropout_keys)
+        return x
 
     def _classify(self, x: Towers, weights: Weights, tower: Axis) -> Float[Array, "batch classes"]:
         kernels = weights.kernel[...].astype(self.dtype)
         widest = jnp.promote_types(self.dtype, jnp.float32)
         partial = jnp.einsum("tbk,tkn->tbn", _flat(x), kernels, precision=ops.EXACT, preferred_element_type=widest).sum(0)
+        with jax.named_scope(CROSS_TALK):
+            total = tower.sum_of_partials(partial)
         # The bias is added after the sum, so its gradient needs no exchange between the towers.
-        return tower.sum_of_partials(partial) + weights.bias[...]
+        return total + weights.bias[...]
+
+
+def _crosstalk(x: Towers, tower: Axis, wire: jnp.dtype) -> Towers:
+    """All maps, once for each tower held.
+
+    Maps and gradients are sent as `wire`. They are rounded to it where one device holds all towers too, so the numbers are
+    the same on every mesh.
+    """
+    joined = jnp.concatenate(x, axis=-1)
+    if wire == joined.dtype:
+        return (tower.gather(joined),) * len(x)
+    # The outer rounding is that of the sum of both towers' gradients, the inner one that of what each of them sends.
+    received = tower.gather(_rounded(joined, wire).astype(wire)).astype(joined.dtype)
+    return tuple(_rounded(received, wire) for _ in x)
+
+
+def _rounded(x: Float[Array, "..."], dtype: jnp.dtype) -> Float[Array, "..."]:
+    """`x` in its own dtype with the digits of another one, its gradient too. XLA may leave out a cast there and back."""
+    digits = jnp.finfo(dtype)
+    return lax.reduce_precision(x, digits.nexp, digits.nmant)
 
 
 def _flat(x: Towers) -> Float[Array, "towers batch units"]:
@@ -201,10 +243,12 @@ def _operate(operation: Operation, x: Towers, number: int, tower: Axis, dropout_
             return tuple(ops.dropout(x_t, dropout_keys, first + t, operation.rate) for t, x_t in enumerate(x))
 
 
-def split(architecture: Architecture, *, classes: int, crop_size: int, dtype: jnp.dtype) -> tuple[nnx.GraphDef, Params]:
+def split(
+    architecture: Architecture, *, classes: int, crop_size: int, dtype: jnp.dtype, wire: jnp.dtype | None = None
+) -> tuple[nnx.GraphDef, Params]:
     """The network's graph and its parameters as shapes, nothing being allocated. Raises UserError as `Network` does."""
     network = nnx.eval_shape(
-        lambda: Network(architecture, classes=classes, crop_size=crop_size, dtype=dtype, rngs=nnx.Rngs(0))
+        lambda: Network(architecture, classes=classes, crop_size=crop_size, dtype=dtype, wire=wire, rngs=nnx.Rngs(0))
     )
     graph, state = nnx.split(network)
     return graph, nnx.to_pure_dict(state)["layers"]

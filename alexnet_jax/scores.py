@@ -14,7 +14,7 @@ from jaxtyping import Float32, Int
 from alexnet_jax.data.class_map import Questions
 from alexnet_jax.data.splits import Subset
 from alexnet_jax.system.files import output_file
-from alexnet_jax.values import three_digits
+from alexnet_jax.values import Weights, three_digits
 
 TOP = 5  # classes of each image in a table
 
@@ -113,16 +113,35 @@ def write_results(
             table.writerow([row, asked.classes[label], answers, int(top[0] in right), *said])
 
 
-def as_json(score: Score, dataset: str, split: str, left_out: int, views: int, steps: Sequence[int]) -> str:
-    """For a pipe: one JSON object, every number in full."""
+def as_json(
+    score: Score,
+    dataset: str,
+    split: str,
+    left_out: int,
+    views: int,
+    steps: Sequence[int],
+    averaged: Sequence[Sequence[int]] = (),
+    weights: Weights = "last",
+) -> str:
+    """For a pipe: one JSON object, every number in full.
+
+    `averaged`: the steps that each network is the mean of. `weights`: those of --weights, which are told if not the last.
+    """
     summary = {"dataset": dataset, "split": split, "examples": score.examples, "left_out": left_out, "views": views}
     interval = {"top1_interval": error_interval(score.top1_error, score.examples)}
-    return json.dumps(summary | {"step": steps[0] if len(steps) == 1 else list(steps)} | asdict(score) | interval)
+    networks = {"step": steps, "averaged": averaged} if averaged else {"step": steps}
+    which = {name: found[0] if len(found) == 1 else found for name, found in networks.items()}
+    kind = {"weights": weights} if weights != "last" else {}
+    return json.dumps(summary | which | kind | asdict(score) | interval)
 
 
-def readable(score: Score, split: str, views: int, steps: Sequence[int], seconds: float) -> str:
-    """For a terminal: three digits of every number, within 80 columns. The interval is that of `error_interval`."""
+def readable(score: Score, split: str, views: int, steps: Sequence[int], seconds: float, weights: Sequence[str] = ()) -> str:
+    """For a terminal: three digits of every number, within 80 columns. The interval is that of `error_interval`.
+
+    `weights`: what each network's are if they are not those of its step, for a line of their own.
+    """
     what = f"{score.examples:,} {split} images, {views} view{'s' * (views > 1)}, step {', '.join(map(str, steps))}"
     numbers = (score.top1_error, *error_interval(score.top1_error, score.examples), score.top5_error, score.loss, seconds)
     top1, low, high, top5, loss, taken = map(three_digits, numbers)
-    return f"top-1 error {top1} % (95 %: {low} to {high})  top-5 error {top5} %  loss {loss}\n{what}, {taken} s"
+    lines = [f"top-1 error {top1} % (95 %: {low} to {high})  top-5 error {top5} %  loss {loss}", f"{what}, {taken} s"]
+    return "\n".join(lines + [f"weights: {'; '.join(weights)}"] * any(weights))

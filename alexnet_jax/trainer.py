@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Float32, Int32, Int64
 
@@ -24,8 +25,9 @@ from alexnet_jax.run.checkpoint import Checkpoints
 from alexnet_jax.run.clock import Clock, SpeedMeter
 from alexnet_jax.run.diagnostics import DeadNetwork, label_entropy
 from alexnet_jax.run.intervals import Intervals, Progress
-from alexnet_jax.run.metrics import MetricSums, Row
+from alexnet_jax.run.metrics import OF_EMA, MetricSums, Row
 from alexnet_jax.run.param_stats import ParamStatsMeter
+from alexnet_jax.run.profile import Profiler
 from alexnet_jax.run.recorder import Recorder
 from alexnet_jax.scores import Score
 from alexnet_jax.step import ImageStats, Metrics, Setup, StepHparams, TrainState, make_nonfinite_count, make_train_step
@@ -72,6 +74,7 @@ class Trainer:
         self._count_nonfinite = make_nonfinite_count(setup)
         self._param_stats = ParamStatsMeter(setup)
         self._speed = SpeedMeter(clock, config.batch_size)
+        self._profiler = Profiler(config, clock, recorder.say, silent=recorder.silent)
         self._vote = setup.mesh.vote() if jax.process_count() > 1 else None
         self._saved: int | None = None  # the step of the last checkpoint of this start
         self._dead = DeadNetwork(label_entropy(dataset.splits["train"].labels), len(dataset.classes))
@@ -85,13 +88,16 @@ class Trainer:
         """
         if progress.validation_due:
             progress = self._pause(state, progress)
+        self._profiler.begin(progress.step)
         self._clock.enter("compiling")
         hparams = _OnDevices(self._setup.mesh.put)
         stats = ImageStats(self._eval_fn.mean, self._setup.mesh.put(self._dataset.colours, P()))
         pending = None
-        with contextlib.closing(self._batches(progress.step)) as batches, jax.transfer_guard("disallow"):
+        closing, guard = contextlib.closing(self._batches(progress.step)), jax.transfer_guard("disallow")
+        with self._profiler as profiler, closing as batches, guard:
             for batch, examples in batches:
-                state, metrics = self._train_step(state, batch, hparams(self.hparams_at(progress)), stats)
+                arguments = state, batch, hparams(self.hparams_at(progress)), stats
+                state, metrics = profiler.step(progress.step + 1, self._train_step, *arguments)
                 rate = self._schedule.rate(progress.step, progress.plateau)
                 progress, stopping = self._read(pending, progress)
                 progress = replace(progress, step=progress.step + 1)
@@ -181,7 +187,7 @@ class Trainer:
     def _validate(self, state: TrainState, progress: Progress) -> tuple[Progress, float]:
         """Top-1 error in percent on the validation split, recorded and shown to the schedule."""
         step, config = progress.step, self._setup.config
-        score, seconds = self._judge(state, step)
+        score, seconds, ema = self._judge(state, step)
         self._watchdog.watch("statistics", step)
         self._recorder.write(
             Row(
@@ -197,6 +203,7 @@ class Trainer:
                 time=round(self._clock.now(), 3),
                 seconds=round(self._clock.training, 3),
                 magnitudes=self._param_stats(state, self._schedule.rates(step - 1, progress.plateau)),
+                ema=ema and {name: getattr(ema, name) for name in OF_EMA},
             )
         )
         max_drops = config.max_drops if config.schedule == "plateau" else 0
@@ -206,10 +213,15 @@ class Trainer:
             self._recorder.say(f"no better in {config.patience} validations: learning rate {rate:g} from step {step + 1}")
         return replace(progress, plateau=plateau, validation_due=False), score.top1_error
 
-    def _judge(self, state: TrainState, step: int) -> tuple[Score, float]:
-        """The score on the validation split, and the seconds that it took. Raises Interrupted."""
+    def _judge(self, state: TrainState, step: int) -> tuple[Score, float, Score | None]:
+        """The score on the validation split, the seconds that it took, and with --ema the score of the averaged weights.
+
+        Raises Interrupted.
+        """
         loader, watch, judged = self._loaders["validation"], self._watchdog.watch, itertools.count()
-        batches, began = math.ceil(len(loader.split) / self._setup.config.batch_size), self._clock.spent("validating")
+        averaged = optax.tree.get(state.optimizer, "ema") if self._setup.config.ema else None
+        batches = math.ceil(len(loader.split) / self._setup.config.batch_size) * (1 if averaged is None else 2)
+        began = self._clock.spent("validating")
         watch("reading", step)
 
         def stop() -> object:
@@ -221,8 +233,9 @@ class Trainer:
         last = step == self._intervals.total_steps and self._setup.classes <= SHOWN_CLASSES
         score, logs = self._evaluator([(self._eval_fn, state.params)], loader, stop=stop, keep=last)
         seconds = self._clock.spent("validating") - began
+        ema = self._evaluator([(self._eval_fn, averaged)], loader, stop=stop)[0] if averaged is not None else None
         self._show(state, step, loader.split.labels, logs)
-        return score, seconds
+        return score, seconds, ema
 
     def _show(
         self, state: TrainState, step: int, labels: Int32[np.ndarray, "n"], logs: Float32[np.ndarray, "n classes"] | None
@@ -262,7 +275,7 @@ class Trainer:
 
 
 class _OnDevices:
-    """Puts hyper-parameters on the devices when they change, which is seldom."""
+    """Puts hyper-parameters on the devices when they change: seldom, but for warm-up and the polynomial schedule."""
 
     def __init__(self, put: Callable[[Any, P], Any]):
         self._put = put

@@ -1,10 +1,12 @@
 """What `train` does: starts or resumes a run, and trains it to the end."""
 
+import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import jax
 from absl import flags
-from jax.experimental import multihost_utils
 
 from alexnet_jax.config import Config, from_flags
 from alexnet_jax.run.checkpoint import Checkpoints
@@ -14,6 +16,7 @@ from alexnet_jax.run.fine_tune import transfer, transferred_layers
 from alexnet_jax.run.intervals import Intervals, Progress
 from alexnet_jax.run.open import start_run
 from alexnet_jax.run.recorder import Recorder
+from alexnet_jax.run.sender import training_copy
 from alexnet_jax.run.starts import StartLog
 from alexnet_jax.run.summary import summary
 from alexnet_jax.run.wandb_run import check_wandb
@@ -21,8 +24,8 @@ from alexnet_jax.run.workdir import check_resumable, locked, start_over, write_f
 from alexnet_jax.step import Setup, TrainState
 from alexnet_jax.system import runtime
 from alexnet_jax.system.errors import UserError
+from alexnet_jax.system.processes import together
 from alexnet_jax.system.signals import Interruption
-from alexnet_jax.system.stores import local_folder
 from alexnet_jax.system.watchdog import Watchdog
 from alexnet_jax.trainer import Trainer
 
@@ -36,7 +39,7 @@ def train(config: Config) -> None:
         Interrupted: SIGTERM or SIGINT; what was done is saved.
     """
     check_wandb(config.wandb)
-    clock, silent, workdir = Clock(), jax.process_index() > 0, local_folder(config.workdir)
+    clock, silent, workdir = Clock(), jax.process_index() > 0, Path(config.workdir)
     run, dataset = start_run(config)
     setup = run.setup
     intervals = Intervals(config, len(dataset.splits["train"]), "validation" in dataset.splits)
@@ -44,10 +47,10 @@ def train(config: Config) -> None:
     transferred = transferred_layers(setup) if config.init else []
     watchdog = Watchdog(config.step_timeout, process=jax.process_index(), processes=jax.process_count())
     display, starts = Display(clock, intervals, run_console(silent=silent)), StartLog(workdir, clock, silent=silent)
-    with Interruption() as interruption, watchdog, locked(config.workdir):
-        had_checkpoint = check_resumable(config, dataset.fingerprint, dataset.classes, dataset.mean)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("the folder is checked")  # before one of them changes it
+    with Interruption() as interruption, watchdog, contextlib.ExitStack() as folder:
+        with together():  # before one of them changes the folder
+            folder.enter_context(locked(config.workdir))
+            had_checkpoint = check_resumable(config, dataset.fingerprint, dataset.classes, dataset.mean)
         with display, starts, Checkpoints(workdir, keep=config.keep, writable=True) as checkpoints:
             with clock.during("restoring"):
                 restored = checkpoints.restore_latest(setup, start_over=config.start_over)
@@ -68,7 +71,6 @@ def train(config: Config) -> None:
             else:
                 display.say("already finished: a larger --steps or --epochs trains longer")
         end = max(progress.step, intervals.total_steps)
-        watchdog.watch("checkpoint", end)  # a folder in an object store is sent
         display.summary(summary(config, dataset.splits, end, intervals.epoch(end)))
 
 
@@ -92,7 +94,7 @@ def _start_over(config: Config) -> None:
             f"--workdir={config.workdir} holds a run whose checkpoints are gone: put checkpoints/ back, or begin at step 0 "
             "with --start_over, which keeps its records in damaged/"
         )
-    start_over(local_folder(config.workdir))
+    start_over(Path(config.workdir))
 
 
 def _initial_state(setup: Setup, transferred: list[str]) -> TrainState:
@@ -104,4 +106,5 @@ def main(options: flags.FlagValues) -> None:
     """The command line."""
     config = from_flags(options)
     runtime.start(config.host_devices, config.distributed)
-    train(config)
+    with training_copy(config.workdir) as workdir:
+        train(replace(config, workdir=workdir))

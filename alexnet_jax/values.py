@@ -8,6 +8,8 @@ from typing import Literal, NamedTuple
 from alexnet_jax.system.errors import UserError
 
 Spmd = Literal["shard_map", "pmap"]
+Weights = Literal["last", "ema"]  # of a checkpoint: after its step, or the average that --ema keeps
+WEIGHTS: tuple[Weights, ...] = ("last", "ema")
 SPLITS = ("train", "validation", "test")
 RESIZES = ("centre", "warp")
 ON_ERROR = ("fail", "skip")  # at an image that cannot be decoded
@@ -50,6 +52,24 @@ class Fold:
         if not (_is_count(index) and _is_count(count) and int(index) < int(count) and int(count) >= 2):
             raise UserError(f"--fold={text} is not I/K with 0 <= I < K, such as 0/5")
         return Fold(int(index), int(count))
+
+
+class StepRange(NamedTuple):
+    """The steps after `start` updates, up to `stop` updates: '10:12' are steps 11 and 12."""
+
+    start: int
+    stop: int
+
+    def __str__(self) -> str:
+        return f"{self.start}:{self.stop}"
+
+    @staticmethod
+    def parse(text: str) -> "StepRange":
+        """'10:12' as (10, 12). Raises UserError on anything else."""
+        start, _, stop = text.partition(":")
+        if not (_is_count(start) and _is_count(stop) and int(start) < int(stop)):
+            raise UserError(f"--profile={text} is not START:STOP with START < STOP, such as 10:12 for steps 11 and 12")
+        return StepRange(int(start), int(stop))
 
 
 class LayerRate(NamedTuple):

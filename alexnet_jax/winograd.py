@@ -75,7 +75,7 @@ def convolution(
     weights = _square("pi,qj,ijco->qpco", side, kernel).reshape(-1, *kernel.shape[2:])
 
     def part(x: Array) -> Array:
-        return _outputs(jnp.matmul(_inputs(x, side, padding, tiles), weights), side, tiles)
+        return _outputs(jnp.matmul(_inputs(x, side, padding, tiles), weights, precision=ops.EXACT), side, tiles)
 
     y = lax.map(part, _parts(x)).reshape(-1, TILE * tiles[0], TILE * tiles[1], kernel.shape[3])
     oh, ow = _sides(x.shape[1:3], side, padding)
@@ -100,7 +100,7 @@ def weight_gradient(
     def add(total: Array, part: tuple[Array, Array]) -> tuple[Array, None]:
         x, g = part
         inputs, gradients = _inputs(x, kernel, padding, tiles), _gradients(g, kernel, tiles)
-        return total + jnp.matmul(inputs.swapaxes(1, 2), gradients), None
+        return total + jnp.matmul(inputs.swapaxes(1, 2), gradients, precision=ops.EXACT), None
 
     parts, points = (_parts(x), _parts(g)), TILE + kernel - 1
     total, _ = lax.scan(add, jnp.zeros((points**2, x.shape[3], g.shape[3]), parts[0].dtype), parts)
@@ -122,7 +122,7 @@ def _square(equation: str, kernel: int, array: Array) -> Array:
     """The transform of weights along rows and columns."""
     array = ops.at_least_float32(array)
     matrix = jnp.asarray(transforms(kernel).weights, array.dtype)
-    return jnp.einsum(equation, matrix, matrix, array)
+    return jnp.einsum(equation, matrix, matrix, array, precision=ops.EXACT)
 
 
 def _parts(x: Float[Array, "batch ..."]) -> Float[Array, "parts part ..."]:

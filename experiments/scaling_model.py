@@ -15,17 +15,16 @@ from typing import Any
 
 import jax
 import matplotlib
-import numpy as np
 from absl import flags
-from jax.sharding import PartitionSpec as P
 
-from alexnet_jax.benchmark.ours import CLASSES, noise_batch, training_flops
+from alexnet_jax.benchmark.ours import CLASSES, training_flops
+from alexnet_jax.benchmark.programs import step_arguments
 from alexnet_jax.benchmark.results import figure_path
 from alexnet_jax.config import Config
 from alexnet_jax.figures.style import PALETTE, write_figure
 from alexnet_jax.layers import trace
 from alexnet_jax.mesh import make_mesh
-from alexnet_jax.step import ImageStats, Setup, StepHparams, make_setup, make_train_step
+from alexnet_jax.step import make_setup, make_train_step
 from alexnet_jax.system import cli, runtime
 from alexnet_jax.values import MeshShape
 
@@ -126,7 +125,7 @@ def traffic(config: Config, net: Network) -> dict[str, Any]:
     """Values that a device exchanges in one compiled training step of `config`: counted, and by the model."""
     mesh = make_mesh(config.mesh, config.table().towers, config.batch_size)
     setup = make_setup(config, CLASSES, mesh)
-    text = make_train_step(setup).lower(*_abstract_arguments(setup)).compile().as_text()
+    text = make_train_step(setup).lower(*step_arguments(setup)).compile().as_text()
     counted = {"all-gather": 0, "all-reduce": 0, "reduce-scatter": 0}
     for shapes, kind in re.findall(COLLECTIVE, text):
         counted[kind] += sum(
@@ -144,26 +143,6 @@ def traffic(config: Config, net: Network) -> dict[str, Any]:
             "reduce-scatter": split * share * net.gathered,
         },
     }
-
-
-def _abstract_arguments(setup: Setup) -> tuple[Any, ...]:
-    config, mesh = setup.config, setup.mesh
-
-    def on_mesh(tree: Any, specs: Any) -> Any:
-        return jax.tree.map(
-            lambda spec, part: jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=mesh.sharding(spec)), part
-            ),
-            specs, tree, is_leaf=lambda node: isinstance(node, P),
-        )  # fmt: skip
-
-    state = jax.eval_shape(setup.initial_state)
-    rate, size = np.float32(0), (config.image_size, config.image_size, 3)
-    rates = {layer: {"kernel": rate, "bias": rate} for layer in setup.shapes}
-    pixels: Any = ImageStats(np.zeros(size, np.float32), np.zeros((3, 3), np.float32))  # pyright: ignore
-    knobs: Any = StepHparams(rates, rate)  # pyright: ignore
-    return (on_mesh(state, setup.state_specs), on_mesh(noise_batch(config), P("data")), on_mesh(knobs, P()),
-            on_mesh(pixels, P()))  # fmt: skip
 
 
 def draw(rows: list[dict[str, Any]], path: Path, batch: int) -> None:

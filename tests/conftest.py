@@ -21,7 +21,7 @@ LONGEST = (
 CACHE = {
     "jax_compilation_cache_dir": os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(cache_folder("tests")),
     "jax_compilation_cache_max_size": 4 << 30,
-    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_compile_time_secs": float(os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", 0)),
 }
 
 

@@ -1,267 +1,242 @@
 """Breaks one line at a time in the core and runs the quick tests: what they do not notice is a survivor.
 
-    python tests/mutations.py [--count=60] [--start=0] [--seed=0] [--jobs=1] [--out=FILE.json]
+    python tests/mutations.py --out=FILE.json [--count=66] [--seed=0] [--reach=FILE.json]
 
-The places are drawn from the syntax trees by the seed, evenly over the files. Copies of the repository are broken, so the
-work tree stays as it is. Prints a line for each mutant, and the share that was killed.
+Needs `pip install coverage`. The last commit is cloned, and the clone is broken. The unbroken tests run once, and `coverage`
+notes the lines that each of them executes. Then every mutant meets the tests that execute its line, the likeliest
+first. Survivors meet all other quick tests too: a test may get from an earlier one what it would execute alone, such as a
+traced step.
+
+Run again with the same `--out`, and what has been killed is not tried again. `--reach` keeps what the tests execute; delete
+it when they change.
 """
 
 import argparse
-import ast
-import copy
 import json
+import multiprocessing
 import os
-import random
-import shutil
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
-from queue import SimpleQueue
+
+import coverage
+import flax.nnx  # noqa: F401  (the forks have what is imported here)
+import optax  # noqa: F401
+import orbax.checkpoint  # noqa: F401
+import pytest
+from mutants import Mutant, sample
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-
-from alexnet_jax.system.runtime import cache_folder  # noqa: E402
-
-# The files that are broken, each with the tests that are likeliest to notice. The other quick tests follow.
+# The files that are broken, each with the tests that are likeliest to notice and meet it first.
 CORE = {
-    "network": ("torch_reference", "mesh", "architectures", "step"),
+    "network": ("torch_reference", "architectures", "mesh"),
     "ops": ("ops",),
     "gradients": ("ops",),
-    "step": ("step", "evaluate", "train"),
-    "optimizer": ("optimizer", "train"),
-    "augment": ("augment", "step"),
-    "mesh": ("mesh", "loader", "step"),
-    "run/checkpoint": ("checkpoint", "train", "lost_runs"),
-    "run/reader": ("checkpoint", "lost_runs"),
-    "data/splits": ("splits", "loader"),
-    "run/metrics": ("metrics", "train"),
-    "run/clock": ("clock", "train"),
-    "run/starts": ("clock", "train"),
+    "step": ("step",),
+    "optimizer": ("optimizer",),
+    "augment": ("augment",),
+    "mesh": ("mesh",),
+    "run/checkpoint": ("checkpoint",),
+    "run/reader": ("checkpoint",),
+    "data/splits": ("splits",),
+    "run/metrics": ("metrics",),
+    "run/clock": ("clock",),
+    "run/starts": ("clock",),
 }
-QUICK = "not slow"
-SECONDS = 1800  # of one mutant; one that hangs is killed, and so counts
-COMPARISONS = {
-    ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
-    ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Is: ast.IsNot, ast.IsNot: ast.Is,
-}  # fmt: skip
-OPERATORS = {
-    ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult,
-    ast.Pow: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd,
-}  # fmt: skip
+QUICK = ("-q", "-m", "not slow", "-n", "0", "-p", "no:cacheprovider")
+SECONDS = 1200  # of one mutant's tests; what hangs is killed, and so counts
+# Programs are read from the kept cache, which JAX knows by its path, and none is written: a broken one must not stay.
+ENVIRONMENT = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1e9"}
 
 
-SYMMETRIC = ("min", "max", "jnp.add", "jnp.logaddexp", "isinstance")  # an exchange of arguments changes nothing, or all
+class Reach:
+    """A plugin of pytest that writes how long each test takes, and which lines of the core it executes."""
+
+    def __init__(self, package: Path, out: Path):
+        self._package, self._out = package, out
+        self._seconds: dict[str, float] = {}
+        self._failed: list[str] = []
+        self._coverage = coverage.Coverage(
+            data_file=None, config_file=False, include=[str(package / f"{file}.py") for file in CORE]
+        )
+
+    def pytest_sessionstart(self) -> None:
+        """Before anything of the package is imported."""
+        self._coverage.start()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item):
+        """A context and a time for each test."""
+        self._coverage.switch_context(item.nodeid)
+        start = time.monotonic()
+        result = yield
+        self._seconds[item.nodeid] = time.monotonic() - start
+        return result
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """A test that fails without a mutant shows nothing with one."""
+        if report.failed:
+            self._failed.append(report.nodeid)
+
+    def pytest_sessionfinish(self) -> None:
+        """Tests by their numbers, as most lines have hundreds."""
+        self._coverage.stop()
+        for test in self._failed:
+            self._seconds.pop(test, None)
+        data, numbers = self._coverage.get_data(), {test: number for number, test in enumerate(self._seconds)}
+        lines = {}
+        for path in data.measured_files():
+            by_line = data.contexts_by_lineno(path)
+            file = Path(path).relative_to(self._package).as_posix()
+            lines[file] = {
+                line: sorted(numbers[test] for test in tests if test in numbers) for line, tests in by_line.items()
+            }
+        self._out.write_text(json.dumps({"seconds": self._seconds, "lines": lines, "left_out": self._failed}))
 
 
-@dataclass(frozen=True)
-class Mutant:
-    """One broken line."""
+class Chosen:
+    """A plugin of pytest that runs only some tests, the files that take least first, and writes which one failed."""
 
-    file: str  # below the package
-    line: int
-    before: str
-    after: str
-    source: str  # of the whole broken file
+    def __init__(self, seconds: dict[str, float], out: Path):
+        self._seconds, self._out = seconds, out
 
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        """Whole files stay together, since tests share what a file sets up."""
+        others = [item for item in items if item.nodeid not in self._seconds]
+        of_file = defaultdict(float)
+        items[:] = [item for item in items if item.nodeid in self._seconds]
+        for item in items:
+            of_file[item.path] += self._seconds[item.nodeid]
+        items.sort(key=lambda item: of_file[item.path])
+        config.hook.pytest_deselected(items=others)
 
-def variants(node: ast.AST) -> Iterator[ast.AST]:  # noqa: C901
-    """The node broken in each way that is known for its kind."""
-    match node:
-        case ast.Compare(ops=[operator]) if type(operator) in COMPARISONS:
-            yield ast.Compare(node.left, [COMPARISONS[type(operator)]()], node.comparators)
-        case ast.BinOp(op=operator) if type(operator) in OPERATORS and not isinstance(
-            node.left, ast.Constant | ast.JoinedStr
-        ):
-            yield ast.BinOp(node.left, OPERATORS[type(operator)](), node.right)
-        case ast.BoolOp(op=ast.And()):
-            yield ast.BoolOp(ast.Or(), node.values)
-        case ast.BoolOp(op=ast.Or()):
-            yield ast.BoolOp(ast.And(), node.values)
-        case ast.UnaryOp(op=ast.Not() | ast.USub() | ast.Invert()):
-            yield node.operand
-        case ast.Constant(value=bool(value)):
-            yield ast.Constant(not value)
-        case ast.Constant(value=int(value) | float(value)):
-            yield ast.Constant(value + 1)
-        case ast.IfExp():
-            yield ast.IfExp(node.test, node.orelse, node.body)
-        case ast.If():
-            yield ast.If(ast.UnaryOp(ast.Not(), node.test), node.body, node.orelse)
-        case ast.Expr(value=ast.Call()):
-            yield ast.Pass()
-        case ast.AugAssign(op=operator) if type(operator) in OPERATORS:
-            yield ast.AugAssign(node.target, OPERATORS[type(operator)](), node.value)
-        case ast.Call(args=[ast.Name() | ast.Constant() as first, ast.Name() | ast.Constant() as second, *rest]) if (
-            ast.unparse(node.func) not in SYMMETRIC
-        ):
-            yield ast.Call(node.func, [second, first, *rest], node.keywords)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """The test that ends the run."""
+        if report.failed:
+            self._out.write_text(report.nodeid)
 
 
-def breakable(tree: ast.Module) -> list[ast.AST]:
-    """The nodes inside functions, but for annotations, messages of errors and warnings, and words of subscripts' types."""
-    found: list[ast.AST] = []
+class Clone:
+    """A clone of the last commit, to break."""
 
-    def visit(node: ast.AST, inside: bool) -> None:
-        if isinstance(node, ast.Raise | ast.JoinedStr | ast.arg | ast.AnnAssign) or _is_message(node):
-            return
-        if isinstance(node, ast.FunctionDef):
-            for statement in node.body:
-                visit(statement, True)
-            return
-        if inside and any(variants(node)):
-            found.append(node)
-        for child in ast.iter_child_nodes(node):
-            visit(child, inside)
+    def __init__(self, folder: Path):
+        """`folder`: an empty one."""
+        self._root, self._folder = folder / "repository", folder
+        subprocess.run(["git", "clone", "--quiet", "--shared", str(ROOT), str(self._root)], check=True)
 
-    visit(tree, False)
-    return found
+    def reach(self) -> dict:
+        """What the unbroken tests execute. Ends this process if they cannot run."""
+        out = self._folder / "reach.json"
+        self._status([], Reach(self._root / "alexnet_jax", out), None)
+        if not out.exists():
+            sys.exit(f"the unbroken tests cannot run:\n{(self._folder / 'said').read_text(errors='replace')[-3000:]}")
+        return json.loads(out.read_text())
 
-
-def _is_message(node: ast.AST) -> bool:
-    call = node.value if isinstance(node, ast.Expr) else node
-    name = ast.unparse(call.func) if isinstance(call, ast.Call) else ""
-    return name.startswith(("logging.", "logger.", "warnings.")) or name.endswith(("Error", ".say"))
-
-
-def mutants(file: str, rng: random.Random) -> Iterator[Mutant]:
-    """Every mutant of a file, in the order of the draw."""
-    text = (ROOT / "alexnet_jax" / f"{file}.py").read_text()
-    tree = ast.parse(text)
-    nodes = breakable(tree)
-    rng.shuffle(nodes)
-    for node in nodes:
-        for variant in variants(node):
-            broken = _Replaced(node, variant).visit(copy.copy(tree))
-            source = ast.unparse(ast.fix_missing_locations(broken))
-            line = getattr(node, "lineno", 0)
-            yield Mutant(f"{file}.py", line, ast.unparse(node).splitlines()[0], _first(variant), source)
-
-
-def _first(node: ast.AST) -> str:
-    return ast.unparse(ast.fix_missing_locations(node)).splitlines()[0]
-
-
-class _Replaced(ast.NodeTransformer):
-    """A tree with one node replaced; the tree that it is given stays whole."""
-
-    def __init__(self, node: ast.AST, variant: ast.AST):
-        self._node, self._variant = node, variant
-
-    def visit(self, node: ast.AST) -> ast.AST:
-        if node is self._node:
-            return self._variant
-        return super().visit(node)
-
-    def generic_visit(self, node: ast.AST) -> ast.AST:
-        fresh = copy.copy(node)
-        for name, value in ast.iter_fields(node):
-            if isinstance(value, list):
-                setattr(fresh, name, [self.visit(item) if isinstance(item, ast.AST) else item for item in value])
-            elif isinstance(value, ast.AST):
-                setattr(fresh, name, self.visit(value))
-        return fresh
-
-
-def sample(count: int, seed: int) -> list[Mutant]:
-    """So many mutants, dealt out evenly over the files."""
-    queues = {file: list(mutants(file, random.Random(f"{seed} {file}"))) for file in CORE}
-    chosen: list[Mutant] = []
-    while len(chosen) < count and any(queues.values()):
-        for queue in queues.values():
-            if queue and len(chosen) < count:
-                chosen.append(queue.pop(0))
-    return chosen
-
-
-class Copy:
-    """A copy of the repository to break, one for each job; it keeps its bytecode, so that a start takes seconds."""
-
-    def __init__(self, folder: Path, cache: Path, workers: int):
-        """`cache`: folder of compiled programs. `workers`: processes that share the test files."""
-        self._workers = workers
-        self._root, self._tmp = folder / "repository", folder / "tmp"
-        ignored = shutil.ignore_patterns(".git", ".venv*", "__pycache__", "runs", "data_*", ".*_cache")
-        shutil.copytree(ROOT, self._root, ignore=ignored)
-        self._environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache)}
-        self._environment.pop("PYTHONDONTWRITEBYTECODE", None)
-
-    def kills(self, mutant: Mutant) -> bool:
-        """Whether the quick tests fail with this line broken: the likeliest first, then the others."""
-        first = [f"test_{name}.py" for name in CORE[mutant.file.removesuffix(".py")]]
-        broken = self._root / "alexnet_jax" / mutant.file
-        broken.write_text(mutant.source)
+    def killer(self, mutant: Mutant, rounds: Iterable[dict[str, float]]) -> str:
+        """The first test that fails with this line broken; empty if all rounds pass."""
+        whole, failed = self._root / "alexnet_jax" / mutant.file, self._folder / "failed"
+        unbroken = whole.read_text()
+        whole.write_text(mutant.source)
         try:
-            return self.fails(first) or self.fails([name for name in self.tests() if name not in first])
+            for tests in filter(None, rounds):
+                failed.unlink(missing_ok=True)
+                files = sorted({test.partition("::")[0] for test in tests})
+                if status := self._status(files, Chosen(tests, failed), SECONDS, "-x"):
+                    return failed.read_text() if failed.exists() else _ends(status)
         finally:
-            shutil.copy2(ROOT / "alexnet_jax" / mutant.file, broken)
+            whole.write_text(unbroken)
+        return ""
 
-    def tests(self) -> list[str]:
-        """The test files."""
-        return sorted(path.name for path in (self._root / "tests").glob("test_*.py"))
+    def _status(self, files: list[str], plugin: object, seconds: float | None, *words: str) -> int | None:
+        """pytest's exit status in a fork; that of an alarm after so many seconds."""
+        fork = multiprocessing.get_context("fork").Process(target=self._run, args=(plugin, *words, *files))
+        fork.start()
+        fork.join(seconds)
+        status = fork.exitcode
+        if fork.is_alive():
+            os.killpg(fork.pid or 0, signal.SIGKILL)
+            fork.join()
+            return -signal.SIGALRM
+        return status
 
-    def fails(self, tests: list[str], seconds: float | None = SECONDS) -> bool:
-        """Whether the quick tests of these files fail, or take longer than that."""
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", QUICK, "-p", "no:cacheprovider", "--dist=loadfile"]
-        command += ["-n", str(self._workers), f"--basetemp={self._tmp}", *(f"tests/{name}" for name in tests)]
-        try:
-            done = subprocess.run(
-                command, cwd=self._root, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                timeout=seconds, check=False,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired:
-            return True
-        self.said = done.stdout[-3000:]
-        return done.returncode != 0
+    def _run(self, plugin: object, *words: str) -> None:
+        os.setsid()
+        os.chdir(self._root)
+        sys.path.remove(str(ROOT / "tests"))
+        sys.dont_write_bytecode = isinstance(plugin, Chosen)  # broken files of one second and one size look alike
+        del sys.modules["mutants"]
+        os.environ.update(ENVIRONMENT)
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        said = os.open(self._folder / "said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(said, 1), os.dup2(said, 2)
+        status = pytest.main([*QUICK, f"--basetemp={self._folder / 'tmp'}", *words], plugins=[plugin])
+        sys.stdout.flush()
+        os._exit(status)
 
 
-def main() -> int:
-    """Returns the exit status: 1 if the tests fail on what nobody broke."""
+def _ends(status: int) -> str:
+    """How tests ended that none of them failed."""
+    return "too slow" if status == -signal.SIGALRM else f"pytest ended with status {status}"
+
+
+def rounds(mutant: Mutant, reach: dict) -> list[dict[str, float]]:
+    """The tests that meet a mutant, with seconds: the likeliest that execute its line, the others that do, and the rest."""
+    seconds, names = reach["seconds"], list(reach["seconds"])
+    lines = reach["lines"].get(mutant.file, {})
+    near = {names[number] for line in mutant.lines for number in lines.get(str(line), ())}
+    files = tuple(f"tests/test_{name}.py" for name in CORE[mutant.file.removesuffix(".py")])
+    first = {test for test in near if test.startswith(files)}
+    return [{test: seconds[test] for test in sorted(chosen)} for chosen in (first, near - first, seconds.keys() - near)]
+
+
+def row_of(mutant: Mutant) -> dict:
+    """What names a mutant in the record."""
+    return {"file": mutant.file, "line": mutant.line, "before": mutant.before, "after": mutant.after}
+
+
+def main() -> None:
+    """Prints a line for each mutant, and the share that was killed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=60, help="mutants")
-    parser.add_argument("--start", type=int, default=0, help="number of the first mutant to try, to resume")
+    parser.add_argument("--count", type=int, default=66, help="mutants")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
-    parser.add_argument("--jobs", type=int, default=1, help="mutants at a time")
-    parser.add_argument("--out", type=Path, help="write the mutants and whether they were killed to this JSON file")
+    parser.add_argument("--out", type=Path, required=True, help="the record, a JSON file; what it has killed is left alone")
+    parser.add_argument(
+        "--reach", type=Path, help="a JSON file of what the tests execute: read if it is there, else written"
+    )
     options = parser.parse_args()
-    chosen = sample(options.count, options.seed)[options.start :]
-    with tempfile.TemporaryDirectory(prefix="mutations-") as place, ThreadPoolExecutor(options.jobs) as pool:
-        cache = Path(place) / "cache"  # broken programs are not kept
-        if (kept := cache_folder("tests")).exists():
-            shutil.copytree(kept, cache)
-        copies, workers = SimpleQueue[Copy](), max(1, (os.cpu_count() or 1) // options.jobs)
-        for job in range(options.jobs):
-            copies.put(Copy(Path(place) / str(job), cache, workers))
-
-        def is_killed(mutant: Mutant) -> bool:
-            mine = copies.get()
-            try:
-                return mine.kills(mutant)
-            finally:
-                copies.put(mine)
-
-        whole = copies.get()
-        if whole.fails(whole.tests(), seconds=None):
-            print(f"the quick tests fail without a mutant:\n{whole.said}", file=sys.stderr)
-            return 1
-        copies.put(whole)
-        killed = []
-        for mutant, dead in zip(chosen, pool.map(is_killed, chosen), strict=True):
-            killed.append(dead)
-            word = "killed  " if dead else "SURVIVED"
-            print(f"{word} {mutant.file}:{mutant.line}: {mutant.before}  ->  {mutant.after}", flush=True)
-    rows = [asdict(mutant) | {"killed": dead} for mutant, dead in zip(chosen, killed, strict=True)]
-    for row in rows:
-        del row["source"]
-    if options.out:
-        options.out.write_text(json.dumps({"seed": options.seed, "mutants": rows}, indent=1) + "\n")
-    print(f"{sum(killed)} of {len(killed)} mutants killed ({100 * sum(killed) / len(killed):.0f} %)")
-    return 0
+    warnings.filterwarnings("ignore", message="os.fork")
+    commit = subprocess.run(["git", "rev-parse", "--short=7", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
+    old = json.loads(options.out.read_text())["mutants"] if options.out.exists() else []
+    killed = {tuple(row[name] for name in ("file", "line", "before", "after")): row for row in old if row["killed_by"]}
+    with tempfile.TemporaryDirectory(prefix="mutations-") as folder:
+        clone = Clone(Path(folder))
+        reach = json.loads(options.reach.read_text()) if options.reach and options.reach.exists() else clone.reach()
+        if options.reach:
+            options.reach.write_text(json.dumps(reach))
+        rows = []
+        for mutant in sample(ROOT / "alexnet_jax", list(CORE), options.count, options.seed):
+            row = killed.get(tuple(row_of(mutant).values()))
+            if row is None:
+                killer = clone.killer(mutant, rounds(mutant, reach))
+                row = row_of(mutant) | {"killed_by": killer, "commit": commit.stdout.strip()}
+            rows.append(row)
+            print(
+                f"{row['file']}:{row['line']}: {row['before']}  ->  {row['after']}: {row['killed_by'] or 'SURVIVED'}",
+                flush=True,
+            )
+            options.out.write_text(
+                json.dumps({"seed": options.seed, "left_out": reach["left_out"], "mutants": rows}, indent=1) + "\n"
+            )
+    dead = sum(bool(row["killed_by"]) for row in rows)
+    print(f"{dead} of {len(rows)} mutants killed ({100 * dead / len(rows):.0f} %)")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

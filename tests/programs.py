@@ -8,10 +8,11 @@ import jax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-# What a program depends on. The other fields of a config are about files, intervals and rates, which are arguments.
+# What a program depends on besides the table. The other fields of a config are about files, intervals and rates, which are
+# arguments.
 COMPILED_FOR = (
-    "architecture", "bias_init", "dropout", "precision", "image_size", "crop_size", "flip", "colour_noise", "batch_size",
-    "accumulate", "momentum", "rate_in_velocity", "weight_decay", "layer_decays", "bias_decay", "seed",
+    "precision", "crosstalk_precision", "image_size", "crop_size", "flip", "colour_noise", "batch_size", "accumulate",
+    "momentum", "rate_in_velocity", "bias_decay", "lars", "ema", "seed",
 )  # fmt: skip
 
 
@@ -20,7 +21,8 @@ def _key(argument: Any) -> Any:
     from alexnet_jax.step import Setup
 
     if isinstance(argument, Setup):
-        return argument.mesh, argument.classes, *(getattr(argument.config, name) for name in COMPILED_FOR)
+        config = argument.config
+        return argument.mesh, argument.classes, config.table(), *(getattr(config, name) for name in COMPILED_FOR)
     leaves, structure = jax.tree.flatten(argument, is_leaf=lambda node: isinstance(node, P))
     return structure, *leaves
 

@@ -7,7 +7,16 @@ import pytest
 
 from alexnet_jax import ops
 from alexnet_jax.architectures import ARCHITECTURES, with_overrides
-from alexnet_jax.layers import Architecture, Classifier, Convolution, Dense, Dropout, convolution_padding, trace
+from alexnet_jax.layers import (
+    Architecture,
+    Classifier,
+    Convolution,
+    Dense,
+    Dropout,
+    MaxPool,
+    convolution_padding,
+    trace,
+)
 from alexnet_jax.network import initial_params, merge, split
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.values import LayerDecay
@@ -58,7 +67,7 @@ def test_paper_shapes(crop_size):
     }
 
 
-@pytest.mark.parametrize("name", sorted(name for name in ARCHITECTURES if not name.startswith("cifar")))
+@pytest.mark.parametrize("name", sorted(name for name in ARCHITECTURES if not name.startswith(("cifar", "paper_32px"))))
 @pytest.mark.parametrize("crop_size", [224, 227])
 def test_sizes_after_each_convolution(name, crop_size):
     if name in ("caffe", "torchvision") and crop_size == 224 + 3 * (name == "torchvision"):
@@ -190,3 +199,26 @@ def test_every_dropout_of_every_tower_has_a_stream_of_its_own(monkeypatch):
     assert streams == []  # none without keys
     forward_shape(ARCHITECTURES["paper"], dropout_keys=jax.random.split(jax.random.key(0), 2))
     assert len(set(streams)) == len(streams) == 4
+
+
+def test_ideas_are_taken_out_of_any_table():
+    """`paper` without one is the table of that name; two at once are both gone."""
+    paper = ARCHITECTURES["paper"]
+    for idea, name in (("lrn", "no_lrn"), ("overlap", "non_overlapping_pool"), ("conv4", "no_conv4")):
+        assert with_overrides(paper, ablate=[idea]).layers == ARCHITECTURES[name].layers
+    small = with_overrides(ARCHITECTURES["paper_32px"], ablate=["overlap", "crosstalk"])
+    assert [layer.reads for layer in small.layers[:-1]] == ["image"] + ["own"] * 6
+    assert [one.out_side for one in trace(small, 28)[:5]] == [7, 3, 3, 3, 1]
+    windows = {
+        (op.size, op.stride) for layer in small.layers for op in getattr(layer, "after", ()) if isinstance(op, MaxPool)
+    }
+    assert windows == {(2, 2)}
+    one = ARCHITECTURES["one_tower"]
+    for table, idea, message in (
+        (paper, "lrm", "--ablate=lrm is not one of lrn, overlap, conv4, crosstalk"),
+        (one, "crosstalk", "--ablate=crosstalk: --architecture=one_tower has no crosstalk to take out"),
+        (ARCHITECTURES["no_crosstalk"], "crosstalk", "--architecture=no_crosstalk has no crosstalk to take out"),
+        (ARCHITECTURES["cifar_13pct"], "lrn", "--ablate=lrn: --architecture=cifar_13pct has no lrn to take out"),
+    ):
+        with pytest.raises(UserError, match=message):
+            with_overrides(table, ablate=[idea])

@@ -3,24 +3,29 @@
 import importlib.util
 import itertools
 import json
+import math
 import os
 import signal
 import time
 from dataclasses import dataclass
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from matplotlib.colors import to_hex
-from networks import CROP, SIZE, make_mesh, run, small_config
+from networks import CLASSES, CROP, SIZE, make_mesh, run, small_config
 from pictures import assert_rates, recorded
 
-from alexnet_jax.benchmark import peers as peer_module
+from alexnet_jax.architectures import ARCHITECTURES, _narrow
 from alexnet_jax.benchmark import results, steps
-from alexnet_jax.benchmark.ours import Ours, training_flops
-from alexnet_jax.benchmark.peers import Torch, peers
+from alexnet_jax.benchmark.ours import MODES, Ours, training_flops
+from alexnet_jax.benchmark.peers import Torch, forms
 from alexnet_jax.benchmark.worker import Failed, Worker
 from alexnet_jax.config import Config
-from alexnet_jax.layers import trace
-from alexnet_jax.step import make_setup
+from alexnet_jax.layers import Architecture, Classifier, Convolution, trace
+from alexnet_jax.network import merge, split
+from alexnet_jax.step import cross_entropy, make_setup
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.values import MeshShape
 
@@ -67,48 +72,60 @@ def scripted(monkeypatch, rates: dict, *, against: bool) -> tuple[dict, list]:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr("importlib.metadata.version", lambda name: "1.0")
     config = small_config(mesh="1x1")
-    return steps.measure_steps(config, against=against, layers=False, rounds=2, steps=3), worker.turns
+    modes = MODES[:2] if against else MODES
+    return steps.measure_steps(config, against=against, layers=False, rounds=2, steps=3, modes=modes), worker.turns
 
 
-def test_the_fastest_form_of_each_peer_is_measured_in_turn_with_ours(monkeypatch):
-    ours = "alexnet_jax paper_eighth"
+FORMS = ("eager", "channels_last", "compiled", "channels_last, compiled")
+
+
+def test_the_fastest_form_of_the_peer_is_measured_in_turn_with_ours(monkeypatch, capsys):
+    ours, peer = "alexnet_jax paper_eighth", "PyTorch paper_eighth"
     rates = {f"{ours}: train": [60.0, 80.0], f"{ours}: forward": [300.0, 100.0]}
     for mode in ("train", "forward"):
-        for net in ("two towers", "torchvision"):
-            rates |= {f"PyTorch {net}: {mode} ({form})": [5.0] for form in ("eager", "channels_last", "compiled")}
-            rates[f"PyTorch {net}: {mode} (channels_last, compiled)"] = [9.0, 20.0, 40.0]
-    rates["PyTorch two towers: train (compiled)"] = "MemoryError: too large"
+        rates |= {f"{peer}: {mode} ({form})": [5.0] for form in FORMS}
+        rates[f"{peer}: {mode} ({FORMS[3]})"] = [9.0, 20.0, 40.0]
+    rates[f"{peer}: train (compiled)"] = "no compiler"
     result, turns = scripted(monkeypatch, rates, against=True)
-    best = [f"PyTorch {net}: train (channels_last, compiled)" for net in ("two towers", "torchvision")]
-    assert turns[7:13] == [(f"{ours}: train", 3), (best[0], 3), (best[1], 3)] * 2
-    assert all(count == steps.TRIAL_STEPS for _, count in turns[:7])
-    assert result["ratios"][f"ours / {best[0]}"] == {"median": 2.5, "low": 2.0, "high": 3.0}
-    assert len(result["ratios"]) == 4
-    assert result["peak_memory_ratios"] == {name: 1.5 for name in best}
-    assert len(result["peers_tried"]) == 2 * 2 * 4
-    assert result["peers_tried"]["PyTorch two towers: train (compiled)"] == "MemoryError: too large"
-    assert result["peers_tried"][best[0]] == 9.0
-    assert (result["images_per_second"], result["rows"][best[0]]["images_per_second"]) == (70.0, 30.0)
+    best = f"{peer}: train ({FORMS[3]})"
+    assert turns[3:7] == [(f"{ours}: train", 3), (best, 3)] * 2
+    assert all(count == steps.TRIAL_STEPS for _, count in turns[:3])
+    assert result["ratios"][f"ours / {best}"] == {"median": 2.5, "low": 2.0, "high": 3.0}
+    assert len(result["ratios"]) == 2
+    assert result["peak_memory_ratios"] == {best: 1.5}
+    assert len(result["peers_tried"]) == 2 * 4
+    assert result["peers_tried"][f"{peer}: train (compiled)"] == "no compiler"
+    assert result["peers_tried"][best] == 9.0
+    assert (result["images_per_second"], result["rows"][best]["images_per_second"]) == (70.0, 30.0)
     assert result["flops_per_second"] == 70.0 * result["flops_per_image"]
     assert result["of_matrix_product"] == result["flops_per_second"] / 1e9
+    steps.publish_steps(small_config(), result, None)
+    assert "not measured: no compiler" in capsys.readouterr().err
 
 
 def test_a_peer_that_runs_in_no_form_is_named(monkeypatch):
-    rates = {f"PyTorch two towers: train ({form})": "no memory" for form in ("eager", "channels_last", "compiled")}
-    rates["PyTorch two towers: train (channels_last, compiled)"] = "no memory either"
-    with pytest.raises(UserError, match=r"two towers: train .* does not run here: no memory either"):
+    rates = dict.fromkeys((f"PyTorch paper_eighth: train ({form})" for form in FORMS), "no memory")
+    rates[f"PyTorch paper_eighth: train ({FORMS[3]})"] = "no memory either"
+    with pytest.raises(UserError, match=r"paper_eighth: train .* does not run here: no memory either"):
         scripted(monkeypatch, rates, against=True)
 
 
 @needs_torch
-def test_every_peer_has_each_form_once():
-    found = peers(True, "float32", 8, CROP)
-    assert list(found) == ["two towers", "torchvision"]
-    for net, forms in found.items():
-        assert [form.name.partition(": train ")[2] for form in forms] == [
-            "(eager)", "(channels_last)", "(compiled)", "(channels_last, compiled)",
-        ]  # fmt: skip
-        assert {(form.net, form.examples) for form in forms} == {(net, 8)}
+def test_a_peer_has_each_form_once():
+    found = forms(ARCHITECTURES["caffe"], True, "float32", 8, CROP, 1000)
+    assert [form.name for form in found] == [f"PyTorch caffe: train ({form})" for form in FORMS]
+    assert {(form.table.name, form.examples, form.crop) for form in found} == {("caffe", 8, CROP)}
+
+
+def test_a_table_that_pytorch_has_no_layer_for_is_refused():
+    with pytest.raises(UserError, match=r"fc6 of --architecture=no_crosstalk reads its own tower"):
+        forms(ARCHITECTURES["no_crosstalk"], True, "float32", 8, 227, 1000)
+
+
+def test_a_compiled_peer_says_that_it_lacks_a_compiler(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match=r"torch\.compile needs a C\+\+ compiler, and there is no no-such-compiler"):
+        Torch(ARCHITECTURES["cifar_13pct"], True, False, True, "float32", 2, 24, 10).start()
 
 
 @pytest.mark.parametrize("fastest", [50.0, 5000.0])
@@ -242,16 +259,17 @@ def test_a_workload_runs_in_its_own_process_that_ends():
 
 @pytest.mark.slow
 @needs_torch
-@pytest.mark.parametrize("net", ["two towers", "torchvision"])
-def test_a_step_of_the_peer_trains(net, monkeypatch):
+def test_a_step_of_the_peer_trains(monkeypatch):
     """In this process: the training step changes every weight, the forward pass none."""
     import torch
 
+    from alexnet_jax.benchmark import torch_network
+
     made = []
-    network = peer_module._network
-    monkeypatch.setattr(peer_module, "_network", lambda *arguments: made.append(network(*arguments)) or made[-1])
+    network = torch_network.torch_network
+    monkeypatch.setattr(torch_network, "torch_network", lambda *given: made.append(network(*given)) or made[-1])
     for train in (True, False):
-        step = Torch(net, train, False, False, "float32", 2, CROP).start()
+        step = Torch(ARCHITECTURES["cifar_11pct"], train, False, False, "float32", 2, 24, 10).start()
         before = [weights.clone() for weights in made[-1].parameters()]
         step()
         same = [torch.equal(one, other) for one, other in zip(before, made[-1].parameters(), strict=True)]
@@ -262,7 +280,7 @@ def test_a_step_of_the_peer_trains(net, monkeypatch):
 @pytest.mark.slow
 @needs_torch
 def test_a_peer_is_measured():
-    with Worker(Torch("torchvision", False, True, False, "float32", 2, CROP)) as worker:
+    with Worker(Torch(ARCHITECTURES["torchvision"], False, True, False, "float32", 2, CROP, 1000)) as worker:
         assert worker.measure(1) > 0
         assert worker.peak_memory() > 4 * 40_000_000  # its weights
 
@@ -271,31 +289,75 @@ def test_a_peer_is_measured():
 @needs_torch
 def test_pytorch_is_measured_in_turn():
     small = [f"--crop_size={CROP}", f"--image_size={SIZE}", "--batch_size=2", "--rounds=1", "--steps=1", "--nolayers"]
-    done = run("benchmark", "--against=pytorch", *small, "--mesh=1x1")
+    done = run("benchmark", "--against=pytorch", "--architecture=paper_eighth", *small, "--mesh=1x1")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     rows = {name: row["images_per_second"] for name, row in result["rows"].items()}
-    peers = [name for name in rows if "two towers: train" in name]
+    peers = [name for name in rows if "PyTorch paper_eighth: train" in name]
     assert len(peers) == 1
-    expected = rows["alexnet_jax paper: train"] / rows[peers[0]]
+    expected = rows["alexnet_jax paper_eighth: train"] / rows[peers[0]]
     assert result["ratios"][f"ours / {peers[0]}"]["median"] == pytest.approx(expected)
-    assert len(result["peers_tried"]) == 2 * 2 * 4
-    tried = {name: rate for name, rate in result["peers_tried"].items() if "two towers: train" in name}
+    assert len(result["peers_tried"]) == 2 * 4
+    tried = {name: rate for name, rate in result["peers_tried"].items() if ": train" in name}
     assert peers[0] == max(tried, key=lambda name: tried[name] if isinstance(tried[name], float) else 0)
 
 
-@pytest.mark.slow
-def test_the_peer_is_the_paper_network():
-    """Every layer has as many weights as ours."""
-    torch = pytest.importorskip("torch")
-    shapes = paper_model(crop_size=227).shapes
-    ours = [weights["kernel"].size for weights in shapes.values()]
-    with torch.device("meta"):  # shapes without values
-        networks = [peer_module._network(*one) for one in (("two towers", 227), ("torchvision", 224))]
-    theirs, one_tower = ([p.numel() for p in one.parameters() if p.dim() > 1] for one in networks)
-    assert ours == theirs
-    torchvision = paper_model(architecture="torchvision").shapes
-    assert one_tower == [weights["kernel"].size for weights in torchvision.values()]
+def as_torch(params: dict, table: Architecture, crop: int) -> dict:
+    """The weights of a network by PyTorch's names, in its layout: towers side by side along the outputs."""
+    state = {}
+    for one in trace(table, crop, CLASSES):
+        kernel, bias = (np.asarray(params[one.name][part]) for part in ("kernel", "bias"))
+        if isinstance(one.layer, Convolution) and not one.layer.shared:
+            weight, bias = kernel.reshape(-1, *kernel.shape[3:]), bias.reshape(-1, 1, bias.shape[-1])
+        elif isinstance(one.layer, Convolution):
+            weight, bias = np.concatenate(kernel, axis=-1).transpose(3, 2, 0, 1), bias.reshape(-1)
+        else:  # inputs are counted by row, column and map here, and by map first there
+            whole = np.concatenate(kernel, axis=0 if isinstance(one.layer, Classifier) else -1)
+            places = whole.reshape(one.in_side**2, -1, whole.shape[-1])
+            weight, bias = places.transpose(2, 1, 0).reshape(whole.shape[-1], -1), bias.reshape(-1)
+        state |= {f"{one.name}.weight": weight, f"{one.name}.bias": bias}
+    return state
+
+
+def narrow(name: str) -> Architecture:
+    return _narrow(ARCHITECTURES[name], name, 8)
+
+
+SLOWLY = [(narrow("caffe"), CROP), (narrow("torchvision"), CROP), (narrow("paper"), 67), (ARCHITECTURES["cifar_18pct"], 32)]
+
+
+@pytest.mark.parametrize(
+    ("table", "crop"),
+    [
+        (narrow("paper"), CROP),
+        (ARCHITECTURES["cifar_11pct"], 24),
+        *(pytest.param(*one, marks=pytest.mark.slow) for one in [*SLOWLY, (ARCHITECTURES["cifar_13pct"], 24)]),
+    ],
+    ids=lambda value: getattr(value, "name", str(value)),
+)
+def test_the_peer_has_our_loss_on_the_same_weights(table, crop):
+    """In evaluation, on weights that are large enough for every layer to matter. At 67 px conv1 is padded on two sides."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed (requirements-benchmark.txt)")
+    from alexnet_jax.benchmark.torch_network import torch_network
+
+    graph, shapes = split(table, classes=CLASSES, crop_size=crop, dtype=jnp.dtype("float32"))
+    rng = np.random.default_rng(0)
+
+    def drawn(path, leaf):
+        deviation = 0.5 if path[-1].key == "bias" else (2 / math.prod(leaf.shape[-4:-1])) ** 0.5
+        return rng.normal(0, deviation, leaf.shape).astype(np.float32)
+
+    params = jax.tree.map_with_path(drawn, shapes)
+    images, labels = rng.normal(0, 20, (4, crop, crop, 3)).astype(np.float32), np.array([3, 9, 0, 1])
+    logits = jax.jit(lambda params, images: merge(graph, params)(images))(params, images)
+    network = torch_network(table, crop, CLASSES).eval()
+    network.load_state_dict({name: torch.tensor(value) for name, value in as_torch(params, table, crop).items()})
+    with torch.no_grad():
+        theirs = network(torch.tensor(images.transpose(0, 3, 1, 2)))
+    np.testing.assert_allclose(logits, theirs.numpy(), rtol=0, atol=2e-5 * float(abs(theirs).max()))
+    assert logits.std() > 0.1
+    loss = cross_entropy(logits, jnp.asarray(labels)).mean()
+    assert float(loss) == pytest.approx(float(torch.nn.functional.cross_entropy(theirs, torch.tensor(labels))), rel=1e-4)
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from jax.experimental import multihost_utils
 from networks import LAYOUTS, small_setup
 
-from alexnet_jax.run.checkpoint import Checkpoints, chosen_step
+from alexnet_jax.run.checkpoint import DAMAGED, FAILED, Checkpoints
+from alexnet_jax.run.chosen import chosen_step, chosen_steps
+from alexnet_jax.run.reader import CheckpointReader
 from alexnet_jax.step import Setup, TrainState, make_checksum
 from alexnet_jax.system.errors import UserError
 
@@ -98,6 +101,11 @@ def test_the_latest_and_the_best_are_kept(tmp_path):
         assert checkpoints.steps() == [2, 5, 6]
         assert checkpoints.best_step() == 2
         assert [chosen_step(checkpoints, "W", step) for step in ("best", "latest", "5")] == [2, 6, 5]
+        assert [chosen_steps(checkpoints, "W", step, 2) for step in ("latest", "5")] == [[5, 6], [2, 5]]
+        with pytest.raises(
+            UserError, match="--average=3: W has 2 up to step 5: average fewer, or train with a larger --keep"
+        ):
+            chosen_steps(checkpoints, "W", "5", 3)
         for step in ("4", "-2", "newest", "2.0"):
             with pytest.raises(UserError, match=f"--step={step}: W has the checkpoints 2, 5, 6, 'latest' and 'best'"):
                 chosen_step(checkpoints, "W", step)
@@ -314,6 +322,28 @@ def test_a_mistake_of_ours_is_not_taken_for_damage(copied, monkeypatch):
         with pytest.raises(TypeError, match="unexpected keyword"):
             checkpoints.restore_latest(small_setup())
         assert checkpoints.steps() == [3, 7]
+
+
+def test_what_the_other_of_two_processes_cannot_read_is_given_up_here_too(copied, monkeypatch):
+    read = CheckpointReader.state
+
+    def state(reader, setup, step):
+        restored = read(reader, setup, step)
+        monkeypatch.setattr(jax, "process_count", lambda: 2)  # from here on, for Orbax reads alone
+        return restored
+
+    def gathered(mine):
+        monkeypatch.setattr(jax, "process_count", lambda: 1)
+        return np.stack([mine, outcomes.pop(0)])
+
+    monkeypatch.setattr(CheckpointReader, "state", state)
+    monkeypatch.setattr(multihost_utils, "process_allgather", gathered)
+    with reading(copied) as checkpoints:
+        outcomes = [DAMAGED, 0]
+        assert checkpoints.restore_latest(small_setup())[1]["step"] == 3
+        outcomes = [FAILED]
+        with pytest.raises(UserError, match="/7 cannot be read by another process for now"):
+            checkpoints.restore_latest(small_setup())
 
 
 def test_a_folder_of_the_users_own_among_the_checkpoints_stays(copied):

@@ -39,6 +39,9 @@ def ends(error: BaseException) -> int:
         (MemoryError(), 1, "error: the memory is exhausted: choose a smaller --batch_size, or --accumulate in training"),
         (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"), 1,
          "error: the memory is exhausted: choose a smaller --batch_size, or --accumulate in training"),
+        (jax.errors.JaxRuntimeError("INTERNAL: Gloo AllGather failed: Connection closed by peer [127.0.0.1]:20381\nmore"), 1,
+         "error: another process has ended or cannot be reached: run the command again (INTERNAL: Gloo AllGather failed: "
+         "Connection closed by peer [127.0.0.1]:20381)"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )  # fmt: skip

@@ -24,6 +24,7 @@ def test_every_second_is_in_one_phase():
     time.seconds += 32.0
     assert [time.clock.spent(phase) for phase in PHASES] == [1.0, 2.0, 0.0, 36.0, 8.0, 16.0]
     assert time.clock.wall == time.seconds == 63.0
+    assert time.clock.training == 36.0
     assert time.clock.spent("training", "saving") == 52.0
     assert (time.clock.phase, time.clock.begun, time.clock.now()) == ("training", 1e9, 1e9 + 63)
 

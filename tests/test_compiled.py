@@ -184,21 +184,6 @@ def test_the_programs_are_lowered_from_shapes_alone_and_multiply_float32_as_floa
         assert [line for line in lines if line.count("HIGHEST") != 2] == []
 
 
-def test_towers_are_neighbours_by_their_places():
-    class Device:
-        def __init__(self, *coords):
-            self.coords = coords
-
-    def grid(*places):
-        devices = np.empty((2, 2), object)
-        devices.flat[:] = [Device(*place, 0) for place in places]
-        return devices
-
-    assert programs.pairs_are_adjacent(grid((0, 0), (0, 1), (1, 0), (1, 1))) is True
-    assert programs.pairs_are_adjacent(grid((0, 0), (1, 1), (1, 0), (0, 1))) is False
-    assert programs.pairs_are_adjacent(np.array([jax.devices()[:2]])) is None  # CPUs have no places
-
-
 def test_every_chip_says_what_it_can_do():
     for name, chip in CHIPS.items():
         shape = Slice.parse(f"{name}:2x2")

@@ -8,7 +8,8 @@ import subprocess
 import pytest
 from networks import SIZE, run, small_config, start, tiny_config, tiny_flags
 
-from alexnet_jax.config import Config, as_dict, changed_flags, check, from_dict, from_words
+from alexnet_jax.config import Config, as_dict, check, from_dict, from_words
+from alexnet_jax.run.changes import changed_flags
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.training import train
 from alexnet_jax.values import LayerDecay, LayerRate, MeshShape

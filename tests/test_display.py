@@ -11,7 +11,7 @@ from rich.console import Console
 
 from alexnet_jax.run.display import Display, duration
 from alexnet_jax.run.intervals import Intervals
-from alexnet_jax.run.metrics import Row
+from alexnet_jax.run.metrics import Row, read_rows
 from alexnet_jax.run.summary import summary
 
 
@@ -133,6 +133,12 @@ def test_a_validation_stands_above_in_one_line_at_80_and_at_120_columns():
         seen.display.row(row("train"))  # which is live on a terminal
         seen.display.row(row("validation"))
         assert seen.said() == [expected]
+        averaged = {"loss": 2.25, "top1_error": 45.0, "top5_error": 15.0}
+        seen.display.row(row("validation", ema=averaged))
+        other = expected
+        for old, new in (("validation loss 2.500", "ema        loss 2.250"), ("50.0", "45.0"), ("10.0", "15.0")):
+            other = other.replace(old, new)
+        assert seen.said()[1:] == [expected, other]
 
 
 def test_a_log_has_a_line_for_every_row_with_the_same_values():
@@ -206,6 +212,18 @@ def test_the_summary_of_a_run_of_two_starts(tmp_path):
         ("folder", f"{tmp_path}: checkpoints/, metrics.jsonl, starts.jsonl, tensorboard/"),
         ("next", f"python -m alexnet_jax.evaluate --workdir={tmp_path} --step=best"),
     ]
+
+
+def test_the_summary_has_the_error_of_the_averaged_weights_too(tmp_path):
+    finished(tmp_path, {10: 40.0}, [])
+    (row,) = read_rows(tmp_path)
+    averaged = {"loss": 2.0, "top1_error": 31.25, "top5_error": 6.5}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row | {"ema": averaged}) + "\n")
+    told = summary(small_config(workdir=str(tmp_path)), ("train", "validation"), 10, 1.0)
+    assert told[3] == (
+        "ema error",
+        "31.25 % top-1, 6.50 % top-5 on validation (evaluate --weights=ema)",
+    )
 
 
 def test_the_summary_of_an_older_run_without_times_or_test_split(tmp_path):

@@ -49,6 +49,20 @@ def test_curves_hold_the_rows_of_each_split():
     plt.close(figure)
 
 
+def test_the_curve_of_the_averaged_weights_is_dashed():
+    averaged = {"loss": 2.0, "top1_error": 44.0, "top5_error": 9.0}
+    rows = [record_row(1, "train"), record_row(1, "validation"), record_row(2, "validation", ema=averaged)]
+    figure = draw_curves(rows, "a run", Config(epochs=2.0))
+    for axis, value in zip(figure.axes, (2.0, 44.0), strict=True):
+        lines = {line.get_label(): line for line in axis.get_lines()}
+        line = lines["validation, averaged weights"]
+        assert line.get_xydata().tolist() == [[2.0, value]]
+        assert (line.get_linestyle(), line.get_marker()) == ("--", "o")
+        assert line.get_color() == lines["validation"].get_color()
+    assert [axis.get_ylabel() for axis in figure.axes] == ["loss (nats)", "top-1 error (%)"]
+    plt.close(figure)
+
+
 @pytest.mark.parametrize(("points", "marker"), [(1, "o"), (12, "o"), (13, "")])
 def test_a_curve_of_few_points_has_markers(points, marker):
     rows = learning_rows([0.01] * points)

@@ -137,6 +137,9 @@ def test_a_terminal_is_told_three_digits_within_80_columns():
         "top-1 error 100 % (95 %: 89.6 to 100)  top-5 error 0.00 %  loss 0.00",
         "33 test images, 1 view, step 4, 12, 1,234 s",
     ]
+    averaged = readable(score, "test", 1, [4, 12], 1.5, ["ema, mean of steps 2, 3, 4", "mean of steps 10, 11, 12"])
+    assert averaged.splitlines()[2:] == ["weights: ema, mean of steps 2, 3, 4; mean of steps 10, 11, 12"]
+    assert len(readable(score, "test", 1, [4, 12], 1.5, ["", ""]).splitlines()) == 2
 
 
 @pytest.mark.slow

@@ -17,9 +17,10 @@ from networks import SIZE as SMALL_SIZE
 from PIL import Image
 
 from alexnet_jax.architectures import ARCHITECTURES, _narrow
-from alexnet_jax.config import changed_flags, from_words
+from alexnet_jax.config import from_words
 from alexnet_jax.data.sources import open_source
 from alexnet_jax.inference.predictor import Features, load_trained
+from alexnet_jax.run.changes import changed_flags
 from alexnet_jax.system.errors import UserError
 from experiments.fine_tuning import weights
 from experiments.fine_tuning.__main__ import ARMS, FOLDER, draw, gains

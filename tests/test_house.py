@@ -12,7 +12,7 @@ PACKAGE = ROOT / "alexnet_jax"
 LAYERS = (
     ("system",),
     ("values", "fields", "layers"),
-    ("architectures", "cifar_architectures", "ops", "winograd", "gradients", "mesh", "pmap"),
+    ("architectures", "cifar_architectures", "ablations", "ops", "winograd", "gradients", "mesh", "placement", "pmap"),
     ("network", "augment"),
     ("config", "optimizer"),
     ("data",),
@@ -66,6 +66,21 @@ def test_imports_go_down_and_in_no_circle():
     upward = [(a, b) for a, names in graph.items() for b in names if layer(b) > layer(a)]
     assert upward == []
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def test_every_product_of_the_network_names_its_precision():
+    """By default a TPU multiplies float32 as bfloat16, and a GPU as TF32."""
+    products = ("jnp.einsum", "jnp.matmul", "jnp.dot", "jnp.tensordot", "lax.dot_general", "lax.conv_general_dilated")
+    found = {}
+    for module in ("ops", "winograd", "gradients", "network", "augment", "step", "evaluation"):
+        for node in ast.walk(ast.parse(modules()[module].read_text())):
+            assert not (isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult)), (
+                f"{module}:{node.lineno}: @ has none"
+            )
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in products:
+                found[f"{module}:{node.lineno}"] = "precision" in [keyword.arg for keyword in node.keywords]
+    assert len(found) > 10
+    assert [place for place, named in found.items() if not named] == []
 
 
 def test_files_and_functions_are_short():

@@ -36,7 +36,7 @@ def test_an_example_is_found_in_any_folder_and_a_file_on_disk_wins(tmp_path, mon
 
 def test_a_flag_file_that_is_nowhere_is_named_with_the_examples(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    known = "imagenet2012.cfg, imagenet2012_caffe.cfg, .*quickstart.cfg, sweeps/figure1.cfg, sweeps/quickstart.cfg"
+    known = "imagenet2012.cfg, imagenet2012_batch32768.cfg, .*quickstart.cfg, sweeps/quickstart.cfg"
     with pytest.raises(
         UserError, match=f"^--flagfile=quick.cfg: there is no such file; the package's examples are {known}$"
     ):

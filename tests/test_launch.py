@@ -116,6 +116,36 @@ def test_the_test_script_can_do_without_several_processes(tmp_path):
     assert without[1:] == ["-m", "pytest", "--durations=15", "--durations-min=1", "-m", "not nightly", "-p", "no:xdist"]
 
 
+NOTES_PACKAGES = """#!/bin/bash
+case "$*" in
+  "-m pip install "*) echo "${*: -1}" >> "$HERE/installed" ;;
+  *'version("jax")'*) echo 0.12.0.1 ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    ("said", "extra"),
+    [
+        ("echo 580.65.06; echo 580.65.06", "cuda13"),  # a line for each GPU
+        ("echo 590.10", "cuda13"),
+        ("echo 575.57.08", "cuda12"),
+        ("echo No devices were found", None),
+        ("echo 580.65.06; exit 9", None),  # no driver answers
+    ],
+)
+def test_the_driver_chooses_the_cuda_of_jax(tmp_path, said, extra):
+    environment = stubs(tmp_path, "venv/bin/python", "bin/nvidia-smi")
+    (tmp_path / "venv/bin/python").write_text(NOTES_PACKAGES)
+    wanted = '[ "$*" = "--query-gpu=driver_version --format=csv,noheader" ] || exit 2'
+    (tmp_path / "bin/nvidia-smi").write_text(f"#!/bin/bash\n{wanted}\n{said}\n")
+    for lines in (1, 0):  # the second time all is there
+        done = shell(f". {ROOT}/launch/environment", tmp_path, **environment)
+        assert (done.returncode, done.stderr.count("\n")) == (0, lines)
+    installed = (tmp_path / "installed").read_text().splitlines()
+    assert installed == ["requirements.txt", *([f"jax[{extra}]==0.12.0.1"] if extra else [])]
+
+
 VERSIONS = {"bin/python3.11": "3.11.9", "bin/python3.12": "", "bin/versions/3.12.4/bin/python": "3.12.4"}
 PIPELINE = [
     ["venv/bin/ruff", "check"], ["venv/bin/ruff", "format", "--check"], ["venv/bin/pyright", "--pythonpath"],

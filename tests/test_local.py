@@ -13,7 +13,7 @@ from networks import ROOT
 # Stands for `python`: says how it was started, then does what $BEHAVIOURS has for its rank.
 PYTHON = f"""#!{sys.executable} -SE
 import os, pathlib, signal, sys, time
-if sys.argv[2] != "alexnet_jax.train":
+if sys.argv[1] != "-m" or sys.argv[2] not in ("alexnet_jax.train", "alexnet_jax.evaluate"):
     sys.exit(print(12345))  # a free port, or nothing to install
 rank, log = int(os.environ["JAX_PROCESS_ID"]), pathlib.Path(os.environ["HERE"], os.environ["JAX_PROCESS_ID"])
 def note(*words):

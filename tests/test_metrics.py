@@ -99,7 +99,7 @@ def test_rows_of_older_versions_are_read_and_wrong_times_are_not(tmp_path):
     assert read_rows(tmp_path) == [old, new]
     del old["images_per_second"]
     assert reproducible_rows(tmp_path) == [old, {name: new[name] for name in old}]
-    for wrong in ({"time": "noon"}, {"seconds": None}):
+    for wrong in ({"time": "noon"}, {"seconds": None}, {"ema": None}, {"ema": {"loss": 1.0, "top1_error": 50.0}}):
         path.write_text(json.dumps(new | wrong) + "\n")
         with pytest.raises(UserError, match=r"metrics.jsonl: line 1 is no row of a record"):
             check_records(tmp_path)

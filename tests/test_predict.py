@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
-from networks import CROP, ROOT, SIZE, run, small_setup, tiny_config
+from networks import CROP, ROOT, SIZE, make_mesh, run, small_setup, tiny_config
 from pictures import bomb, broken, encode, recorded, smooth
 from PIL import Image
 
@@ -23,7 +23,7 @@ from alexnet_jax.data.store import open_store, store_path
 from alexnet_jax.figures import style
 from alexnet_jax.inference.predictor import Guess, load_trained, top_classes
 from alexnet_jax.network import merge
-from alexnet_jax.prediction import image_paths, read_images
+from alexnet_jax.prediction import image_paths, read_batches
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.training import train
 
@@ -88,7 +88,8 @@ def test_paths_that_lead_to_no_file_are_images_that_cannot_be_read(tmp_path):
     paths = [tmp_path / name for name in wrong]
     assert image_paths(list(map(str, paths)), "") == paths
     with contextlib.redirect_stderr(io.StringIO()) as said:
-        assert list(read_images(paths, SIZE, "centre")) == []
+        (batch,) = read_batches(paths, make_mesh("2x1", 2, 8), 8, SIZE, "centre")
+    assert (batch.paths, batch.readable) == (paths, [])
     for path, line, reason in zip(paths, said.getvalue().splitlines(), wrong.values(), strict=True):
         assert line.startswith(f"error: {path}: {reason}")
 
@@ -103,9 +104,17 @@ class Terminal(io.StringIO):
 @pytest.fixture
 def one_class(monkeypatch):
     """In place of a run, one that gives all images to its only class."""
-    found = SimpleNamespace(config=SimpleNamespace(image_size=SIZE, resize="centre"), classes=["a"], title="")
+    config, setup = (
+        SimpleNamespace(image_size=SIZE, resize="centre", batch_size=4),
+        SimpleNamespace(mesh=make_mesh("1x1", 2, 4)),
+    )
+    found = SimpleNamespace(config=config, setup=setup, classes=["a"], title="")
     monkeypatch.setattr(prediction, "load_trained", lambda *_, **__: found)
-    monkeypatch.setattr(prediction, "predict", lambda _, images, __: ((*image, np.ones(1, np.float32)) for image in images))
+
+    def predict(_, batches, *__):
+        return ((batch, np.ones((len(batch.readable), 1), np.float32)) for batch in batches)
+
+    monkeypatch.setattr(prediction, "predict", predict)
 
 
 def test_rows_go_to_the_file_and_the_bar_to_the_terminal(tmp_path, one_class):

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import tensorflow_datasets as tfds
 from imagenet_tars import photograph, write_tars
-from networks import CROP, ROOT, SIZE
+from networks import CROP, QUICKLY_COMPILED, ROOT, SIZE
 from test_launch import shell
 from test_sources import write_tfds
 
@@ -24,7 +24,7 @@ from alexnet_jax.data.sources import open_source
 TFDS = ROOT.parent / "shared" / "data" / "tfds"
 PREFIX = Path(sys.prefix)
 NETWORK = f"--architecture=paper_eighth --image_size={SIZE} --crop_size={CROP}"
-TINY = f"{NETWORK} --batch_size=8 --epochs=0.1 --log_every=1 --trials=1"
+TINY = {"ALEXNET_FLAGS": f"{NETWORK} --batch_size=8 --epochs=0.1 --log_every=1 --trials=1"} | QUICKLY_COMPILED
 
 
 def blocks(page: str) -> list[str]:
@@ -113,7 +113,7 @@ def test_the_readme_word_for_word_with_a_tiny_network(tmp_path):
     without = tmp_path / "without"  # PyTorch, which the page does not ask for, and which takes a second to import
     without.mkdir()
     (without / "torch.py").write_text("raise ImportError\n")
-    said = run_blocks(copy, "README.md", 240, TFDS_DATA_DIR=tfds_dir, ALEXNET_FLAGS=TINY, PYTHONPATH=str(without))
+    said = run_blocks(copy, "README.md", 240, TFDS_DATA_DIR=tfds_dir, PYTHONPATH=str(without), **TINY)
     check_readme(copy, said)
     assert steps(copy / "runs" / "quickstart") == list(range(1, 10))  # a tenth of an epoch of 675 images
     assert (copy / "runs" / "sweep" / "trials.csv").read_text().count(",complete,") == 1
@@ -131,12 +131,12 @@ def test_the_readme_word_for_word_at_full_length(tmp_path):
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorflow") is None, reason="TensorFlow is not installed")
 @pytest.mark.parametrize(
-    "tiny", [pytest.param(TINY, marks=pytest.mark.slow), pytest.param("", marks=pytest.mark.nightly)], ids=["tiny", "full"]
+    "tiny", [pytest.param(TINY, marks=pytest.mark.slow), pytest.param({}, marks=pytest.mark.nightly)], ids=["tiny", "full"]
 )
 def test_the_road_of_imagenet_word_for_word(tmp_path, tiny):
     copy = clone(tmp_path / "alexnet_jax", 1)
     write_tars(copy / "tfds")
-    (said,) = run_blocks(copy, "alexnet_jax/data/README.md", 240 if tiny else 3600, ALEXNET_FLAGS=tiny).values()
+    (said,) = run_blocks(copy, "alexnet_jax/data/README.md", 240 if tiny else 3600, **tiny).values()
     score = json.loads([line for line in said.splitlines() if line.startswith("{")][-1])
     assert (score["split"], score["views"], score["examples"]) == ("validation", 10, 5)
     assert json.loads((copy / "runs" / "imagenet2012" / "config.json").read_text())["dataset"]["classes"][999] == "n15075141"

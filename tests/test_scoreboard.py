@@ -17,7 +17,7 @@ from experiments.claims.claim import read_claim
 from experiments.claims.forest import VERDICTS, blind, draw_forest, effect_text
 from experiments.claims.verdict import judge
 
-DROPOUT = {
+TOWERS = {
     "unit": "%", "scale": "small", "command": "python", "values": {"with": [38.0, 40.0], "without": [50.0, 52.0]},
     "stuck": {"with": [], "without": [2]},
 }  # fmt: skip
@@ -31,25 +31,25 @@ def write_records(folder, **records) -> None:
 
 
 def test_the_scoreboard_changes_nothing_but_its_table(tmp_path):
-    write_records(tmp_path, dropout=DROPOUT)
+    write_records(tmp_path, two_towers=TOWERS)
     scoreboard.update(tmp_path)
     readme = tmp_path / "README.md"
     text = readme.read_text()
     assert text.startswith(f"before\n\n{scoreboard.BEGIN}\n| claim |")
     assert text.endswith(f"{scoreboard.END}\n\nafter\n")
-    # t is 2.92 with two degrees of freedom, the standard error 1.414. The TOML states a standard deviation of 3.
+    # t is 2.92 with two degrees of freedom, the standard error 1.414. The TOML states a standard deviation of 0.5.
     assert (
-        "| with 39 ± 1.4; without 51 ± 1.4 (1 stuck, kept) % | 12 (7.87 to 16.1) | 12 alone, 12 in the family | small |"
+        "| with 39 ± 1.4; without 51 ± 1.4 (1 stuck, kept) % | 12 (7.87 to 16.1) | 2 alone, 2.8 in the family | small |"
         in text
     )
     assert "| **confirmed** | `python` |" in text
     with (tmp_path / "results" / "claims" / "verdicts.csv").open() as file:
         (row,) = csv.DictReader(file)
     assert (row["claim"], row["runs"], row["effect"], row["p"], row["verdict"]) == (
-        "dropout",
+        "two_towers",
         "2 2",
         "12",
-        "0.013606",
+        "0.027212",  # of two tests, that of the margin the other
         "confirmed",
     )
     with Image.open(tmp_path / "results" / "claims" / "scoreboard.png") as picture:
@@ -62,8 +62,8 @@ def test_the_scoreboard_changes_nothing_but_its_table(tmp_path):
 
 
 def test_a_record_without_a_claim_is_refused(tmp_path):
-    write_records(tmp_path, dropouts=DROPOUT)
-    with pytest.raises(UserError, match=r"dropouts.json belongs to no claim: add .*claims/dropouts.toml, or move"):
+    write_records(tmp_path, towers=TOWERS)
+    with pytest.raises(UserError, match=r"towers.json belongs to no claim: add .*claims/towers.toml, or move"):
         scoreboard.update(tmp_path)
 
 
@@ -78,7 +78,11 @@ def test_the_page_is_what_the_records_give(tmp_path):
 
 
 def test_the_forest_has_a_row_for_each_claim_beside_the_line_of_no_effect():
-    plain, noise, epochs = read_claim("lrn"), read_claim("rate_in_velocity"), replace(read_claim("init_003"), unit="epochs")
+    plain, noise, epochs = (
+        read_claim("two_towers"),
+        read_claim("colour_noise_form"),
+        replace(read_claim("init_003"), unit="epochs", ratio=False),
+    )
     family = [
         (replace(plain, claim="small"), {"a": [40.0, 41.0, 42.0], "b": [41.0, 41.5, 43.5]}),
         (replace(read_claim("relu"), claim="quotient"), {"a": [2.0, 2.1, 2.0], "b": [4.0, 4.2, 3.8]}),
@@ -118,7 +122,7 @@ def test_the_forest_has_a_row_for_each_claim_beside_the_line_of_no_effect():
 def test_what_could_not_be_seen_lies_around_the_hypothesis():
     (_, plain), (_, margin), (_, times) = judged = [
         (claim, replace(judge([(claim, {"a": [1.0, 2.0], "b": [1.0, 2.0]})])[0], visible_in_family=4.0))
-        for claim in (read_claim("lrn"), read_claim("rate_in_velocity"), read_claim("relu"))
+        for claim in (read_claim("two_towers"), read_claim("colour_noise_form"), read_claim("relu"))
     ]
     assert plain.verdict == margin.verdict == times.verdict == "underpowered"
     assert [blind(*one) for one in judged] == [(-4, 4), (-4.5, 3.5), (0.25, 4)]
@@ -126,16 +130,22 @@ def test_what_could_not_be_seen_lies_around_the_hypothesis():
 
 def test_without_a_claim_only_the_verdicts_are_made_again(tmp_path, monkeypatch):
     monkeypatch.setattr(command, "FOLDER", tmp_path / "claims")
-    write_records(tmp_path, dropout=DROPOUT)
+    write_records(tmp_path, two_towers=TOWERS)
     done = run("experiments.claims")
     assert (done.returncode, done.stdout) == (0, f"{tmp_path}/results/claims/scoreboard.png\n")
-    assert "| Dropout in fc6 and fc7 reduces overfitting | no number" in (tmp_path / "README.md").read_text()
+    assert "| Two towers are better than one of the same size | 1.7 points" in (tmp_path / "README.md").read_text()
     assert {path.name for path in (tmp_path / "results" / "claims").iterdir()} == {
-        "dropout.json", "scoreboard.png", "scoreboard.svg", "verdicts.csv",
+        "scoreboard.png", "scoreboard.svg", "two_towers.json", "verdicts.csv",
     }  # fmt: skip
 
 
 def test_the_plan_trains_nothing():
     done = run("experiments.claims", "--plan")
     assert done.returncode == 0
-    assert "\nlrn: 58 runs of each arm for an effect of 1.4 (SD 3); " in done.stdout
+    assert "\ntwo_towers: 4 runs of each arm for an effect of 1 (SD 0.5); " in done.stdout
+
+
+def test_a_claim_of_one_run_is_refused_before_it_is_trained():
+    done = run("experiments.claims", "--claim=two_towers", "--seeds=1")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "--seeds=1: a claim compares arms of at least 2 runs" in done.stderr

@@ -109,7 +109,8 @@ OTHER = {
     "data_dir": "--data", "image_size": 256, "resize": "warp", "crop_size": None, "mean": "image", "flip": False,
     "colour_noise": "none", "colour_noise_epochs": 0.1, "fold": "1/3", "batch_size": 6, "accumulate": 3, "epochs": 1e-3,
     "steps": None, "learning_rate": 1e-17, "momentum": 0.0, "rate_in_velocity": False, "weight_decay": 1 / 3,
-    "layer_decays": ["fc8:0.1"], "bias_decay": True, "layer_rates": ["conv1:0.1@20", "fc8:10"], "freeze": ["conv2"],
+    "layer_decays": ["fc8:0.1"], "ablate": ["lrn", "conv4"], "bias_decay": True,
+    "layer_rates": ["conv1:0.1@20", "fc8:10"], "freeze": ["conv2"],
     "schedule": "steps", "drop_epochs": [], "seed": 123456789, "mesh": "2x1", "host_devices": 8, "spmd": "pmap",
     "log_examples": True, "eval_every": 3,
 }  # fmt: skip

@@ -260,7 +260,7 @@ def test_rows_say_when_they_were_written_and_how_long_was_trained(whole):
     assert start["time"] <= times[0] <= times[-1] <= start["time"] + start["wall_seconds"]
     assert time.time() - 3600 < times[0] < time.time()
     assert seconds == sorted(seconds)
-    assert 0 < seconds[-1] == pytest.approx(start["seconds"], abs=0.02)
+    assert 0 < seconds[-1] == pytest.approx(start["seconds"], abs=0.5)  # a busy machine may pause it in between
     assert start["seconds"] == start["phases"]["training"]
     assert sum(start["phases"].values()) == pytest.approx(start["wall_seconds"], abs=0.01)
     assert min(start["phases"][phase] for phase in ("compiling", "validating", "saving")) > 0

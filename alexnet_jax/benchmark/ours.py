@@ -24,18 +24,18 @@ MODES: tuple[Mode, ...] = ("train", "forward", "evaluate", "ten views")
 CLASSES = 1000
 
 
-def noise_model(config: Config) -> Setup:
+def noise_model(config: Config, classes: int = CLASSES) -> Setup:
     """The network for `noise_batch`. Raises UserError if the mesh does not fit, or a batch does not fit into memory."""
-    setup = make_setup(config, CLASSES, make_mesh(config.mesh, config.table().towers, config.batch_size, config.spmd))
+    setup = make_setup(config, classes, make_mesh(config.mesh, config.table().towers, config.batch_size, config.spmd))
     check_memory(setup)
     return setup
 
 
-def noise_batch(config: Config) -> Batch:
+def noise_batch(config: Config, classes: int = CLASSES) -> Batch:
     """Random uint8 images of the prepared size with random labels."""
     rng = np.random.default_rng(config.seed)
     shape = (config.batch_size, config.image_size, config.image_size, 3)
-    return Batch(rng.integers(0, 256, shape, np.uint8), rng.integers(0, CLASSES, config.batch_size).astype(np.int32))
+    return Batch(rng.integers(0, 256, shape, np.uint8), rng.integers(0, classes, config.batch_size).astype(np.int32))
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Ours:
 
     config: Config
     mode: Mode
+    classes: int = CLASSES
 
     @property
     def name(self) -> str:
@@ -62,7 +63,7 @@ class Ours:
     def start(self) -> Callable[[], Any]:
         """See `Workload`."""
         runtime.start(self.config.host_devices)
-        setup = noise_model(self.config)
+        setup = noise_model(self.config, self.classes)
         return _training(setup) if self.mode == "train" else _prediction(setup, self.mode)
 
     def device_memory(self) -> int | None:
@@ -85,7 +86,7 @@ def _mean(config: Config) -> np.ndarray:
 def _training(setup: Setup) -> Callable[[], Any]:
     step, state = make_train_step(setup), setup.initial_state()
     hparams, stats = put_constants(setup, 1e-4, _mean(setup.config), np.eye(3, dtype=np.float32))
-    batch = setup.mesh.put(noise_batch(setup.config), P("data"))
+    batch = setup.mesh.put(noise_batch(setup.config, setup.classes), P("data"))
 
     def run() -> None:
         nonlocal state
@@ -98,7 +99,7 @@ def _training(setup: Setup) -> Callable[[], Any]:
 def _prediction(setup: Setup, mode: Mode) -> Callable[[], Any]:
     config, mesh = setup.config, setup.mesh
     params = setup.initial_state().params
-    batch = mesh.put(noise_batch(config), P("data"))
+    batch = mesh.put(noise_batch(config, setup.classes), P("data"))
     if mode == "forward":
         crops = np.random.default_rng(0).normal(0, 60, (config.batch_size, config.crop, config.crop, 3))
         inputs = mesh.put(crops.astype(np.float32), P("data"))

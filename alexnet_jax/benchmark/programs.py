@@ -25,7 +25,8 @@ from alexnet_jax.benchmark.ours import CLASSES, training_flops
 from alexnet_jax.config import from_dict
 from alexnet_jax.data.splits import Batch
 from alexnet_jax.layers import trace
-from alexnet_jax.mesh import make_mesh
+from alexnet_jax.mesh import TowerMesh, make_mesh
+from alexnet_jax.placement import are_neighbours
 from alexnet_jax.run.workdir import provenance
 from alexnet_jax.step import (
     ImageStats,
@@ -46,26 +47,35 @@ _SIZE = re.compile(r"\b([\d.]+)([KMGT])\b")  # "(102.04G) exceeds available HBM 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-def lowered(setup: Setup) -> Iterator[tuple[str, Any]]:
-    """The training step, one view of evaluation and the checksum of parameters, by name, lowered for the mesh's devices."""
+def step_arguments(setup: Setup) -> tuple[Any, Any, Any, Any]:
+    """What a training step takes, state, batch, hyper-parameters and image statistics, as shapes on the mesh."""
     config, mesh = setup.config, setup.mesh
-
-    def shapes(tree: Any, specs: Any) -> Any:
-        def placed(spec: P, subtree: Any) -> Any:
-            there = mesh.sharding(spec)
-            return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there), subtree)
-
-        return jax.tree.map(placed, specs, tree, is_leaf=lambda node: isinstance(node, P))
-
     array, size, number = jax.ShapeDtypeStruct, config.image_size, np.float32(0)
     slots = jax.eval_shape(setup.transformation({}).init, setup.shapes)
-    state: Any = shapes(TrainState(array((), jnp.int32), setup.shapes, slots), setup.state_specs)  # pyright: ignore
+    state: Any = on_mesh(mesh, TrainState(array((), jnp.int32), setup.shapes, slots), setup.state_specs)  # pyright: ignore
     images = array((config.batch_size, size, size, 3), jnp.uint8)
-    batch: Any = shapes(Batch(images, array((config.batch_size,), jnp.int32)), P("data"))  # pyright: ignore
+    batch: Any = on_mesh(mesh, Batch(images, array((config.batch_size,), jnp.int32)), P("data"))  # pyright: ignore
     rates = {layer: {"kernel": number, "bias": number} for layer in setup.shapes}
     constants = StepHparams(rates, number), ImageStats(array((size, size, 3), jnp.float32), array((3, 3), jnp.float32))  # pyright: ignore
-    hparams, stats = shapes(constants, P())
-    view = shapes((np.int32(0), np.int32(0), np.bool_(False), number), P())
+    hparams, stats = on_mesh(mesh, constants, P())
+    return state, batch, hparams, stats
+
+
+def on_mesh(mesh: TowerMesh, tree: Any, specs: Any) -> Any:
+    """The shapes of a tree of arrays, laid out as `specs` say."""
+
+    def placed(spec: P, subtree: Any) -> Any:
+        there = mesh.sharding(spec)
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there), subtree)
+
+    return jax.tree.map(placed, specs, tree, is_leaf=lambda node: isinstance(node, P))
+
+
+def lowered(setup: Setup) -> Iterator[tuple[str, Any]]:
+    """The training step, one view of evaluation and the checksum of parameters, by name, lowered for the mesh's devices."""
+    mesh = setup.mesh
+    state, batch, hparams, stats = step_arguments(setup)
+    view = on_mesh(mesh, (np.int32(0), np.int32(0), np.bool_(False), np.float32(0)), P())
     yield "train", make_train_step(setup).lower(state, batch, hparams, stats)  # pyright: ignore
     yield "evaluate", make_view_step(setup).lower(state.params, batch.images, stats.mean, *view)  # pyright: ignore
     yield "checksum", make_checksum(mesh, setup.specs).lower(state.params)  # pyright: ignore
@@ -168,14 +178,6 @@ def _too_large(setup: Setup, chips: Slice, program: str, needed: float, memory: 
     )
 
 
-def pairs_are_adjacent(devices: np.ndarray) -> bool | None:
-    """Whether the devices of each row of the mesh are neighbours on the chips' network; None where they have no places."""
-    if not hasattr(devices.flat[0], "coords"):
-        return None
-    places = np.array([[device.coords for device in row] for row in devices])
-    return bool((np.abs(np.diff(places, axis=1)).sum(axis=-1) <= 1).all())
-
-
 def main(words: Sequence[str]) -> None:
     """`words`: the chips, and a config as JSON. Prints a line of JSON for each program, and one for an error or the rest."""
     lines = os.fdopen(os.dup(1), "w")
@@ -185,13 +187,15 @@ def main(words: Sequence[str]) -> None:
         mesh = make_mesh(config.mesh, config.table().towers, config.batch_size, devices=topology.devices(chips))
         for name, record in compile_all(make_setup(config, CLASSES, mesh), chips):
             print(json.dumps({"program": name, "record": record}), file=lines, flush=True)
+        beside = [are_neighbours(row) for row in mesh.grid.devices]
         about = {
             "settings": {
                 "architecture": config.architecture, "batch_size": config.batch_size, "crop_size": config.crop,
-                "precision": config.precision, "accumulate": config.accumulate,
+                "precision": config.precision, "crosstalk_precision": config.crosstalk_precision,
+                "accumulate": config.accumulate,
                 "mesh": f"{mesh.data_size}x{mesh.tower_size}",
             },
-            "tower_pairs_adjacent": pairs_are_adjacent(mesh.grid.devices),
+            "tower_pairs_adjacent": None if None in beside else all(beside),
             **provenance(),
         }  # fmt: skip
         del about["devices"]  # of this machine, which compiles only

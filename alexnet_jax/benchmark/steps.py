@@ -14,8 +14,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from alexnet_jax.benchmark.layers import matrix_product, measure_layers
-from alexnet_jax.benchmark.ours import MODES, Ours, noise_model, training_flops
-from alexnet_jax.benchmark.peers import Torch, peers
+from alexnet_jax.benchmark.ours import CLASSES, MODES, Mode, Ours, noise_model, training_flops
+from alexnet_jax.benchmark.peers import Torch, forms
 from alexnet_jax.benchmark.results import Throughputs, add_ratios, new_table, publish, ratio, row
 from alexnet_jax.benchmark.worker import Failed, Worker, Workload
 from alexnet_jax.config import Config, as_dict
@@ -38,22 +38,31 @@ def _progress(turns: int) -> Iterator[Note]:
         yield lambda text: bar.update(task, advance=1, description=text)
 
 
-def measure_steps(config: Config, *, against: bool, layers: bool, rounds: int, steps: int) -> dict[str, Any]:
+def measure_steps(
+    config: Config,
+    *,
+    against: bool,
+    layers: bool,
+    rounds: int,
+    steps: int,
+    classes: int = CLASSES,
+    modes: Sequence[Mode] = MODES,
+) -> dict[str, Any]:
     """The network on images of noise, as the JSON object to print.
 
-    `against`: also PyTorch, in turn with ours. `layers`: also each layer and direction alone. Each workload has a turn in
-    each round, which times `steps` steps. Raises UserError if the mesh does not fit, PyTorch is missing, or none of it runs.
+    `against`: also the same network in PyTorch, in turn with ours; it trains or runs forward. `layers`: also each layer and
+    direction alone. Each workload has a turn in each round, which times `steps` steps. `modes` begins with `train`.
+    Raises UserError if the mesh does not fit, PyTorch is missing or has no such network, or none of it runs.
     """
-    setup = noise_model(config)
-    modes = MODES[:2] if against else MODES
+    setup = noise_model(config, classes)
     rows, ratios, tried = {}, {}, {}
-    turns = 3 * rounds + 8 if against else rounds  # eight forms are tried, and two of them measured beside ours
+    turns = 2 * rounds + 4 if against else rounds  # four forms are tried, and one of them measured beside ours
     with _progress(len(modes) * turns) as note:
         for mode in modes:
-            workloads: list[Workload] = [Ours(config, mode)]
+            workloads: list[Workload] = [Ours(config, mode, classes)]
             if against:
-                fastest, rates = _fastest_peers(mode == "train", config, note)
-                workloads += fastest
+                fastest, rates = _fastest_form(mode == "train", config, classes, note)
+                workloads.append(fastest)
                 tried |= rates
             measured, throughputs = _in_turn(workloads, rounds, steps, note)
             rows |= measured
@@ -73,33 +82,34 @@ def measure_steps(config: Config, *, against: bool, layers: bool, rounds: int, s
         "of_matrix_product": achieved / product,
         "flops_per_image": flops,
         "layers": [rate._asdict() for rate in measure_layers(setup, steps)] if layers else [],
-        "settings": {
-            "architecture": config.architecture, "batch_size": config.batch_size, "crop_size": config.crop,
-            "precision": config.precision, "mesh": as_dict(config)["mesh"], "rounds": rounds, "steps": steps,
-        },
+        "settings": _settings(config, rounds, steps, classes),
         "pytorch": importlib.metadata.version("torch") if against else None,
         "cores": os.cpu_count(),
         **provenance(),
+    }
+
+
+def _settings(config: Config, rounds: int, steps: int, classes: int) -> dict[str, Any]:
+    return {
+        "architecture": config.architecture, "batch_size": config.batch_size, "crop_size": config.crop,
+        "precision": config.precision, "mesh": as_dict(config)["mesh"], "rounds": rounds, "steps": steps, "classes": classes,
     }  # fmt: skip
 
 
-def _fastest_peers(train: bool, config: Config, note: Note) -> tuple[list[Torch], dict[str, Any]]:
-    """The fastest form of each network in PyTorch, and images/s of every form tried, or its error."""
-    tried, fastest = {}, []
-    for forms in peers(train, config.precision, config.batch_size, config.crop).values():
-        rates: dict[Torch, float] = {}
-        for form in forms:
-            note(form.name)
-            try:
-                with Worker(form) as worker:
-                    tried[form.name] = rates[form] = worker.measure(TRIAL_STEPS)
-            except Failed as error:
-                tried[form.name] = str(error)
-        if not rates:
-            last = forms[-1].name
-            raise UserError(f"--against=pytorch: {last} does not run here: {tried[last]}")
-        fastest.append(max(rates, key=lambda form: rates[form]))
-    return fastest, tried
+def _fastest_form(train: bool, config: Config, classes: int, note: Note) -> tuple[Torch, dict[str, Any]]:
+    """The fastest form of the network in PyTorch, and images/s of every form tried, or its error."""
+    tried, rates = {}, dict[Torch, float]()
+    for form in forms(config.table(), train, config.precision, config.batch_size, config.crop, classes):
+        note(form.name)
+        try:
+            with Worker(form) as worker:
+                tried[form.name] = rates[form] = worker.measure(TRIAL_STEPS)
+        except Failed as error:
+            tried[form.name] = str(error)
+    if not rates:
+        last = list(tried)[-1]
+        raise UserError(f"--against=pytorch: {last} does not run here: {tried[last]}")
+    return max(rates, key=lambda form: rates[form]), tried
 
 
 def _in_turn(workloads: Sequence[Workload], rounds: int, steps: int, note: Note) -> tuple[dict[str, Any], Throughputs]:
@@ -143,7 +153,9 @@ def _network_table(result: dict[str, Any]) -> Table:
         table.add_row(name, f"{each['images_per_second']:,.1f}", span, memory, first)
     add_ratios(table, result["ratios"])
     share = f"{100 * result['of_matrix_product']:.0f} % of a matrix product's {product / 1e9:,.0f}"
-    table.caption = f"training: {result['flops_per_second'] / 1e9:,.0f} GFLOP/s, {share}"
+    lines = [f"training: {result['flops_per_second'] / 1e9:,.0f} GFLOP/s, {share}"]
+    lines += [f"not measured: {why}" for why in result["peers_tried"].values() if isinstance(why, str)]
+    table.caption = "\n".join(lines)
     return table
 
 

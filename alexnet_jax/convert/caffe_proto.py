@@ -5,21 +5,17 @@ declared as bytes: both look the same in a file, and NumPy reads bytes without a
 """
 
 import math
-import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.files import check_input
+from alexnet_jax.system.protobuf import message_classes
 
 _MOST_BYTES = 2**31 - 1  # of a protobuf message
-
-_PACKAGE = "alexnet_jax.caffe"
-_FIELD = re.compile(r"(repeated )?(\w+) (\w+) = (\d+)(?: \[default = (.*?)\])?")
 _SCHEMA = {
     "BlobShape": "repeated int64 dim = 1",
     "BlobProto": "int32 num = 1; int32 channels = 2; int32 height = 3; int32 width = 4; repeated bytes data = 5; "
@@ -41,24 +37,7 @@ _SCHEMA = {
 }
 
 
-def _messages() -> dict[str, Any]:
-    """The message classes of the schema."""
-    file = descriptor_pb2.FileDescriptorProto(name="alexnet_jax/caffe.proto", package=_PACKAGE, syntax="proto2")
-    for message, fields in _SCHEMA.items():
-        added = file.message_type.add(name=message)
-        for repeated, kind, name, number, default in _FIELD.findall(fields):
-            field = added.field.add(name=name, number=int(number), default_value=default or None)
-            field.label = field.LABEL_REPEATED if repeated else field.LABEL_OPTIONAL
-            if kind in _SCHEMA:
-                field.type_name = f".{_PACKAGE}.{kind}"
-            else:
-                field.type = field.Type.Value(f"TYPE_{kind.upper()}")
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.{name}")) for name in _SCHEMA}
-
-
-MESSAGES = _messages()
+MESSAGES = message_classes("alexnet_jax.caffe", _SCHEMA)
 
 
 def read_message(path: Path, name: str) -> Any:

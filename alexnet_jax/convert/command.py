@@ -29,7 +29,7 @@ def _check_words(words: Sequence[str], form: str | None) -> tuple[str, Path]:
 def _check_unused(options: flags.FlagValues, source: str) -> None:
     """Raises UserError on a flag that would be ignored: a network of our own has its mean and classes, an import no step."""
     own = source in ("", "safetensors")
-    for name in (*(("mean", "classes") if own else ()), *(("step",) if source else ())):
+    for name in (*(("mean", "classes") if own else ()), *(("step", "weights") if source else ())):
         if options[name].present:
             what = f"convert {source}" if source else f"--export={options.export}"
             raise UserError(f"--{name}={options[name].value} has no use with {what}: leave it out")
@@ -43,7 +43,7 @@ def main(options: flags.FlagValues, words: list[str]) -> None:
     _check_unused(options, source)
     runtime.start()
     if options.export:
-        trained = load_trained(options.workdir, options.step)
+        trained = load_trained(options.workdir, options.step, weights=options.weights)
         export(trained, options.export, path)
         print(f"{path}: {trained.title}, {path.stat().st_size:,} bytes")
         return

@@ -18,12 +18,11 @@ from alexnet_jax.data.store import open_store, store_path
 from alexnet_jax.mesh import make_mesh
 from alexnet_jax.run.checkpoint import Checkpoints
 from alexnet_jax.run.intervals import Progress
-from alexnet_jax.run.mirror import fetch_run
 from alexnet_jax.run.workdir import check_resumable, locked, write_folder
 from alexnet_jax.step import TrainState, make_setup
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.files import check_input
-from alexnet_jax.system.stores import local_folder, refuse_remote
+from alexnet_jax.system.stores import refuse_remote
 from alexnet_jax.values import MeshShape
 
 # RGB from 0 to 255: that of Caffe's imagenet_mean.binaryproto, and torchvision's (0.485, 0.456, 0.406).
@@ -127,11 +126,9 @@ def check_params(imported: Imported, path: Path) -> None:
 
 
 def check_new(workdir: str) -> None:
-    """Raises UserError if the folder holds a run."""
-    if not workdir:
-        return
-    fetch_run(workdir)
-    if (local_folder(workdir) / "config.json").exists():
+    """Raises UserError if the folder holds a run, or is in an object store."""
+    refuse_remote(f"--workdir={workdir}", workdir)
+    if workdir and (Path(workdir) / "config.json").exists():
         raise UserError(f"--workdir={workdir} holds a run already: name a new folder")
 
 
@@ -148,5 +145,5 @@ def write_run(imported: Imported, workdir: str, fingerprint: str) -> None:
     with locked(workdir):
         check_resumable(config, fingerprint, imported.classes, imported.mean)
         write_folder(config, fingerprint, imported.classes, imported.mean)
-        with Checkpoints(local_folder(workdir), keep=config.keep, writable=True) as checkpoints:
+        with Checkpoints(Path(workdir), keep=config.keep, writable=True) as checkpoints:
             checkpoints.save(setup, state, Progress().as_dict(), None)

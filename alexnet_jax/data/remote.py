@@ -7,7 +7,7 @@ from pathlib import Path
 from alexnet_jax.data.store import VERIFIED_BYTES, open_store, store_path, verify
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.files import exclusively
-from alexnet_jax.system.stores import Entry, RemoteFolder, is_remote, local_folder, transfer
+from alexnet_jax.system.stores import Entry, RemoteFolder, copy_folder, is_remote, transfer
 
 META = "meta.json"  # sent last, so a set that has it is complete
 
@@ -19,11 +19,15 @@ def local_store(data_dir: str, dataset: str, image_size: int, resize: str = "cen
     it is renamed into place. A fetch that was interrupted goes on where it was.
 
     Raises:
-        UserError: the store refuses, or what it has is no prepared set.
+        UserError: the store refuses, what it has is no prepared set, or this disk is full.
     """
-    path = store_path(local_folder(data_dir), dataset, image_size, resize)
+    folder = copy_folder(data_dir, "sets") if is_remote(data_dir) else Path(data_dir)
+    path = store_path(folder, dataset, image_size, resize)
     if is_remote(data_dir):
-        _fetch(_there(data_dir, path), path)
+        try:
+            _fetch(_there(data_dir, path), path)
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror or error}; XDG_CACHE_HOME moves it") from error
     return path
 
 

@@ -12,23 +12,24 @@ from matplotlib.figure import Figure
 from alexnet_jax.architectures import ARCHITECTURES
 from alexnet_jax.config import Config, parsed
 from alexnet_jax.data.dataset import Dataset
-from alexnet_jax.figures import ALL, FIGURE_SUFFIXES, OF_IMAGES, OF_METRICS
+from alexnet_jax.figures import ALL, FIGURE_SUFFIXES, OF_IMAGES, OF_METRICS, OF_PROFILE
 from alexnet_jax.figures.architecture import draw_architecture
 from alexnet_jax.figures.confusion import draw_confusion
 from alexnet_jax.figures.curves import Rows, draw_curves, draw_magnitudes, draw_training_error, run_labels, unfinished
 from alexnet_jax.figures.examples import draw_nearest, draw_predictions
 from alexnet_jax.figures.kernels import draw_activations, draw_kernels
+from alexnet_jax.figures.layer_times import draw_layer_times
 from alexnet_jax.figures.style import RIGHT_MARK, WRONG_MARK, draw_absence, save_figure, write_figure
 from alexnet_jax.inference import analysis
 from alexnet_jax.inference.predictor import Features, Trained, load_trained
 from alexnet_jax.run.checkpoint import Checkpoints
 from alexnet_jax.run.flags import check_workdirs
 from alexnet_jax.run.metrics import read_rows
+from alexnet_jax.run.trace import FOLDER
 from alexnet_jax.run.workdir import read_config
 from alexnet_jax.system import runtime
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.files import check_output
-from alexnet_jax.system.stores import local_folder
 
 SHOWN = 4  # right images, and as many wrong ones
 QUERIES = 5  # as in Figure 4
@@ -44,7 +45,7 @@ def read_metrics(config: Config, options: flags.FlagValues) -> Rows:
     Raises:
         UserError: there are none, or --only names magnitudes and no row has them.
     """
-    rows = read_rows(local_folder(config.workdir))
+    rows = read_rows(Path(config.workdir))
     if not rows:
         raise UserError(
             f"--workdir={config.workdir} has no metrics yet: train longer than --log_every={config.log_every} steps, or "
@@ -60,7 +61,7 @@ def read_metrics(config: Config, options: flags.FlagValues) -> Rows:
 
 def check_folder(config: Config) -> Path:
     """The folder of a run's figures. Raises UserError if it cannot be made, or a figure in it cannot be replaced."""
-    folder = local_folder(config.workdir) / "figures"
+    folder = Path(config.workdir) / "figures"
     if os.path.lexists(folder) and not folder.is_dir():
         raise UserError(f"--workdir={config.workdir}: {folder} is not a folder: move it away")
     old = [path for path in folder.glob("*") if path.suffix in FIGURE_SUFFIXES]
@@ -71,7 +72,7 @@ def check_folder(config: Config) -> Path:
 
 def has_checkpoint(config: Config) -> bool:
     """Whether a checkpoint of the run is complete."""
-    with Checkpoints(local_folder(config.workdir), keep=config.keep, writable=False) as checkpoints:
+    with Checkpoints(Path(config.workdir), keep=config.keep, writable=False) as checkpoints:
         return bool(checkpoints.steps())
 
 
@@ -103,7 +104,7 @@ def of_images(options: flags.FlagValues, trained: Trained, dataset: Dataset, lay
 def draw(options: flags.FlagValues, config: Config, rows: Rows) -> Iterator[Named]:
     """The figures of one run. Raises UserError before the first one if something is missing."""
     title, wanted = f"{config.architecture} on {config.dataset}, seed {config.seed}", set(options.only)
-    of_network = [name for name in ALL if name in wanted.difference(OF_METRICS)]
+    of_network = [name for name in ALL if name in wanted.difference(OF_METRICS, OF_PROFILE)]
     chosen = options["only"].present or options["step"].present
     absent = bool(of_network) and not chosen and not has_checkpoint(config)
     trained = dataset = layer = None
@@ -117,6 +118,9 @@ def draw(options: flags.FlagValues, config: Config, rows: Rows) -> Iterator[Name
         yield "curves", draw_curves(rows, title, config)
     if "magnitudes" in wanted:
         yield "magnitudes", draw_magnitudes(rows, f"magnitudes, {title}")
+    traces = Path(config.workdir) / FOLDER
+    if "layer_times" in wanted and (options["only"].present or traces.is_dir()):
+        yield "layer_times", draw_layer_times(traces, config.table(), title)
     if trained is not None and "kernels" in wanted:
         kernel = np.asarray(trained.params["conv1"]["kernel"])
         yield KERNELS, draw_kernels(kernel, f"conv1 kernels, {trained.title}")

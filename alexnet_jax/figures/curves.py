@@ -17,7 +17,8 @@ from alexnet_jax.run.flags import value_text
 
 Rows = Sequence[dict[str, Any]]
 
-WHEREABOUTS = ("workdir", "data_dir", "mesh", "host_devices", "spmd", "distributed", "keep")  # where a run is, not what
+# Where a run is and how it is watched, not what it is.
+WHEREABOUTS = ("workdir", "data_dir", "mesh", "host_devices", "spmd", "distributed", "keep", "profile")
 MARKERS = "osD^v<>pX*"
 
 
@@ -74,7 +75,7 @@ def leap_note(drops: Sequence[Drop], config: Config) -> str:
 
 
 def draw_curves(rows: Rows, title: str, config: Config) -> Figure:
-    """Loss and top-1 error over epochs, by split, with the drops of the learning rate.
+    """Loss and top-1 error over epochs, by split, with the drops of the learning rate. Averaged weights have dashes.
 
     What is missing is said in its place: a run that is not finished in the title, a missing validation in the legend.
     """
@@ -88,6 +89,15 @@ def draw_curves(rows: Rows, title: str, config: Config) -> Figure:
                 axis.plot(*points, color=colour, marker=point_marker(mine), markersize=4.5, linewidth=1.6, label=split)
             elif split == "validation":
                 axis.plot([], [], " ", label="no validation recorded")
+            if averaged := [row for row in mine if "ema" in row]:
+                points = [row["epoch"] for row in averaged], [row["ema"][name] for row in averaged]
+                style: dict[str, Any] = {
+                    "color": colour,
+                    "linestyle": "--",
+                    "marker": point_marker(averaged),
+                    "markersize": 4.5,
+                }
+                axis.plot(*points, **style, fillstyle="none", linewidth=1.6, label=f"{split}, averaged weights")
         axis.set(xlabel="epoch", ylabel=label, xlim=(0, None), ylim=(0, None))
         bare(axis)
         _mark_drops(axis, drops)

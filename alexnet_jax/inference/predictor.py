@@ -20,7 +20,7 @@ from alexnet_jax.layers import Classifier
 from alexnet_jax.run.open import Trained, open_run
 from alexnet_jax.step import make_feature_step
 from alexnet_jax.system.errors import UserError
-from alexnet_jax.values import MeshShape
+from alexnet_jax.values import MeshShape, Weights
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ def load_trained(
     workdir: str | os.PathLike[str],
     step: int | str = "latest",
     *,
+    weights: Weights = "last",
     batch_size: int = 64,
     mesh: MeshShape | None = MeshShape(1, 1),
 ) -> "Predictor":
@@ -47,14 +48,16 @@ def load_trained(
     Args:
         workdir: folder of the run.
         step: a checkpoint's number, 'latest', or 'best', the one with the lowest validation error.
+        weights: 'last', or 'ema', the average that a run with --ema keeps.
         batch_size: images that are looked at together.
         mesh: data x tower devices; None: all.
 
     Raises:
         UserError: there is no such run or checkpoint, or it cannot be read.
     """
-    found = open_run(os.fspath(workdir), mesh=mesh, batch_size=batch_size, spmd="shard_map").restore(str(step))
-    return Predictor(found.setup, found.stored, found.mean, found.params, found.step)
+    run = open_run(os.fspath(workdir), mesh=mesh, batch_size=batch_size, spmd="shard_map")
+    found = run.restore(str(step), weights=weights)
+    return Predictor(found.setup, found.stored, found.mean, found.params, found.step, found.weights, found.averaged)
 
 
 @dataclass(frozen=True)
@@ -126,13 +129,18 @@ class Classification:
             ValueError: the images have another shape.
             UserError: the answers are not finite, because the run has diverged.
         """
-        found = _in_batches(self._trained, images, self._log_probabilities)
+        return _in_batches(self._trained, images, self.of_batch)
+
+    def of_batch(self, batch: Any, rows: Sequence[int]) -> Float32[np.ndarray, "rows classes"]:
+        """Of some rows of a whole batch that is on the devices, as `TowerMesh.put` or `put_rows` gives it.
+
+        Raises UserError if the answers are not finite. All processes have to ask, and get all.
+        """
+        logs = self._evaluator.log_probabilities([self._member], batch, 1)
+        found = self._trained.setup.mesh.fetch(logs, P("data"))[np.asarray(rows, np.int64)]
         if not np.isfinite(found).all():
             raise not_finite(self._trained)
         return np.exp(found)
-
-    def _log_probabilities(self, batch: Any) -> Any:
-        return self._evaluator.log_probabilities([self._member], batch, 1)
 
 
 class Features:
@@ -155,14 +163,18 @@ class Features:
         Returns:
             (count, units) of a dense layer, (count, height, width, maps) of a convolution; without `count` for one image.
         """
-        return _in_batches(self._trained, images, self._activations)
+        return _in_batches(self._trained, images, self.of_batch)
 
-    def _activations(self, batch: Any) -> Any:
-        return self._step(self._trained.params, batch, *self._constants)
+    def of_batch(self, batch: Any, rows: Sequence[int]) -> Float32[np.ndarray, "rows ..."]:
+        """Of some rows of a whole batch on the devices, as `Classification.of_batch`."""
+        found = self._trained.setup.mesh.fetch(self._step(self._trained.params, batch, *self._constants), P("data"))
+        return np.asarray(found[np.asarray(rows, np.int64)], np.float32)
 
 
-def _in_batches(trained: Trained, images: ArrayLike, look: Callable[[Any], Any]) -> Float32[np.ndarray, "..."]:
-    """What `look` says of each image, for a batch on the devices. Black images fill up the last one: one program serves all.
+def _in_batches(
+    trained: Trained, images: ArrayLike, look: Callable[[Any, Sequence[int]], np.ndarray]
+) -> Float32[np.ndarray, "..."]:
+    """What `look` says of these rows of a batch on the devices. Black images fill up the last one: one program serves all.
 
     No images are a batch of black ones, of which nothing is kept: so the result has its shape.
     """
@@ -174,7 +186,7 @@ def _in_batches(trained: Trained, images: ArrayLike, look: Callable[[Any], Any])
         mine = many[first : first + trained.config.batch_size]
         batch = np.zeros((trained.config.batch_size, *many.shape[1:]), np.uint8)
         batch[: len(mine)] = mine
-        found.append(np.asarray(mesh.fetch(look(mesh.put(batch, P("data"))), P("data"))[: len(mine)], np.float32))
+        found.append(look(mesh.put(batch, P("data")), range(len(mine))))
     return np.concatenate(found) if given.ndim == 4 else found[0][0]
 
 

@@ -4,6 +4,7 @@ import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from alexnet_jax.config import Config
@@ -14,11 +15,10 @@ from alexnet_jax.inference import analysis
 from alexnet_jax.inference.predictor import Trained, load_trained
 from alexnet_jax.run.intervals import Intervals
 from alexnet_jax.run.metrics import read_rows
-from alexnet_jax.run.mirror import fetch_run
+from alexnet_jax.run.mirror import reading_copy
 from alexnet_jax.run.workdir import read_config
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.files import read_json
-from alexnet_jax.system.stores import local_folder
 
 SHOWN = 8  # images with their predictions
 QUERIES = 4
@@ -89,7 +89,7 @@ class _Opened:
 
 def read_record(workdir: str) -> dict[str, Any]:
     """The config.json of a run. Raises UserError if it does not say where the run was trained."""
-    record = read_json(path := local_folder(workdir) / "config.json")
+    record = read_json(path := Path(workdir) / "config.json")
     devices, versions = record.get("devices"), record.get("versions")
     if isinstance(devices, list) and isinstance(versions, dict):
         texts = [record.get("python"), record.get("commit") or "", *devices, *versions.values()]
@@ -117,9 +117,9 @@ def gather(
         UserError: a folder holds no run; a single run is damaged or lacks metrics, a checkpoint or its data; none of several
             has results. What the folders lack is known before anything is compiled.
     """
+    workdirs = [reading_copy(workdir) for workdir in workdirs]
     for workdir in workdirs:
-        fetch_run(workdir)
-        if not (local_folder(workdir) / "config.json").exists():
+        if not (Path(workdir) / "config.json").exists():
             read_config(workdir)  # a slip of the hand, not a damaged run: it raises
     problems = {workdir: _Problems(raises=len(workdirs) == 1) for workdir in workdirs}
     opened = [_open(workdir, problems[workdir], step, split, data_dir, batch_size) for workdir in workdirs]
@@ -168,7 +168,7 @@ def _open(workdir: str, problems: _Problems, step: str, split: str, data_dir: st
 
 
 def _read_rows(config: Config) -> list[dict[str, Any]]:
-    if rows := read_rows(local_folder(config.workdir)):
+    if rows := read_rows(Path(config.workdir)):
         return rows
     raise UserError(f"--workdir={config.workdir} has no metrics yet: train longer than --log_every={config.log_every} steps")
 

@@ -112,8 +112,8 @@ class Checkpoints:
         Raises:
             UserError: this checkpoint or the one before it could not be written, or there is no room for it.
         """
+        self.wait()  # Orbax would too; old checkpoints are deleted by then
         with self._on_disk():
-            self._manager.wait_until_finished()  # Orbax would too; old checkpoints are deleted by then
             self.check_room(setup)
         specs, step = setup.state_specs, progress["step"]
         sums = {name: self._reader.checksum(setup, name, getattr(state, name)) for name in ("params", "optimizer")}
@@ -129,6 +129,11 @@ class Checkpoints:
                 self._make_way(step)
             self._errors[step] = error
             self._manager.save(step, args=ocp.args.Composite(**items))
+
+    def wait(self) -> None:
+        """Until the last save is on the disk. Raises UserError if it did not get there."""
+        with self._on_disk():
+            self._manager.wait_until_finished()
 
     def _make_way(self, step: int) -> None:
         """Moves a checkpoint aside until it is saved again, so that no kill can lose it."""
@@ -241,29 +246,17 @@ class Checkpoints:
         self._reader.check_network(setup, step)
         return optax.tree.get(self._reader.optimizer(setup, step), "trace")
 
+    def restore_ema(self, setup: Setup, step: int) -> Params:
+        """The average of the parameters in one checkpoint of a run with --ema, as `restore_velocity`."""
+        self._reader.check_network(setup, step)
+        return optax.tree.get(self._reader.optimizer(setup, step), "ema")
+
     def _set_aside(self, steps: list[int]) -> None:
         if self._writes_here:
             for step in steps:
                 target = set_aside(self.folder / str(step), self.folder.parent)
                 logger.warning("checkpoint %d was moved to %s", step, target)
         self._reload()
-
-
-def chosen_step(checkpoints: Checkpoints, workdir: str, step: str) -> int:
-    """The step that --step means. Raises UserError if there is no such checkpoint."""
-    steps = checkpoints.steps()
-    if not steps:
-        raise UserError(f"the run in {workdir} has no finished checkpoint yet")
-    if step == "latest":
-        return steps[-1]
-    if step == "best":
-        best = checkpoints.best_step()
-        if best is None:
-            raise UserError(f"--step=best: no checkpoint in {workdir} was validated")
-        return best
-    if not step.isdecimal() or int(step) not in steps:
-        raise UserError(f"--step={step}: {workdir} has the checkpoints {', '.join(map(str, steps))}, 'latest' and 'best'")
-    return int(step)
 
 
 class _LatestAndBest:

@@ -4,6 +4,7 @@ import logging
 import sys
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 from rich.console import Console, ConsoleOptions
@@ -89,7 +90,9 @@ class Display:
     def row(self, row: Row) -> None:
         """A line for a row of the record. Those of training are for a log; a terminal has them live."""
         if row.split != "train":
-            self._say_fitting(_validation_texts(row))
+            self._say_fitting(_validation_texts(row, row.split))
+            if row.ema:
+                self._say_fitting(_validation_texts(replace(row, **row.ema), f"{'ema':<{len(row.split)}}"))
         elif not self._on_terminal:
             self.say(
                 f"epoch {row.epoch:7.2f}  step {row.step}  train loss {row.loss:.4f}  top-1 error {row.top1_error:.2f} %  "
@@ -163,9 +166,9 @@ def _warn_on_stderr() -> None:
             handler.setStream(sys.stderr)
 
 
-def _validation_texts(row: Row) -> list[str]:
+def _validation_texts(row: Row, what: str) -> list[str]:
     """In full, and shortened for 80 columns."""
-    where = f"step {row.step}  {row.split} loss"
+    where = f"step {row.step}  {what} loss"
     return [
         f"epoch {row.epoch:7.2f}  {where} {row.loss:.4f}  top-1 error {row.top1_error:.2f} %  top-5 {row.top5_error:.2f} %",
         f"epoch {row.epoch:.2f}  {where} {row.loss:.3f}  error {row.top1_error:.1f} %  top-5 {row.top5_error:.1f} %",

@@ -9,8 +9,7 @@ from absl import flags
 from alexnet_jax.config import Config, as_dict
 from alexnet_jax.config import define_flags as define_config_flags
 from alexnet_jax.system.errors import UserError
-from alexnet_jax.system.stores import local_folder
-from alexnet_jax.values import SPLITS
+from alexnet_jax.values import SPLITS, WEIGHTS
 
 
 def changed(config: Config, without: Collection[str] = ()) -> dict[str, Any]:
@@ -30,7 +29,7 @@ def check_workdirs(workdirs: Sequence[str], purpose: str) -> None:
         raise UserError(f"--workdir is missing: name the folder of a run; repeat it to {purpose}")
     places = dict[str, str]()
     for workdir in workdirs:
-        place = os.path.realpath(local_folder(workdir))
+        place = os.path.realpath(workdir)
         if place in places:
             raise UserError(f"--workdir={places[place]} and --workdir={workdir} are one run: name it once")
         places[place] = workdir
@@ -40,6 +39,12 @@ def define_step(options: flags.FlagValues) -> None:
     """--step: the checkpoint to read."""
     help = "checkpoint: a `step`, latest, or best (lowest validation error)"
     flags.DEFINE_string("step", "latest", help, flag_values=options)
+
+
+def define_weights(options: flags.FlagValues) -> None:
+    """--weights: which of a checkpoint's."""
+    help = "which weights of the checkpoint: the last ones, or ema, their average of a run trained with --ema"
+    flags.DEFINE_enum("weights", "last", WEIGHTS, help, flag_values=options)
 
 
 def define_batch_size(options: flags.FlagValues) -> None:

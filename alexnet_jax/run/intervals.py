@@ -31,10 +31,13 @@ class Intervals:
         return self.epoch(self.config.steps) if self.config.steps else self.config.epochs
 
     def check(self) -> None:
-        """Raises UserError if the run has more steps than can be counted in 32 bits."""
+        """Raises UserError if the run has more steps than can be counted in 32 bits, or fewer than --profile asks for."""
         if self.total_steps > INT32_MAX:
             epochs = number_text(self.config.epochs)
             raise UserError(f"--epochs={epochs} makes {self.total_steps:,} steps, and {INT32_MAX:,} is the most")
+        profile = self.config.profile
+        if profile and profile.stop > self.total_steps:
+            raise UserError(f"--profile={profile}: the run ends at step {self.total_steps}: choose an earlier STOP")
 
     def epoch(self, step: int) -> float:
         """Passes over the training images."""

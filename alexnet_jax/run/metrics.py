@@ -13,16 +13,18 @@ from alexnet_jax.system.files import check_input, replacing
 
 METRICS, EXAMPLES, STARTS = RECORDS = "metrics.jsonl", "examples.jsonl", "starts.jsonl"
 SPLITS = ("train", "validation", "test")
-# Numbers that every row of metrics.jsonl has, those that rows of earlier versions lack, and those of a layer's magnitudes.
+# Numbers that every row of metrics.jsonl has, those that rows of earlier versions lack, and those of parts of a row.
 NUMBERS = ("epoch", "loss", "top1_error", "top5_error", "learning_rate", "images_per_second")
 TIMES = ("time", "seconds")
+OF_EMA = ("loss", "top1_error", "top5_error")  # numbers of the averaged weights in the row of a validation
 MAGNITUDES = ("kernel", "bias", "kernel_update", "bias_update")
 OF_A_START = ("last_step", "time", "wall_seconds", "seconds")  # numbers that every row of starts.jsonl has
 
 
 @dataclass(frozen=True)
 class Row:
-    """One record of metrics.jsonl. Errors in percent, means over `examples`. Validations have magnitudes.
+    """One record of metrics.jsonl. Errors in percent, means over `examples`. Validations have magnitudes, and with --ema
+    those of the averaged weights in `ema`.
 
     time: of the clock on the wall, in seconds since 1970, UTC.
     seconds: spent in training steps since step 0, over all starts (`clock.Clock.training`).
@@ -40,6 +42,7 @@ class Row:
     time: float
     seconds: float
     magnitudes: Mapping[str, Mapping[str, float]] | None = None  # as of `param_stats.ParamStatsMeter`
+    ema: Mapping[str, float] | None = None  # OF_EMA
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON, without what is not there."""
@@ -119,6 +122,8 @@ def _is_row(row: Any, name: str) -> bool:
         return _has_numbers(row, OF_A_START)
     layers = row.get("magnitudes", {})
     if not isinstance(layers, dict) or not all(_has_numbers(layer, MAGNITUDES) for layer in layers.values()):
+        return False
+    if "ema" in row and not _has_numbers(row["ema"], OF_EMA):
         return False
     times = tuple(name for name in TIMES if name in row)
     return row.get("split") in SPLITS and _has_numbers(row, NUMBERS + times)

@@ -1,25 +1,26 @@
 """The one door into a run: what was typed (`Config`) becomes what it means (`Run`). Nothing is compiled here."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TypedDict, Unpack
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jaxtyping import Float32
 
 from alexnet_jax.config import Config, check
 from alexnet_jax.data.dataset import Dataset, open_dataset
 from alexnet_jax.mesh import TowerMesh, make_mesh
 from alexnet_jax.network import Params
-from alexnet_jax.run.checkpoint import Checkpoints, chosen_step
-from alexnet_jax.run.mirror import fetch_checkpoint, fetch_run
+from alexnet_jax.run.checkpoint import Checkpoints
+from alexnet_jax.run.chosen import chosen_steps
 from alexnet_jax.run.workdir import Stored, read_mean, read_stored
 from alexnet_jax.step import Setup, make_setup
+from alexnet_jax.system import processes
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.memory import physical_memory
-from alexnet_jax.system.stores import local_folder
-from alexnet_jax.values import MeshShape, Spmd
+from alexnet_jax.values import MeshShape, Spmd, Weights
 
 
 @dataclass(frozen=True)
@@ -54,36 +55,57 @@ class Run:
         config = replace(self.config, data_dir=data_dir or self.config.data_dir)
         return replace(_own_data(replace(self.stored, config=config)), mean=self.mean)
 
-    def restore(self, step: str = "latest") -> "Trained":
+    def restore(self, step: str = "latest", *, weights: Weights = "last", average: int = 1) -> "Trained":
         """The network of a checkpoint: a step, 'latest', or 'best', the one with the lowest validation error.
 
+        Args:
+            step: of the checkpoint.
+            weights: 'last', the parameters after that step, or 'ema', the average that a run with --ema keeps of them.
+            average: how many checkpoints to take, that one and those before it; the parameters are their mean.
+
         Raises:
-            UserError: there is no such checkpoint, or it cannot be read.
+            UserError: there is no such checkpoint, it cannot be read, there are fewer than `average`, or the run has no
+                'ema'.
         """
-        with Checkpoints(local_folder(self.config.workdir), keep=self.config.keep, writable=False) as checkpoints:
-            chosen = chosen_step(checkpoints, self.config.workdir, step)
-            fetch_checkpoint(self.config.workdir, chosen)
-            params = checkpoints.restore_params(self.setup, chosen)
-        return Trained(self.setup, self.stored, self.mean, params, chosen)
+        if weights == "ema" and not self.config.ema:
+            raise UserError(f"--weights=ema: {self.config.workdir} was trained without --ema: leave it out")
+        with Checkpoints(Path(self.config.workdir), keep=self.config.keep, writable=False) as checkpoints:
+            with processes.together():
+                steps = chosen_steps(checkpoints, self.config.workdir, step, average)
+            steps = tuple(processes.of_first(one) for one in steps)  # a trainer may be saving another one
+            read = checkpoints.restore_ema if weights == "ema" else checkpoints.restore_params
+            params = read(self.setup, steps[0])
+            for other in steps[1:]:
+                params = jax.tree.map(jnp.add, params, read(self.setup, other))
+        if average > 1:
+            params = jax.tree.map(lambda total: total / average, params)
+        return Trained(self.setup, self.stored, self.mean, params, steps[-1], weights, steps)
 
     def velocity(self, step: int) -> Params:
         """The velocity of a checkpoint, shaped as the parameters. Raises UserError as `restore`."""
-        with Checkpoints(local_folder(self.config.workdir), keep=self.config.keep, writable=False) as checkpoints:
-            fetch_checkpoint(self.config.workdir, step)
+        with Checkpoints(Path(self.config.workdir), keep=self.config.keep, writable=False) as checkpoints:
             return checkpoints.restore_velocity(self.setup, step)
 
 
 @dataclass(frozen=True)
 class Trained(Run):
-    """A run with the parameters of one of its checkpoints."""
+    """A run with the parameters of one of its checkpoints, or with the mean of several."""
 
     params: Params
-    step: int
+    step: int  # the last of them
+    weights: Weights = "last"
+    averaged: tuple[int, ...] = ()  # the steps of all of them
 
     @property
     def title(self) -> str:
         """One line for a figure."""
-        return f"{super().title}, step {self.step}"
+        return ", ".join(filter(None, (super().title, f"step {self.step}", self.which_weights)))
+
+    @property
+    def which_weights(self) -> str:
+        """What the parameters are: 'ema', 'mean of steps 2, 3, 4', both, or '' for those after the step itself."""
+        mean = f"mean of steps {', '.join(map(str, self.averaged))}" if len(self.averaged) > 1 else ""
+        return ", ".join(filter(None, ("ema" if self.weights == "ema" else "", mean)))
 
 
 class Machine(TypedDict, total=False):
@@ -121,12 +143,11 @@ def open_run(workdir: str, *, on: TowerMesh | None = None, flag: str = "workdir"
 
 
 def start_run(config: Config) -> tuple[Run, Dataset]:
-    """The run that a config describes, to train it, with its data set. Nothing of the run is written.
+    """The run that a config describes, to train it, with its data set. Nothing is written.
 
     Raises:
         UserError: the data set is missing, or the flags do not fit it, the devices or the network.
     """
-    fetch_run(config.workdir)  # which may have its own mean image
     if config.init:
         read_stored(config.init, "init")
     mesh = make_mesh(config.mesh, config.table().towers, config.batch_size, config.spmd)
@@ -135,11 +156,7 @@ def start_run(config: Config) -> tuple[Run, Dataset]:
             f"--accumulate={config.accumulate} parts of --batch_size={config.batch_size} cannot be shared evenly by the "
             f"{mesh.data_size} rows of the mesh"
         )
-    # Of several processes the first one may have to prepare the data; the others wait.
-    dataset = None if jax.process_index() else open_data(config)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("the data set is prepared")
-    dataset = dataset or open_data(config)
+    dataset = processes.first_alone(lambda: open_data(config))  # it may have to prepare them
     if config.schedule == "plateau" and "validation" not in dataset.splits:
         raise UserError(
             f"--schedule=plateau needs a validation split and {config.dataset} has none: "

@@ -15,6 +15,7 @@ from alexnet_jax.network import Params
 from alexnet_jax.run.damage import blames_content, error_number, is_out_of_memory, read_all, reason
 from alexnet_jax.step import Setup, TrainState, make_checksum
 from alexnet_jax.system.errors import UserError
+from alexnet_jax.system.processes import together
 
 METRIC = "validation_top1_error"
 Restored = tuple[TrainState, dict[str, Any]]  # with the host's progress
@@ -65,13 +66,20 @@ class CheckpointReader:
         return self._alone(setup, step, "optimizer", optimizer_shapes(setup))
 
     def _alone(self, setup: Setup, step: int, name: str, shapes: Any) -> Any:
+        with together(), self._chosen(step), self._legible(step):
+            arrays = _blaming_content(lambda: self._arrays(setup, step, name, shapes))
+            progress = _blaming_content(lambda: self._progress(step))
+        with together(), self._chosen(step):
+            self.check_sums(setup, progress, **{name: arrays})
+        return arrays
+
+    @contextlib.contextmanager
+    def _chosen(self, step: int) -> Iterator[None]:
+        """Turns damage to a checkpoint that was asked for into one line."""
         try:
-            with self._legible(step):
-                arrays = _blaming_content(lambda: self._arrays(setup, step, name, shapes))
-                self.check_sums(setup, _blaming_content(lambda: self._progress(step)), **{name: arrays})
+            yield
         except Damaged as error:
             raise UserError(f"checkpoint {self._folder / str(step)} is damaged: {error}: choose another --step") from error
-        return arrays
 
     def validation_error(self, step: int) -> float | None:
         """In percent; None if the checkpoint was not validated, or that cannot be read."""

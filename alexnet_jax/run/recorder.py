@@ -1,6 +1,7 @@
 """Writes down what a run does: the records, TensorBoard's events, Weights & Biases if wanted, and what a person sees."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -12,7 +13,6 @@ from alexnet_jax.run.metrics import EXAMPLES, METRICS, Row, reopened
 from alexnet_jax.run.starts import StartLog
 from alexnet_jax.run.tensorboard import Events
 from alexnet_jax.run.wandb_run import WandbRun
-from alexnet_jax.system.stores import local_folder
 
 
 class Recorder:
@@ -28,7 +28,7 @@ class Recorder:
             progress: that the start resumes from.
             silent: write nothing, for all processes but the first.
         """
-        workdir, resume_step = local_folder(config.workdir), progress.step
+        workdir, resume_step = Path(config.workdir), progress.step
         self.silent, self._display, self._starts = silent, display, starts
         due = progress.validation_due
         self._file = reopened(workdir, METRICS, resume_step, silent=silent, validation_due=due)

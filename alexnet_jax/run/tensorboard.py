@@ -77,6 +77,8 @@ class Events:
         for layer, values in (row.magnitudes or {}).items():
             for name, value in values.items():
                 self._writer.add_scalar(f"weights/{layer}/{name}", value, row.step)
+        for name, value in (row.ema or {}).items():
+            self._writer.add_scalar(f"{row.split}/ema_{name}", value, row.step)
         if row.split == "train":
             self._writer.add_scalar("train/learning_rate", row.learning_rate, row.step)
 

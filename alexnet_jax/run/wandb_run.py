@@ -13,7 +13,6 @@ from alexnet_jax.run.metrics import Row
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.extras import install
 from alexnet_jax.system.files import replacing
-from alexnet_jax.system.stores import local_folder
 
 WANDB_ID = "wandb_id"  # the file in the folder of a run that names it there
 
@@ -62,7 +61,7 @@ class WandbRun:
 
 
 def _begin(config: Config) -> Any:
-    wandb, workdir = importlib.import_module("wandb"), local_folder(config.workdir)
+    wandb, workdir = importlib.import_module("wandb"), Path(config.workdir)
     run = wandb.init(
         project=config.wandb, id=_id_of(workdir), resume="allow", name=workdir.resolve().name, dir=str(workdir),
         config=as_dict(config), settings=wandb.Settings(console="off", quiet=True),

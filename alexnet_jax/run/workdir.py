@@ -1,7 +1,6 @@
 """The folder of a run: config.json, and who may write into it."""
 
 import contextlib
-import hashlib
 import importlib.metadata
 import os
 import platform
@@ -14,21 +13,21 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jaxtyping import Float32
 
-from alexnet_jax.config import Config, as_dict, changed_flags, from_dict
+from alexnet_jax.config import Config, as_dict, from_dict
+from alexnet_jax.run.changes import changed_flags
 from alexnet_jax.run.metrics import METRICS, RECORDS, check_records
-from alexnet_jax.run.mirror import fetch_run
-from alexnet_jax.run.sender import mirrored
+from alexnet_jax.run.mirror import reading_copy
 from alexnet_jax.run.wandb_run import WANDB_ID
 from alexnet_jax.system.errors import InUse, UserError
 from alexnet_jax.system.files import exclusively, read_array, read_json, replacing, write_json
-from alexnet_jax.system.stores import is_remote, local_folder
+from alexnet_jax.system.stores import refuse_remote
 
 MeanImage = Float32[np.ndarray, "size size 3"]
 
 IMPORTED = "imported from "  # begins the fingerprint of imported weights
+COMMIT_FILE = "commit.txt"
 UNSAVED = "unsaved"  # a file that is in the folder until the first checkpoint has reached the disk
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -41,8 +40,13 @@ def _git(*words: str) -> str:
 def _commit() -> str | None:
     """The commit of the code, with '+' if it was changed since; None outside a git checkout.
 
+    `git archive`, and so a download of the repository as an archive, writes the commit into COMMIT_FILE.
+
     Records and pages are not code: the experiments write both, and the next one's numbers do not depend on them.
     """
+    archived = Path(__file__).parent / COMMIT_FILE
+    if archived.exists() and not (commit := archived.read_text(encoding="utf-8").strip()).startswith("$"):
+        return commit
     code = (":(top)", ":(top,exclude)experiments/results", ":(top,exclude)*.md")
     try:
         return _git("rev-parse", "HEAD") + "+" * bool(_git("status", "--porcelain", "--", *code))
@@ -70,19 +74,15 @@ def locked(workdir: str) -> Iterator[None]:
     """
     if not workdir:
         raise UserError("--workdir is missing: name a folder for the run")
-    remote = is_remote(workdir)
-    path = local_folder(workdir) / "lock"
-    if remote and jax.process_count() > 1:
-        _check_one_machine(workdir)
+    refuse_remote(f"--workdir={workdir}", workdir)  # `train` works in a copy
     if jax.process_index():
-        if remote:
-            multihost_utils.sync_global_devices("the run is fetched")
         yield
         return
     check_name(workdir, writing=True)
+    path = Path(workdir) / "lock"
     with contextlib.ExitStack() as stack:
         try:
-            known = remote or path.exists() or (path.parent / "config.json").exists()
+            known = path.exists() or (path.parent / "config.json").exists()
             if not known and path.parent.is_dir() and any(path.parent.iterdir()):
                 raise UserError(f"--workdir={workdir} holds something that is not a run: choose an empty or a new folder")
             lock = stack.enter_context(exclusively(path, wait=False))
@@ -93,22 +93,7 @@ def locked(workdir: str) -> Iterator[None]:
             os.write(lock.fileno(), holder.encode())  # without a buffer, so that a full disk is told here
         except OSError as error:
             raise UserError(f"--workdir={workdir} cannot be written: {error.strerror or error}") from error
-        if remote:
-            stack.enter_context(mirrored(workdir))
-            if jax.process_count() > 1:
-                multihost_utils.sync_global_devices("the run is fetched")
         yield
-
-
-def _check_one_machine(workdir: str) -> None:
-    """Raises UserError unless all processes share the copy of a run in an object store. All have to ask."""
-    place = f"{socket.gethostname()} {local_folder(workdir)}".encode()
-    number = np.frombuffer(hashlib.sha256(place).digest()[:4], np.int32)
-    if len(set(multihost_utils.process_allgather(number).ravel().tolist())) > 1:
-        raise UserError(
-            f"--workdir={workdir} is in an object store, which a run on several machines cannot write to: name a folder "
-            "that all of them see"
-        )
 
 
 def _holder(lock: Path) -> str:
@@ -117,7 +102,7 @@ def _holder(lock: Path) -> str:
 
 def check_name(workdir: str, *, writing: bool) -> None:
     r"""Raises UserError on a path that Orbax takes for a pattern when it writes, or that TensorStore splits at a `\`."""
-    path = str(local_folder(workdir).absolute())
+    path = str(Path(workdir).absolute())
     odd = [character for character in ("*?[\\" if writing else "\\") if character in path]
     odd += [character for character in path if "\ud800" <= character <= "\udfff"]  # no text in UTF-8
     if odd:
@@ -155,15 +140,15 @@ class Stored:
 
 
 def read_stored(workdir: str, flag: str = "workdir") -> Stored:
-    """What is known of the run in a folder, which `flag` names. The copy of one in an object store is brought up to date.
+    """What is known of the run in a folder, which `flag` names. Of one in an object store it is that of a copy here.
 
     Raises:
-        UserError: there is no run, or its config.json is damaged.
+        UserError: there is no run, or its config.json is damaged; or the store refuses.
     """
     if not workdir:
         raise UserError(f"--{flag} is missing: name the folder of a run")
-    path = local_folder(workdir) / "config.json"
-    fetch_run(workdir)
+    folder = reading_copy(workdir)
+    path = Path(folder) / "config.json"
     if not path.exists():
         raise UserError(f"--{flag}={workdir} holds no run: there is no config.json")
     content = read_json(path)
@@ -175,7 +160,7 @@ def read_stored(workdir: str, flag: str = "workdir") -> Stored:
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} is not the config of a run: {error} is missing or of the wrong type") from error
     try:
-        return Stored(replace(from_dict(config), workdir=workdir), tuple(map(str, classes)), fingerprint)
+        return Stored(replace(from_dict(config), workdir=folder), tuple(map(str, classes)), fingerprint)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
@@ -191,23 +176,21 @@ def check_resumable(config: Config, fingerprint: str, classes: tuple[str, ...], 
     Raises:
         UserError: it holds a run that this config, data set or mean image would alter, or records that are damaged.
     """
-    workdir = local_folder(config.workdir)
+    workdir = Path(config.workdir)
     check_records(workdir)
     if not (workdir / "config.json").exists():
         if (workdir / METRICS).exists() or any((workdir / "checkpoints").glob("[0-9]*")):
-            raise UserError(f"--workdir={config.workdir} has lost its config.json: put it back, or choose a new --workdir")
+            raise UserError(f"--workdir={workdir} has lost its config.json: put it back, or choose a new --workdir")
         return False
     stored = read_stored(config.workdir)
     if changes := changed_flags(stored.config, config):
         raise UserError(
-            f"--workdir={config.workdir} holds another run: {'; '.join(changes)}. Use a new --workdir or the old values"
+            f"--workdir={workdir} holds another run: {'; '.join(changes)}. Use a new --workdir or the old values"
         )
     replace(stored, config=config).check_data(fingerprint, classes)
     own = read_mean(replace(config, init=""))
     if own is not None and not np.array_equal(own, mean):
-        raise UserError(
-            f"--workdir={config.workdir}: mean.npy is not the mean image of --dataset={config.dataset}: put it back"
-        )
+        raise UserError(f"--workdir={workdir}: mean.npy is not the mean image of --dataset={config.dataset}: put it back")
     return not (workdir / UNSAVED).exists()
 
 
@@ -225,7 +208,7 @@ def write_folder(config: Config, fingerprint: str, classes: tuple[str, ...], mea
     """
     if jax.process_index():  # the first process writes
         return
-    workdir = local_folder(config.workdir)
+    workdir = Path(config.workdir)
     try:
         if not (workdir / "config.json").exists():
             (workdir / UNSAVED).touch()
@@ -241,7 +224,7 @@ def write_folder(config: Config, fingerprint: str, classes: tuple[str, ...], mea
             },
         )
     except OSError as error:
-        raise UserError(f"--workdir={config.workdir} cannot be written: {error.strerror or error}") from error
+        raise UserError(f"--workdir={workdir} cannot be written: {error.strerror or error}") from error
 
 
 def mark_saved(workdir: Path) -> None:
@@ -277,7 +260,7 @@ def read_mean(config: Config) -> MeanImage | None:
         UserError: it is not such an image.
     """
     for folder in (config.workdir, config.init):
-        path = local_folder(folder) / "mean.npy"
+        path = Path(reading_copy(folder)) / "mean.npy"
         if folder and path.exists():
             break
     else:

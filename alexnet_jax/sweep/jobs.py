@@ -1,7 +1,5 @@
 """Jobs that run the trials of series, each trial in a folder of its own."""
 
-import os
-import subprocess
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -18,6 +16,7 @@ from alexnet_jax.sweep.study import Studies
 from alexnet_jax.sweep.trials import final_value, run_trial, state_name
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.files import exclusively
+from alexnet_jax.system.gpus import share_of_gpus
 from alexnet_jax.system.signals import RESUME_STATUS, Interrupted, Interruption
 
 
@@ -60,7 +59,7 @@ class Sweep:
             progress.update(task, completed=done, best=part.summary(part.trials()))
 
         with progress, ThreadPoolExecutor(jobs, thread_name_prefix="job") as pool:
-            running = [pool.submit(self._work, parts, _devices(job, jobs), ended) for job in range(jobs)]
+            running = [pool.submit(self._work, parts, share_of_gpus(job, jobs), ended) for job in range(jobs)]
             for job in as_completed(running):
                 self._failed = self._failed or job.exception() is not None  # so that the others stop
         for job in running:
@@ -129,16 +128,3 @@ def _outcome(trial: FrozenTrial) -> str:
     if name == "complete":
         return f"{trial.value:.2f} %"
     return f"failed: {trial.user_attrs.get('error')}" if name == "fail" else name
-
-
-def _devices(job: int, jobs: int) -> dict[str, str]:
-    """The environment that gives a job its share of the GPUs of this machine; empty without GPUs."""
-    if jobs == 1 or "CUDA_VISIBLE_DEVICES" in os.environ:
-        return {}
-    try:
-        listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return {}
-    count = len(listed.splitlines())
-    mine = [gpu for gpu in range(count) if gpu % jobs == job] or [job % max(count, 1)]
-    return {"CUDA_VISIBLE_DEVICES": ",".join(map(str, mine))}

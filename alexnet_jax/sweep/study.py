@@ -18,7 +18,8 @@ from optuna.trial import FrozenTrial
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import IntegrityError, ProgrammingError, SQLAlchemyError
 
-from alexnet_jax.config import Config, as_dict, changed_flags, from_dict
+from alexnet_jax.config import Config, as_dict, from_dict
+from alexnet_jax.run.changes import changed_flags
 from alexnet_jax.sweep.space import Space
 from alexnet_jax.system import extras
 from alexnet_jax.system.errors import UserError

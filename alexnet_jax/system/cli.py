@@ -25,7 +25,7 @@ from absl import flags
 from absl import logging as absl_logging
 
 from alexnet_jax.system import examples, extras
-from alexnet_jax.system.errors import UserError
+from alexnet_jax.system.errors import FailedElsewhere, UserError
 from alexnet_jax.system.help import help_text
 from alexnet_jax.system.signals import RESUME_STATUS, Interrupted, ends_at_once
 from alexnet_jax.system.suggest import question, similar
@@ -35,6 +35,8 @@ OF_A_DISK = (
     errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.ESTALE, errno.ENAMETOOLONG,
     errno.ELOOP, errno.EMFILE, errno.ENFILE,
 )  # fmt: skip
+# What the collectives of CPUs and of GPUs say of another process that no longer answers.
+OF_A_LOST_PROCESS = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited")
 EXTRA = "ALEXNET_FLAGS"
 HELP = {"--help", "-h", "-help"}
 HELP_IN_FULL = {"--helpfull", "-helpfull"}
@@ -90,19 +92,27 @@ class Command:
             sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: for names that the locale cannot print
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, signal.default_int_handler)  # `alexnet_jax` had another one for the start
-        sys.exit(self(sys.argv[1:] if argv is None else argv))
+        status = 1
+        try:
+            status = self(sys.argv[1:] if argv is None else argv)
+        finally:
+            if status not in (0, RESUME_STATUS):
+                _leave_others(status)
+        sys.exit(status)
 
     def __call__(self, argv: Sequence[str]) -> int:
         """Runs one command line.
 
         Returns:
-            The exit status: 0; 1 after a line on stderr about bad input, the disk or the memory; `IN_USE_STATUS` if another
-            process works in the folder; `DIVERGED_STATUS` if the loss is not finite; `RESUME_STATUS` if the run was
-            interrupted and saved; 130 after Ctrl-C.
+            The exit status: 0; 1 after a line on stderr about bad input, the disk, the memory or a lost process;
+            `IN_USE_STATUS` if another process works in the folder; `DIVERGED_STATUS` if the loss is not finite;
+            `RESUME_STATUS` if the run was interrupted and saved; 130 after Ctrl-C.
         """
         try:
             with extras.needed():
                 self._run(argv)
+        except FailedElsewhere as error:
+            return error.status
         except UserError as error:
             _say("error: " + " ".join(str(error).splitlines()))
             return error.status
@@ -121,9 +131,9 @@ class Command:
             _say(f"error: {error.filename or 'the disk'}: {error.strerror}")
             return 1
         except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            if not (why := _why(error)):
                 raise
-            _say("error: the memory is exhausted: choose a smaller --batch_size, or --accumulate in training")
+            _say(f"error: {why}")
             return 1
         return 0
 
@@ -176,9 +186,25 @@ def _spellings(options: flags.FlagValues) -> list[str]:
     return [*options, *(f"no{name}" for name in options if options[name].boolean), "flagfile", "help"]
 
 
+def _why(error: MemoryError | RuntimeError) -> str:
+    """What a person can do about an error of the machine, or ''."""
+    said = str(error)
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in said:
+        return "the memory is exhausted: choose a smaller --batch_size, or --accumulate in training"
+    if any(words in said for words in OF_A_LOST_PROCESS):
+        return f"another process has ended or cannot be reached: run the command again ({said.splitlines()[0]})"
+    return ""
+
+
 def _say(line: str) -> None:
     """Prints to stderr in one write. Unbuffered `print` makes two, and lines of several processes would mix."""
     sys.stderr.write(f"{line}\n")
+
+
+def _leave_others(status: int) -> None:
+    """A process that fails while others work on must not wait for them at its end, nor they for it."""
+    if runtime := sys.modules.get("alexnet_jax.system.runtime"):  # without it, and JAX, a process is alone
+        runtime.leave_others(status)
 
 
 def _extra(options: flags.FlagValues) -> list[str]:

@@ -1,7 +1,5 @@
 """The exceptions whose message is for a person."""
 
-from typing import ClassVar
-
 from alexnet_jax.system.signals import DIVERGED_STATUS, IN_USE_STATUS
 
 
@@ -11,13 +9,21 @@ class UserError(Exception):
     Entry points print it without a traceback and exit with `status` (`alexnet_jax.system.cli.Command`).
     """
 
-    status: ClassVar[int] = 1
+    status: int = 1
 
 
 class InUse(UserError):
     """Another process works in the folder of a run."""
 
     status = IN_USE_STATUS
+
+
+class FailedElsewhere(UserError):
+    """Another one of several processes has failed and says why. This one ends with the same status, and says nothing."""
+
+    def __init__(self, status: int):
+        super().__init__()
+        self.status = status
 
 
 class Diverged(UserError):

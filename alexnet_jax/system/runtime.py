@@ -5,6 +5,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from alexnet_jax.system.errors import UserError
 
 HEARTBEAT_SECONDS = 20  # a process that is silent for so long counts as dead
 CONNECT_SECONDS = 300  # the hosts of a cluster start minutes apart
+LEAVE_SECONDS = 5.0  # for the others to fail too, as they mostly do: bad input is the same for all
 
 
 def start(host_devices: int | None = None, distributed: bool = False) -> None:
@@ -63,6 +65,18 @@ def _join() -> None:
             f"--distributed: {str(error).splitlines()[0]} Start it with launch/local, on a cluster that JAX knows, or with "
             "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
         ) from error
+
+
+def leave_others(status: int) -> None:
+    """Call it when this process ends because it has failed. Alone it does nothing.
+
+    At its end JAX waits five minutes for the other processes. If they fail too they are there at once. If they work on, this
+    process ends without them, and JAX ends them when it has been silent for `HEARTBEAT_SECONDS`.
+    """
+    if jax.distributed.is_initialized():
+        timer = threading.Timer(LEAVE_SECONDS, os._exit, [status])
+        timer.daemon = True
+        timer.start()
 
 
 def own_gpus(environment: Mapping[str, str]) -> list[int] | None:

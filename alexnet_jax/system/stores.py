@@ -1,7 +1,7 @@
 """Folders in an object store, at s3:// or gs://: their names, their objects, and their copies on this machine.
 
 Nothing computes on a store. A folder there has a copy here, in `$XDG_CACHE_HOME/alexnet_jax/stores` (by default under
-~/.cache), and files go to and fro whole. Orbax 0.12 writes no arrays to s3://, and a memory map needs a file.
+~/.cache), and files go to and fro whole. A memory map needs a file, and records are appended to.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColu
 
 from alexnet_jax.system.errors import UserError
 
-# Where each kind of store has its keys and its address from.
+# What to look at where a store refuses.
 SETTINGS = {
-    "s3": "AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, say who you are, and AWS_ENDPOINT_URL where it is",
-    "gs": "GOOGLE_APPLICATION_CREDENTIALS, or gcloud auth application-default login, says who you are",
+    "s3": "check the keys, AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and the address, AWS_ENDPOINT_URL",
+    "gs": "check the keys, GOOGLE_APPLICATION_CREDENTIALS or gcloud auth application-default login",
 }
 # Without them botocore waits for minutes before it says that nobody answers.
 OPTIONS = {"s3": {"config_kwargs": {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 3}}}, "gs": {}}
@@ -36,20 +36,18 @@ def is_remote(name: str | os.PathLike[str]) -> bool:
     return bool(_URL.match(os.fspath(name)))
 
 
-def local_folder(name: str) -> Path:
-    """Where the content of a folder lies on this machine: the folder itself, or the copy of one in a store.
+def copy_folder(url: str, kind: str) -> Path:
+    """Where the copy of a folder in a store lies on this machine. `kind`: what it is for: 'sets', 'runs' or 'read'.
 
     Raises:
         UserError: it is in a store of another kind, or its name is no folder's.
     """
-    if not is_remote(name):
-        return Path(name)
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home.joinpath("alexnet_jax", "stores", *_parts(name))
+    return home.joinpath("alexnet_jax", "stores", kind, *_parts(url))
 
 
 def _parts(url: str) -> list[str]:
-    """Scheme, bucket, and the words of the path. Raises UserError as `local_folder`."""
+    """Scheme, bucket, and the words of the path. Raises UserError as `copy_folder`."""
     scheme, _, path = url.partition("://")
     words = path.removesuffix("/").split("/")
     if scheme not in SETTINGS or not all(word.strip(".") for word in words):
@@ -85,7 +83,7 @@ class RemoteFolder:
 
     @staticmethod
     def at(url: str) -> "RemoteFolder":
-        """The folder of a name. Raises UserError as `local_folder`, and ImportError if s3fs or gcsfs is missing."""
+        """The folder of a name. Raises UserError as `copy_folder`, and ImportError if s3fs or gcsfs is missing."""
         import fsspec  # here, because most runs need no store
 
         scheme, *words = _parts(url)

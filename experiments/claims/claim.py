@@ -2,6 +2,7 @@
 
 import math
 import tomllib
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,10 +16,12 @@ Stuck = Literal["kept", "left_out"]
 
 @dataclass(frozen=True)
 class Arm:
-    """One side of a claim: a flag file of this folder, and the number of views to evaluate with."""
+    """One side of a claim."""
 
-    flagfile: str
-    views: int = 1
+    flagfile: str  # of this folder, or a path from it
+    first: str = ""  # likewise, of a run that this one goes on from
+    views: int = 1  # to evaluate with
+    rates: Sequence[float] = ()  # the learning rates that its own was chosen from, see `experiments.claims.rates`
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,11 @@ def read_claim(name: str) -> Claim:
         raise UserError(f"--claim={name} is not known; there are {', '.join(known)}")
     content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     arms = {arm: Arm(**entry) for arm, entry in content.pop("arms", {}).items()}
+    return checked(name, arms, content, path)
+
+
+def checked(name: str, arms: dict[str, Arm], content: dict[str, Any], path: Path) -> Claim:
+    """The claim with these entries of a TOML file. Raises UserError, naming the file, if they are wrong."""
     unknown = set(content) - {field.name for field in fields(Claim)}
     if unknown or len(arms) != 2:
         raise UserError(f"{path}: {', '.join(sorted(unknown)) or 'it needs two arms'}")

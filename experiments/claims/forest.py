@@ -83,7 +83,8 @@ def _draw_panel(axis: Axes, panel: Sequence[Judged]) -> None:
     if ratio:
         reach = 1.15 * max(abs(math.log(end)) for end in ends)
         axis.set(xscale="log", xlim=(math.exp(-reach), math.exp(reach)))
-        axis.set_xticks([tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10) if abs(math.log(tick)) <= reach])
+        ticks = (0.1, 0.2, 0.5, 1, 2, 5, 10) if reach > math.log(2) else (0.6, 0.8, 1, 1.25, 1.6)
+        axis.set_xticks([tick for tick in ticks if abs(math.log(tick)) <= reach])
         axis.xaxis.set(major_formatter=FuncFormatter(lambda value, _: f"x {value:g}"), minor_locator=NullLocator())
         axis.set_xlabel(f"quotient of the arms: {unit} (logarithmic axis)", fontsize=9)
     else:

@@ -1,7 +1,7 @@
 """The measures of claims, from the folder of a run and its evaluation. Lower is better."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from alexnet_jax.run.workdir import read_stored
 from experiments.claims.claim import Claim
 
 PLATEAU = 0.9  # of ln(classes), the loss of a guess
+AVERAGED = 1.0  # epochs
 DEALS = 1000  # random assignments of the kernels to the towers
 
 
@@ -23,8 +24,12 @@ def test_error(claim: Claim, arm: str, workdir: Path, score: dict[str, Any]) -> 
 
 
 def epochs_to_error(claim: Claim, arm: str, workdir: Path, score: dict[str, Any]) -> float:
-    """Epochs until a row's training error is at most the claim's threshold, in percent; the whole run if it never is."""
-    return _epochs_until(workdir, "top1_error", claim.threshold)
+    """Epochs until the training error is at most the claim's threshold, in percent; the whole run if it never is.
+
+    It is averaged over the rows of the last epoch: batches that the network has just seen have less error than others, so
+    the error of single rows falls whenever a new epoch begins.
+    """
+    return _epochs_until(workdir, "top1_error", claim.threshold, AVERAGED)
 
 
 def epochs_to_loss(claim: Claim, arm: str, workdir: Path, score: dict[str, Any]) -> float:
@@ -35,9 +40,22 @@ def epochs_to_loss(claim: Claim, arm: str, workdir: Path, score: dict[str, Any])
     return _epochs_until(workdir, "loss", claim.threshold * math.log(len(read_stored(str(workdir)).classes)))
 
 
-def _epochs_until(workdir: Path, column: str, threshold: float) -> float:
+def _epochs_until(workdir: Path, column: str, threshold: float, averaged: float = 0.0) -> float:
+    """The epoch of the first row at most as high as `threshold`, with the mean over the last `averaged` epochs."""
     rows = [row for row in read_rows(workdir) if row["split"] == "train"]
-    return next((row["epoch"] for row in rows if row[column] <= threshold), rows[-1]["epoch"])
+    return epochs_until([(row["epoch"], row[column]) for row in rows], threshold, averaged)
+
+
+def epochs_until(curve: Sequence[tuple[float, float]], threshold: float, averaged: float) -> float:
+    """The epoch at which a curve of (epoch, value) has come down to `threshold`; its last one if it never does.
+
+    Values are means over the last `averaged` epochs.
+    """
+    for here, (epoch, _) in enumerate(curve):
+        recent = [value for then, value in curve[: here + 1] if then == epoch or then > epoch - averaged + 1e-9]
+        if sum(recent) / len(recent) <= threshold:
+            return epoch
+    return curve[-1][0]
 
 
 def is_stuck(workdir: Path) -> bool:

@@ -13,6 +13,8 @@ from alexnet_jax.figures.style import save_figure
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.files import read_json, replacing
 from experiments.claims.claim import FOLDER, Claim, read_claim
+from experiments.claims.design import DESIGNS, arms, effects, read_design
+from experiments.claims.estimate import Estimate
 from experiments.claims.forest import draw_forest, effect_text
 from experiments.claims.verdict import Judgement, judge
 
@@ -61,13 +63,23 @@ def update(experiments: Path) -> Path:
 
 
 def judged(records: Sequence[Path]) -> list[Row]:
-    """The records with their claims and judgements. All of them are the family."""
+    """The records with their claims and judgements. All of them are the family. The record of a design has many claims."""
+    family: list[tuple[Claim, dict[str, Any]]] = []
+    designed: dict[str, Estimate] = {}
     for path in records:
-        if not (FOLDER / f"{path.stem}.toml").exists():
+        record = read_json(path)
+        if (DESIGNS / path.name).with_suffix(".toml").exists():
+            design = read_design(path.stem)
+            designed |= effects(design, record)
+            for name, factor in design.factors.items():
+                values = arms(design, record, name)
+                family.append((factor.claim, {**record, "values": values, "stuck": dict.fromkeys(values, ())}))
+        elif (FOLDER / path.name).with_suffix(".toml").exists():
+            family.append((read_claim(path.stem), record))
+        else:
             raise UserError(f"{path} belongs to no claim: add {FOLDER / path.stem}.toml, or move the record away")
-    claims, contents = [read_claim(path.stem) for path in records], [read_json(path) for path in records]
-    judgements = judge([(claim, record["values"]) for claim, record in zip(claims, contents, strict=True)])
-    return [Row(*parts) for parts in zip(claims, contents, judgements, strict=True)]
+    judgements = judge([(claim, record["values"]) for claim, record in family], designed)
+    return [Row(claim, record, judgement) for (claim, record), judgement in zip(family, judgements, strict=True)]
 
 
 def line(row: Row) -> str:

@@ -55,9 +55,18 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def judge(family: Sequence[tuple[Claim, Values]]) -> list[Judgement]:
-    """The judgement of each claim, in the same order. Raises UserError if an arm has fewer than two runs."""
-    estimates = [estimate(claim, values) for claim, values in family]
+def judge(family: Sequence[tuple[Claim, Values]], designed: Mapping[str, Estimate] | None = None) -> list[Judgement]:
+    """The judgement of each claim, in the same order.
+
+    Args:
+        family: the claims with their values.
+        designed: effects by the name of the claim, where a design gives them. The others are those of the arms.
+
+    Raises:
+        UserError: an arm has fewer than two runs.
+    """
+    known = designed or {}
+    estimates = [known[claim.name] if claim.name in known else estimate(claim, values) for claim, values in family]
     tests = [p_values(claim, found) for (claim, _), found in zip(family, estimates, strict=True)]
     adjusted = iter(holm([p for of_claim in tests for p in of_claim]))
     level = LEVEL / sum(map(len, tests))

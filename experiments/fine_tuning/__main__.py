@@ -21,7 +21,7 @@ from alexnet_jax.run.workdir import read_config
 from alexnet_jax.system import cli
 from alexnet_jax.system.files import read_json, write_json
 from experiments.claims.estimate import unpaired
-from experiments.claims.runs import PROVENANCE, train_and_score
+from experiments.claims.runs import PROVENANCE, Run, train_and_score
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER.parent / "results" / "fine_tuning"
@@ -38,7 +38,7 @@ def run_arms(seeds: int, init: Path, out: Path, data_dir: str) -> dict[str, dict
             workdir = out / arm / f"seed{seed}"
             words = [f"--data_dir={data_dir}", f"--seed={seed}", *([] if arm == "scratch" else [f"--init={init}"])]
             for views in VIEWS:
-                score = train_and_score(FOLDER / f"{arm}.cfg", workdir, words, views)
+                score = train_and_score(Run(FOLDER / f"{arm}.cfg", workdir, words, views))
                 results[str(views)].append({name: score[name] for name in SCORES})
             rows = [row for row in read_rows(workdir) if row["split"] == "train"]
             results["curve"].append([(row["epoch"], row["loss"]) for row in rows])
