@@ -5,6 +5,7 @@ Nothing computes on a store. A folder there has a copy here, in `$XDG_CACHE_HOME
 """
 
 import contextlib
+import logging
 import os
 import re
 import secrets
@@ -87,6 +88,7 @@ class RemoteFolder:
         import fsspec  # here, because most runs need no store
 
         scheme, *words = _parts(url)
+        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # what it says in a hundred lines, we say in one
         files = fsspec.filesystem(scheme, use_listings_cache=False, **OPTIONS[scheme])
         return RemoteFolder(f"{scheme}://{'/'.join(words)}", "/".join(words), files)
 
