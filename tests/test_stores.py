@@ -233,9 +233,19 @@ def test_what_a_killed_process_had_not_sent_is_sent_by_the_next_one_on_this_mach
     with training_copy(killed) as folder:
         assert (Path(folder) / "checkpoints" / "2" / MARKER).exists()
     assert there.read("checkpoints/2/params/data") == b"two"
-    with training_copy(killed) as folder:  # nothing is left to be sent, so the store is right
-        assert not (Path(folder).parent / f".{Path(folder).name}.part").exists()
-        (Path(folder) / "config.json").write_text("[]")
+
+
+@pytest.mark.slow
+def test_a_copy_that_somebody_has_deleted_deletes_nothing_in_the_store(killed):
+    shutil.rmtree(copy_folder(killed, "runs"))
+    with training_copy(killed) as folder:
+        assert (Path(folder) / "checkpoints" / "1" / "params" / "data").read_text() == "one"
+        shutil.rmtree(Path(folder) / "checkpoints")
+    with training_copy(killed) as folder:
+        (Path(folder) / "config.json").unlink()
+        shutil.rmtree(Path(folder) / "checkpoints")
+        write_checkpoint(folder, 2, "two")
+    assert {"config.json", "checkpoints/1/params/data", "checkpoints/2/params/data"} < RemoteFolder.at(killed).list().keys()
 
 
 @pytest.mark.slow
@@ -267,6 +277,9 @@ def test_a_checkpoint_that_is_not_all_there_is_not_read(killed):
     assert reading_copy(killed) == str(folder)
     assert (folder / "checkpoints" / "5" / "params" / "data").read_text() == "half"
     assert (folder / "checkpoints" / "1" / "params" / "data").read_text() == "one again"
+    there.delete([f"checkpoints/1/{MARKER}"])
+    assert reading_copy(killed) == str(folder)
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["5"]
 
 
 @pytest.mark.slow
@@ -292,7 +305,6 @@ def test_the_store_keeps_what_the_run_keeps(store):
 @pytest.mark.slow
 def test_a_run_that_ends_in_an_error_is_sent_too(store, capsys):
     with contextlib.suppress(InterruptedError), training_copy(store) as folder:
-        Path(folder).mkdir()
         write_checkpoint(folder, 1, "one")
         raise InterruptedError
     assert RemoteFolder.at(store).read("checkpoints/1/params/data") == b"one"
@@ -328,6 +340,22 @@ def test_of_two_writers_the_second_is_refused_until_the_first_is_silent_for_long
     (name,) = folder.below("lock").list()
     folder.below("lock").write(name, b"{damaged")
     with pytest.raises(InUse, match="in use by another process"), Lease(folder, "", print):
+        pass
+
+
+@pytest.mark.slow
+def test_a_second_trainer_on_this_machine_is_refused_at_once(store):
+    with (
+        training_copy(store),
+        pytest.raises(InUse, match="is in use by another process on this machine"),
+        training_copy(store),
+    ):
+        pass
+
+
+def test_several_processes_do_not_train_into_a_store(monkeypatch):
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    with pytest.raises(UserError, match="only a single process can train"), training_copy("s3://bucket/run"):
         pass
 
 

@@ -34,13 +34,12 @@ def local_store(data_dir: str, dataset: str, image_size: int, resize: str = "cen
 def send(data_dir: str, path: Path) -> None:
     """Sends a set that was prepared in its local place. Raises UserError if the store refuses; the local one stays."""
     remote = _there(data_dir, path)
-    if META in (found := remote.list()):
+    if META in remote.list():
         return
     files = {file.name: file.stat().st_size for file in sorted(path.iterdir()) if file.is_file()}
     with transfer(f"sending {remote.url}", sum(files.values())) as told:
         for name in sorted(files, key=lambda name: name == META):
-            if name not in found or found[name].size != files[name] or name == META:
-                remote.upload(path / name, name)
+            remote.upload(path / name, name)
             told(files[name])
 
 
@@ -51,10 +50,10 @@ def _there(data_dir: str, path: Path) -> RemoteFolder:
 def _fetch(remote: RemoteFolder, path: Path) -> None:
     found = remote.list()
     meta = remote.read(META) if META in found else None
-    if meta is None or _has(path, meta):
+    if meta is None:
         return
     with exclusively(path.with_name(f".{path.name}.fetch"), wait=True):
-        if _has(path, meta):  # another process has fetched it
+        if _has(path, meta):
             return
         part = path.with_name(f".{path.name}.part")
         if not _has(part, meta):  # what is there belongs to another version of the set

@@ -64,10 +64,11 @@ def training_copy(workdir: str) -> Iterator[str]:
             mine = unsent.read_text() if unsent.exists() else ""
         lease = stack.enter_context(Lease(remote, mine, _stop_training))
         with on_disk(folder):
-            if not lease.continued:
-                if unsent.exists():
+            has_run = (folder / "config.json").exists()
+            if not (lease.continued and has_run):
+                if mine and has_run:
                     _set_aside(folder, workdir)
-                    unsent.unlink()
+                unsent.unlink(missing_ok=True)
                 fetch_run(remote, folder, whole=True)
             unsent.write_text(lease.token)
         with _Sender(remote, folder, lease):
@@ -84,10 +85,9 @@ def _check_is_run(remote: RemoteFolder) -> None:
 
 def _set_aside(folder: Path, workdir: str) -> None:
     """Keeps what this machine has not sent, where another one has written since."""
-    if folder.exists():
-        places = (folder.with_name(f"{folder.name}.unsent-{number}") for number in itertools.count(1))
-        place = folder.rename(next(path for path in places if not path.exists()))
-        print(f"note: another process has trained {workdir}; what this machine had not sent is in {place}", file=sys.stderr)
+    places = (folder.with_name(f"{folder.name}.unsent-{number}") for number in itertools.count(1))
+    place = folder.rename(next(path for path in places if not path.exists()))
+    print(f"note: another process has trained {workdir}; what this machine had not sent is in {place}", file=sys.stderr)
 
 
 def _stop_training(why: str) -> None:
@@ -180,6 +180,9 @@ class _Sender:
         self._sent[step] = marker
 
     def _delete(self, names: set[str], steps: set[int]) -> None:
+        """What the run has deleted, but not what somebody has: a run keeps its config and a checkpoint."""
+        if "config.json" not in names or not steps:
+            return
         gone = self._known.keys() - names
         self._remote.delete(gone)
         for name in gone:
