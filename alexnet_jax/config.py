@@ -24,7 +24,8 @@ class Config:
     """Everything that defines a training run. The defaults are the paper's, as `alexnet_jax.architectures` says."""
 
     # Run
-    workdir: str = setting("", "`folder` of the run; the same command resumes it", fixed_on_resume=False)
+    workdir: str = setting("", "`folder` of the run, also at s3:// or gs://; the same command resumes it",
+                           fixed_on_resume=False)  # fmt: skip
     start_over: bool = setting(
         False,
         "begin at step 0 if no checkpoint of the run can be read; what it has is kept in damaged/",
@@ -51,9 +52,8 @@ class Config:
         choices=("same", "bfloat16"),
         fixed_on_resume=False,
     )
-    init: str = setting(
-        "", "`folder` of a run whose last parameters this one starts from; layers of another shape are re-initialised"
-    )
+    init: str = setting("", "`folder` of a run, also at s3:// or gs://, whose last parameters this one starts from; layers "
+                        "of another shape are re-initialised")  # fmt: skip
     init_layers: tuple[str, ...] = setting((), "`layers` taken over from --init, comma-separated; default: all that fit")
     init_velocity: bool = setting(
         False, "take over the velocity of --init too, so that this run goes on where that one ended"
@@ -64,7 +64,7 @@ class Config:
         "`name` of the set: groceries (embedded photographs), synthetic (noise), folder:PATH, parquet:GLOB, tar:GLOB, or a "
         "name in TFDS",
     )
-    data_dir: str = setting("data", "`folder` of the prepared sets", fixed_on_resume=False)
+    data_dir: str = setting("data", "`folder` of the prepared sets, also at s3:// or gs://", fixed_on_resume=False)
     image_size: int = setting(256, "side in `pixels` of the prepared images (Section 2: 256)", minimum=1)
     resize: str = setting(
         "centre", "how they were prepared: the centre square (Section 2), or warped (Caffe)", choices=RESIZES

@@ -32,7 +32,10 @@ from alexnet_jax.values import SPLITS
 def define_flags(options: flags.FlagValues) -> None:
     """The flags of this command."""
     flags.DEFINE_multi_string(
-        "workdir", [], "`folder` of a run; repeat it to average the softmax of several", flag_values=options
+        "workdir",
+        [],
+        "`folder` of a run, also at s3:// or gs://; repeat it to average the softmax of several",
+        flag_values=options,
     )
     define_step(options)
     define_weights(options)

@@ -18,7 +18,7 @@ DRAWN = 12  # images in a figure
 
 def define_flags(options: flags.FlagValues) -> None:
     """The flags of this command."""
-    flags.DEFINE_string("workdir", None, "`folder` of a run", flag_values=options)
+    flags.DEFINE_string("workdir", None, "`folder` of a run, also at s3:// or gs://", flag_values=options)
     define_step(options)
     define_weights(options)
     flags.DEFINE_string("list", "", "`file` with one image path a line; - is stdin", flag_values=options)

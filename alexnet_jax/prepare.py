@@ -21,7 +21,7 @@ def define_flags(options: flags.FlagValues) -> None:
         "parquet:GLOB (as on Hugging Face's hub), tar:GLOB (WebDataset), or a name in TFDS, which needs the extra tfds"
     )
     flags.DEFINE_string("dataset", "groceries", sets, flag_values=options)
-    flags.DEFINE_string("data_dir", "data", "`folder` of the prepared sets", flag_values=options)
+    flags.DEFINE_string("data_dir", "data", "`folder` of the prepared sets, also at s3:// or gs://", flag_values=options)
     flags.DEFINE_string("tfds_dir", None, "`folder` of the TFDS sets; default: TFDS's own", flag_values=options)
     flags.DEFINE_integer("image_size", 256, "side in `pixels` of the prepared images (Section 2: 256)", flag_values=options)
     resizes = "keep the centre square (Section 2), or warp the whole image (Caffe)"

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -15,6 +16,7 @@ from alexnet_jax.run.fine_tune import transfer, transferred_layers
 from alexnet_jax.run.intervals import Intervals, Progress
 from alexnet_jax.run.open import start_run
 from alexnet_jax.run.recorder import Recorder
+from alexnet_jax.run.sender import training_copy
 from alexnet_jax.run.starts import StartLog
 from alexnet_jax.run.summary import summary
 from alexnet_jax.run.wandb_run import check_wandb
@@ -104,4 +106,5 @@ def main(options: flags.FlagValues) -> None:
     """The command line."""
     config = from_flags(options)
     runtime.start(config.host_devices, config.distributed)
-    train(config)
+    with training_copy(config.workdir) as workdir:
+        train(replace(config, workdir=workdir))

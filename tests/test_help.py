@@ -74,7 +74,7 @@ def test_the_groups_are_those_of_the_config():
 def test_a_flag_whose_default_is_the_runs_says_so():
     shown = " ".join(run("evaluate", "--help").stdout.split())
     assert "examples per step over all devices (Section 5: 128); default: that of the run Devices" in shown
-    assert "folder of the prepared sets; default: that of the run Optimiser" in shown
+    assert "folder of the prepared sets, also at s3:// or gs://; default: that of the run Optimiser" in shown
     assert defined("evaluate")["batch_size"].default is None
     assert defined("convert")["data_dir"].default == "data"
 

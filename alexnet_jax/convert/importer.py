@@ -22,6 +22,7 @@ from alexnet_jax.run.workdir import check_resumable, locked, write_folder
 from alexnet_jax.step import TrainState, make_setup
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.files import check_input
+from alexnet_jax.system.stores import refuse_remote
 from alexnet_jax.values import MeshShape
 
 # RGB from 0 to 255: that of Caffe's imagenet_mean.binaryproto, and torchvision's (0.485, 0.456, 0.406).
@@ -105,6 +106,7 @@ def read_names(file: str, config: Config) -> tuple[str, ...]:
             return tuple(Path(file).read_text(encoding="utf-8-sig").splitlines())
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--classes={file} cannot be read: {error}") from error
+    refuse_remote(f"--data_dir={config.data_dir}", config.data_dir)  # for the names alone all of a set would be fetched
     path = store_path(Path(config.data_dir), config.dataset, config.image_size, config.resize)
     return open_store(path).classes if path.exists() else ()
 
@@ -124,7 +126,8 @@ def check_params(imported: Imported, path: Path) -> None:
 
 
 def check_new(workdir: str) -> None:
-    """Raises UserError if the folder holds a run."""
+    """Raises UserError if the folder holds a run, or is in an object store."""
+    refuse_remote(f"--workdir={workdir}", workdir)
     if workdir and (Path(workdir) / "config.json").exists():
         raise UserError(f"--workdir={workdir} holds a run already: name a new folder")
 

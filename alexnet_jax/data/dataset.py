@@ -3,7 +3,6 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32
@@ -11,8 +10,9 @@ from jaxtyping import Float32
 from alexnet_jax.augment import colour_components
 from alexnet_jax.config import Config
 from alexnet_jax.data.prepare import prepare
+from alexnet_jax.data.remote import local_store
 from alexnet_jax.data.splits import Subset, fold_split, whole
-from alexnet_jax.data.store import Store, open_store, store_path, synthetic_store
+from alexnet_jax.data.store import Store, open_store, synthetic_store
 from alexnet_jax.system.errors import UserError
 
 MeanImage = Float32[np.ndarray, "size size 3"]
@@ -75,7 +75,7 @@ def _mean(config: Config, store: Store, own: MeanImage | None) -> MeanImage:
 def _open(config: Config) -> Store:
     if config.dataset == "synthetic":
         return synthetic_store(config.image_size)
-    path = store_path(Path(config.data_dir), config.dataset, config.image_size, config.resize)
+    path = local_store(config.data_dir, config.dataset, config.image_size, config.resize)
     if not os.path.exists(path) and config.dataset == "groceries":  # unlike Path.exists, False for a name that is too long
         prepare(config.dataset, config.data_dir, image_size=config.image_size, resize=config.resize)
     if not os.path.exists(path):

@@ -1,17 +1,20 @@
 """Prepares a data set once for all runs: opens the source, writes the store, and says on stderr what it did."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from alexnet_jax.data.remote import local_store, send
 from alexnet_jax.data.sources import is_on_disk, open_source
-from alexnet_jax.data.store import Store, open_store, store_path
+from alexnet_jax.data.store import Store, open_store
 from alexnet_jax.data.writer import write_store
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.files import exclusively
+from alexnet_jax.system.stores import is_remote
 from alexnet_jax.values import ON_ERROR, RESIZES
 
 LARGEST = 4096  # pixels a side: a single image then takes 50 MB
@@ -38,7 +41,7 @@ def prepare(
     on_error: str = "fail",
     split_seed: int = 0,
 ) -> Path:
-    """Prepares a set under `data_dir` unless it is there already, and returns the store's folder.
+    """Prepares a set under `data_dir` unless it is there already, and returns its folder on this machine.
 
     Args:
         dataset: 'groceries', 'folder:PATH', 'parquet:GLOB', 'tar:GLOB', or a TFDS name.
@@ -62,18 +65,19 @@ def prepare(
     for flag, value, choices in (("on_error", on_error, ON_ERROR), ("resize", resize, RESIZES)):
         if value not in choices:
             raise UserError(f"--{flag}={value} must be one of {', '.join(choices)}")
-    path = store_path(Path(data_dir), dataset, image_size, resize)
+    data_dir = os.fspath(data_dir)
     try:
+        path = local_store(data_dir, dataset, image_size, resize)
         if path.exists():
             _check_same(path, store := open_store(path), dataset, tfds_dir, split_seed)
-            return _report(path, "already prepared", store)
+            return _report(path, "already prepared", store, data_dir)
         source = open_source(dataset, tfds_dir, split_seed)
         path.parent.mkdir(parents=True, exist_ok=True)
         with _one_at_a_time(path):
             if path.exists():
-                return _report(path, "prepared by another process", open_store(path))
+                return _report(path, "prepared by another process", open_store(path), data_dir)
             store = write_store(source, path, image_size, resize=resize, on_error=on_error)
-            return _report(path, "prepared", store)
+            return _report(path, "prepared", store, data_dir)
     except OSError as error:
         raise UserError(f"--data_dir={data_dir} cannot be used: {error}") from error
 
@@ -92,7 +96,10 @@ def _check_same(path: Path, store: Store, dataset: str, tfds_dir: str | None, sp
         )
 
 
-def _report(path: Path, what: str, store: Store) -> Path:
+def _report(path: Path, what: str, store: Store, data_dir: str) -> Path:
+    """Says what there is. A set that belongs into an object store is sent there, unless that has it."""
+    if is_remote(data_dir):
+        send(data_dir, path)
     counts = ", ".join(f"{len(split):,} {name}" for name, split in store.splits.items())
     print(f"{path}: {what}: {counts}, {store.image_size} px, {len(store.classes):,} classes", file=sys.stderr)
     present = len(np.unique(store.splits["train"].labels))

@@ -15,6 +15,7 @@ from alexnet_jax.inference import analysis
 from alexnet_jax.inference.predictor import Trained, load_trained
 from alexnet_jax.run.intervals import Intervals
 from alexnet_jax.run.metrics import read_rows
+from alexnet_jax.run.mirror import reading_copy
 from alexnet_jax.run.workdir import read_config
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.files import read_json
@@ -116,6 +117,7 @@ def gather(
         UserError: a folder holds no run; a single run is damaged or lacks metrics, a checkpoint or its data; none of several
             has results. What the folders lack is known before anything is compiled.
     """
+    workdirs = [reading_copy(workdir) for workdir in workdirs]
     for workdir in workdirs:
         if not (Path(workdir) / "config.json").exists():
             read_config(workdir)  # a slip of the hand, not a damaged run: it raises

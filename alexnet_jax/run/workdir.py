@@ -18,9 +18,11 @@ from jaxtyping import Float32
 from alexnet_jax.config import Config, as_dict, from_dict
 from alexnet_jax.run.changes import changed_flags
 from alexnet_jax.run.metrics import METRICS, RECORDS, check_records
+from alexnet_jax.run.mirror import reading_copy
 from alexnet_jax.run.wandb_run import WANDB_ID
 from alexnet_jax.system.errors import InUse, UserError
 from alexnet_jax.system.files import exclusively, read_array, read_json, replacing, write_json
+from alexnet_jax.system.stores import refuse_remote
 
 MeanImage = Float32[np.ndarray, "size size 3"]
 
@@ -72,6 +74,7 @@ def locked(workdir: str) -> Iterator[None]:
     """
     if not workdir:
         raise UserError("--workdir is missing: name a folder for the run")
+    refuse_remote(f"--workdir={workdir}", workdir)  # `train` works in a copy
     if jax.process_index():
         yield
         return
@@ -137,14 +140,15 @@ class Stored:
 
 
 def read_stored(workdir: str, flag: str = "workdir") -> Stored:
-    """What is known of the run in a folder, which `flag` names.
+    """What is known of the run in a folder, which `flag` names. Of one in an object store it is that of a copy here.
 
     Raises:
-        UserError: there is no run, or its config.json is damaged.
+        UserError: there is no run, or its config.json is damaged; or the store refuses.
     """
     if not workdir:
         raise UserError(f"--{flag} is missing: name the folder of a run")
-    path = Path(workdir) / "config.json"
+    folder = reading_copy(workdir)
+    path = Path(folder) / "config.json"
     if not path.exists():
         raise UserError(f"--{flag}={workdir} holds no run: there is no config.json")
     content = read_json(path)
@@ -156,7 +160,7 @@ def read_stored(workdir: str, flag: str = "workdir") -> Stored:
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} is not the config of a run: {error} is missing or of the wrong type") from error
     try:
-        return Stored(replace(from_dict(config), workdir=workdir), tuple(map(str, classes)), fingerprint)
+        return Stored(replace(from_dict(config), workdir=folder), tuple(map(str, classes)), fingerprint)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 
@@ -256,7 +260,7 @@ def read_mean(config: Config) -> MeanImage | None:
         UserError: it is not such an image.
     """
     for folder in (config.workdir, config.init):
-        path = Path(folder) / "mean.npy"
+        path = Path(reading_copy(folder)) / "mean.npy"
         if folder and path.exists():
             break
     else:

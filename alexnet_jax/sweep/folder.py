@@ -6,6 +6,7 @@ from pathlib import Path
 from alexnet_jax.run.workdir import check_name
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.system.files import exclusively, read_json, write_json
+from alexnet_jax.system.stores import refuse_remote
 
 OURS = {"sweep.json", "sweep.lock", "study.db"}  # a sweep that was killed at once has left one of these
 
@@ -18,6 +19,7 @@ def check_folder(workdir: str) -> Path:
     """
     if not workdir:
         raise UserError("--workdir is missing: name a folder for the sweep")
+    refuse_remote(f"--workdir={workdir}", workdir)
     check_name(workdir, writing=True)  # the trainers would refuse it
     folder = Path(workdir)
     try:

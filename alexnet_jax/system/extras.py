@@ -10,7 +10,7 @@ from alexnet_jax.system.errors import UserError
 EXTRAS = {
     "optuna": "sweep", "sqlalchemy": "sweep", "psycopg": "postgres", "tensorflow_datasets": "tfds", "array_record": "tfds",
     "tensorflow": "prepare", "safetensors": "convert", "flatbuffers": "convert", "torch": "benchmark",
-    "wandb": "wandb", "libtpu": "accelerators",
+    "wandb": "wandb", "fsspec": "stores", "s3fs": "stores", "gcsfs": "stores", "libtpu": "accelerators",
 }  # fmt: skip
 ROOT = Path(__file__).parents[2]  # the folder that the package lies in
 

@@ -17,6 +17,7 @@ from typing import IO, Any
 import numpy as np
 
 from alexnet_jax.system.errors import UserError
+from alexnet_jax.system.stores import refuse_remote
 
 # What NumPy raises on a broken .npy file; it evaluates the header.
 NPY_ERRORS = (OSError, ValueError, EOFError, TypeError, SyntaxError, tokenize.TokenError, MemoryError, RecursionError)
@@ -65,6 +66,7 @@ def check_output(flag: str, path: Path, suffixes: Sequence[str] = ()) -> Path:
     Raises:
         UserError: the file cannot be made or replaced there, or ends otherwise.
     """
+    refuse_remote(flag, path)
     if suffixes and path.suffix not in suffixes:
         raise UserError(f"{flag} does not end in {' or '.join(suffixes)}")
     try:
@@ -127,6 +129,7 @@ def check_input(flag: str, path: Path) -> None:
     Raises:
         UserError: it is not there, or no regular file.
     """
+    refuse_remote(flag, path)
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError) as error:
