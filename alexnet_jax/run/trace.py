@@ -149,12 +149,15 @@ def _instructions(content: bytes, parts: Collection[str], ran: Collection[tuple[
     a program from the cache has two. It is the one with most of the instructions in `ran` and the fewest others, and among
     equals the one with most scopes: in the cache they may be of an earlier version.
     """
+    names = {program for program, _ in ran}
     best: dict[str, tuple[int, int, int]] = {}
     found: dict[str, Instructions] = {}
     for plane in _MESSAGES["XSpace"].FromString(content).planes:
         for pair in plane.event_metadata if plane.name == _PROGRAMS else ():
             for stat in pair.value.stats:
                 module = _MESSAGES["HloProto"].FromString(stat.bytes_value).hlo_module
+                if module.name not in names:
+                    continue
                 program = _program(module, parts)
                 scoped = sum(one.scope is not None for one in program.values())
                 match = sum(key in ran for key in program), -len(program), scoped
