@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from filelock import FileLock
 
 from alexnet_jax.system.runtime import cache_folder
 
@@ -36,6 +37,22 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ[name.upper()] = str(value)  # for the processes that tests start
         jax.config.update(name, value)
     jax.config.update("jax_num_cpu_devices", DEVICES)
+    if not hasattr(config, "workerinput"):
+        mend_cache(Path(SETTINGS["jax_compilation_cache_dir"]))
+
+
+def mend_cache(folder: Path) -> None:
+    """Deletes programs that a killed process was writing. JAX would warn of them at every other program, for ever.
+
+    It writes NAME-cache and then NAME-atime.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lockfile"):
+        files = {path.name for path in folder.iterdir()}
+        for ours, other in (("-cache", "-atime"), ("-atime", "-cache")):
+            for name in files:
+                if name.endswith(ours) and name.removesuffix(ours) + other not in files:
+                    (folder / name).unlink()
 
 
 @pytest.hookimpl(tryfirst=True)
