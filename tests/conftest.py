@@ -15,8 +15,8 @@ pytest_plugins = ["programs"]
 DEVICES = 8
 # The files that take longest come first, so that the workers end together.
 LONGEST = (
-    "readme", "several", "faults", "sweep", "step", "lost_runs", "checkpoint", "train", "imagenet", "claims", "ops",
-    "bad_input", "loader", "mesh", "benchmark",
+    "readme", "several", "sweep", "step", "torch_reference", "several_evaluate", "faults", "train", "lost_runs", "imagenet",
+    "classify", "profile", "ops", "benchmark", "notebook", "claims", "checkpoint", "average", "bad_input", "loader", "mesh",
 )  # fmt: skip
 # With a bound JAX guards the cache by a lock, which several workers and the processes that they start need. Without most
 # of the compiler's optimisations a first run takes three quarters of the time, and a later one as long as before.
