@@ -103,11 +103,11 @@ def test_it_learns():
     assert reference_losses()[-1] < reference_losses()[0] - 0.01
 
 
-QUICK = (("shard_map", "2x2"),)
+MARKS = {("shard_map", "2x2"): (), ("pmap", "2x1"): pytest.mark.nightly, ("pmap", "1x2"): pytest.mark.nightly}
 
 
 @pytest.mark.parametrize(
-    ("spmd", "mesh"), [pytest.param(*one, marks=() if one in QUICK else pytest.mark.slow) for one in LAYOUTS[1:]]
+    ("spmd", "mesh"), [pytest.param(*one, marks=MARKS.get(one, pytest.mark.slow)) for one in LAYOUTS[1:]]
 )
 def test_the_same_losses_on_every_mesh(spmd, mesh):
     np.testing.assert_allclose(train(4, spmd=spmd, mesh=mesh), reference_losses()[:4], rtol=1e-4)

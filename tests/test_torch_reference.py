@@ -158,7 +158,9 @@ def test_the_mathematics_in_float64(name, crop_size, divisor):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("divisor", [8, pytest.param(1, marks=pytest.mark.nightly)])
-@pytest.mark.parametrize("name", ["paper", "caffe", "torchvision"])
+@pytest.mark.parametrize(
+    "name", ["paper", *(pytest.param(name, marks=pytest.mark.nightly) for name in ("caffe", "torchvision"))]
+)
 def test_the_arithmetic_in_float32(name, divisor):
     """On images with few windows, of which no two values are nearly tied."""
     compare(name, 67, "float32", 1e-4, seed=1, divisor=divisor)
