@@ -1,6 +1,6 @@
 """Error against batch size at equal epochs, with and without linear scaling, warm-up and LARS.
 
-    python -m alexnet_jax.prepare --dataset=cifar10 --image_size=64
+    python -m alexnet_jax.prepare --dataset=cifar10 --image_size=32
     python -m experiments.large_batches --seeds=1
 
 All errors are on the half of the training images that `large_batches.cfg` holds out; test is not read. Unfinished runs are
@@ -117,7 +117,7 @@ def main(options: flags.FlagValues) -> None:
 def define_flags(options: flags.FlagValues) -> None:
     """The flags of this command."""
     flags.DEFINE_integer("seeds", 1, "runs of each arm, with the seeds 0, 1, ...", lower_bound=1, flag_values=options)
-    flags.DEFINE_list("batch_sizes", ["32", "128", "512"], "examples per step, comma-separated", flag_values=options)
+    flags.DEFINE_list("batch_sizes", ["32", "128", "512", "2048"], "examples per step, comma-separated", flag_values=options)
     flags.DEFINE_string("out", "runs/large_batches", "folder of the runs", flag_values=options)
     flags.DEFINE_string("data_dir", "data", "folder of the prepared sets", flag_values=options)
 
