@@ -1,4 +1,4 @@
-"""Eight forced CPU devices for every test, and a cache of compiled programs that is kept between runs of the suite."""
+"""Eight forced CPU devices for every test, quick compilation, and a cache of programs that is kept between runs."""
 
 import os
 import signal
@@ -18,11 +18,14 @@ LONGEST = (
     "readme", "several", "sweep", "step", "torch_reference", "several_evaluate", "faults", "train", "lost_runs", "imagenet",
     "classify", "profile", "ops", "benchmark", "notebook", "claims", "checkpoint", "average", "bad_input", "loader", "mesh",
 )  # fmt: skip
-# With a bound JAX guards the cache by a lock, which several workers and the processes that they start need.
-CACHE = {
+QUICK = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+# With a bound JAX guards the cache by a lock, which several workers and the processes that they start need. Without most
+# of the compiler's optimisations a first run takes three quarters of the time, and a later one as long as before.
+SETTINGS = {
     "jax_compilation_cache_dir": os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(cache_folder("tests")),
     "jax_compilation_cache_max_size": 4 << 30,
     "jax_persistent_cache_min_compile_time_secs": float(os.environ.get("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", 0)),
+    "jax_disable_most_optimizations": QUICK not in os.environ or jax.config.read(QUICK.lower()),
 }
 
 
@@ -31,12 +34,12 @@ def pytest_configure(config: pytest.Config) -> None:
     for number in (signal.SIGINT, signal.SIGHUP):  # nohup and a shell's & ignore them, and every process would inherit that
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-    for name, value in CACHE.items():
+    for name, value in SETTINGS.items():
         os.environ[name.upper()] = str(value)  # for the processes that tests start
         jax.config.update(name, value)
     jax.config.update("jax_num_cpu_devices", DEVICES)
     if not hasattr(config, "workerinput"):
-        mend_cache(Path(CACHE["jax_compilation_cache_dir"]))
+        mend_cache(Path(SETTINGS["jax_compilation_cache_dir"]))
 
 
 def mend_cache(folder: Path) -> None:

@@ -27,8 +27,6 @@ from alexnet_jax.values import MeshShape, Spmd
 ROOT = Path(__file__).parents[1]
 CROP, SIZE, CLASSES = 63, 66, 14
 DEVICES = 8  # forced in this process by conftest.py
-# In the environment of processes whose numbers nobody compares bit for bit: compiling takes half as long.
-QUICKLY_COMPILED = {"XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"}
 MESHES = ("1x1", "2x1", "1x2", "2x2", "4x2")
 LAYOUTS = [(spmd, mesh) for spmd in ("shard_map", "pmap") for mesh in MESHES]
 

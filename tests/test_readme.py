@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import tensorflow_datasets as tfds
 from imagenet_tars import photograph, write_tars
-from networks import CROP, QUICKLY_COMPILED, ROOT, SIZE
+from networks import CROP, ROOT, SIZE
 from test_launch import shell
 from test_sources import write_tfds
 
@@ -24,7 +24,7 @@ from alexnet_jax.data.sources import open_source
 TFDS = ROOT.parent / "shared" / "data" / "tfds"
 PREFIX = Path(sys.prefix)
 NETWORK = f"--architecture=paper_eighth --image_size={SIZE} --crop_size={CROP}"
-TINY = {"ALEXNET_FLAGS": f"{NETWORK} --batch_size=8 --epochs=0.1 --log_every=1 --trials=1"} | QUICKLY_COMPILED
+TINY = {"ALEXNET_FLAGS": f"{NETWORK} --batch_size=8 --epochs=0.1 --log_every=1 --trials=1"}
 
 
 def blocks(page: str) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from networks import DEVICES, QUICKLY_COMPILED, ROOT, start, tiny_config, tiny_flags
+from networks import DEVICES, ROOT, start, tiny_config, tiny_flags
 from test_train import assert_same, saved_in, steps_of
 
 from alexnet_jax.run.metrics import reproducible_rows
@@ -98,14 +98,14 @@ def test_the_death_of_one_ends_the_other_and_a_share_that_one_cannot_read_is_giv
     """Saved by two processes and cut where only the second one reads: both go on from the checkpoint before."""
     workdir, alone, log = tmp_path / "run", tmp_path / "alone", tmp_path / "log"
     options = OPTIONS | {"mesh": "1x2", "checkpoint_every": 5}
-    process = launch(*tiny_flags(data_dir, workdir, steps=ENDLESS, **options), devices=1, log=log, **QUICKLY_COMPILED)
+    process = launch(*tiny_flags(data_dir, workdir, steps=ENDLESS, **options), devices=1, log=log)
     wait_for(process, workdir / "checkpoints" / "10", log)
     kill(process, workdir, log, 1)
     *_, before, newest = saved_in(workdir)
     second = (workdir / "checkpoints" / str(newest)).glob("params/ocdbt.process_1/**/*")
     largest = max((path for path in second if path.is_file()), key=lambda path: path.stat().st_size)
     os.truncate(largest, largest.stat().st_size // 2)
-    resumed = launch(*tiny_flags(data_dir, workdir, steps=ENDLESS, **options), devices=1, log=log, **QUICKLY_COMPILED)
+    resumed = launch(*tiny_flags(data_dir, workdir, steps=ENDLESS, **options), devices=1, log=log)
     wait_for(resumed, workdir / "checkpoints" / str(newest + 5), log)
     kill(resumed, workdir, log, 0)
     said = log.read_text()
@@ -136,7 +136,7 @@ def test_a_process_that_is_stuck_or_stopped_ends_both_is_named_and_the_same_comm
     """One that no longer reads the training images; then one that gets SIGSTOP."""
     workdir, log, stuck = tmp_path / "run", tmp_path / "log", tmp_path / "stuck"
     (tmp_path / "sitecustomize.py").write_text(STUCK)
-    environment = {"STUCK": str(stuck), "PYTHONPATH": f"{tmp_path}:{ROOT}", "GRACE": "2"} | QUICKLY_COMPILED
+    environment = {"STUCK": str(stuck), "PYTHONPATH": f"{tmp_path}:{ROOT}", "GRACE": "2"}
     options = OPTIONS | {"mesh": "1x2", "checkpoint_every": 5, "step_timeout": 3}
     flags = tiny_flags(data_dir, workdir, steps=ENDLESS, **options)
     process = launch(*flags, devices=1, log=log, **environment)
