@@ -15,6 +15,8 @@ import urllib.request
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 from networks import ROOT, SIZE, Finished, run, tiny_flags
 from PIL import Image
@@ -220,10 +222,31 @@ def test_a_run_that_is_killed_goes_on_on_another_machine_as_if_it_had_never_move
     scores = [json.loads(result.stdout.splitlines()[-1]) for result in results]
     assert scores[0] == scores[1]
     assert scores[0]["step"] == 6
+    Image.fromarray(np.arange(66 * 66 * 3, dtype=np.uint8).reshape(66, 66, 3)).save(tmp_path / "photo.png")
+    tables = [run("predict", f"--workdir={workdir}", str(tmp_path / "photo.png")) for workdir in (url, tmp_path / "whole")]
+    assert tables[0].returncode == 0, tables[0].stderr
+    assert tables[0].stdout == tables[1].stdout
     tuned = run("train", *tiny_flags(sent, tmp_path / "tuned", init=url, mesh="1x1", steps=1))
     assert tuned.returncode == 0, tuned.stderr
     assert f"from {url}: conv1" in tuned.stdout + tuned.stderr
     assert (tmp_path / "tuned" / "mean.npy").read_bytes() == (tmp_path / "whole" / "mean.npy").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_run_in_a_store_is_exported_on_another_machine(sent, store, tmp_path, monkeypatch):
+    safetensors = pytest.importorskip("safetensors.numpy", reason="safetensors is not installed")
+    url = f"{store}/run"
+    trained = run("train", *tiny_flags(sent, url, mesh="1x1", steps=1))
+    assert trained.returncode == 0, trained.stderr
+    here = copy_folder(url, "runs")
+    on_another_machine(monkeypatch, tmp_path, "elsewhere")
+    found = []
+    for number, workdir in enumerate((url, here)):
+        path = tmp_path / f"{number}.safetensors"
+        exported = run("convert", str(path), f"--workdir={workdir}", "--export=safetensors")
+        assert exported.returncode == 0, exported.stderr
+        found.append(safetensors.load_file(path))
+    jax.tree.map(np.testing.assert_array_equal, *found)
 
 
 @pytest.mark.slow
