@@ -37,7 +37,7 @@ ARMS = {
     "one rate": (),
     "linear scaling": SCALED,
     "scaling, warm-up": WARMED,
-    "scaling, warm-up, LARS": (*WARMED, "--lars=0.001", "--learning_rate=0.25"),
+    "scaling, warm-up, LARS": (*WARMED, "--lars=0.001", "--learning_rate=2"),
 }
 MARKS = "oD^s"
 
