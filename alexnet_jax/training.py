@@ -47,7 +47,7 @@ def train(config: Config) -> None:
     transferred = transferred_layers(setup) if config.init else []
     watchdog = Watchdog(config.step_timeout, process=jax.process_index(), processes=jax.process_count())
     display, starts = Display(clock, intervals, run_console(silent=silent)), StartLog(workdir, clock, silent=silent)
-    with Interruption() as interruption, watchdog, contextlib.ExitStack() as folder:
+    with Interruption(stop=watchdog.stop_process) as interruption, watchdog, contextlib.ExitStack() as folder:
         with together():  # before one of them changes the folder
             folder.enter_context(locked(config.workdir))
             had_checkpoint = check_resumable(config, dataset.fingerprint, dataset.classes, dataset.mean)

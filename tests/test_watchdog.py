@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from networks import ROOT, run, tiny_flags
@@ -158,6 +159,29 @@ def test_the_time_in_which_a_process_was_stopped_does_not_count():
     process = watched("time.sleep(0.5)", 0.8)
     os.kill(process.pid, signal.SIGSTOP)
     time.sleep(2)
+    os.kill(process.pid, signal.SIGCONT)
+    _, said = process.communicate(timeout=30)
+    assert (process.returncode, said) == (0, "")
+
+
+@pytest.mark.slow
+def test_a_process_that_ctrl_z_stopped_for_longer_than_the_kernels_timer_goes_on():
+    process = watched(
+        """
+    from alexnet_jax.system.signals import Interruption
+    with Interruption(stop=watchdog.stop_process):
+        print("ready", flush=True)
+        for step in range(50):
+            watchdog.watch("reading", step)
+            time.sleep(0.02)
+""",
+        0.3,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    os.kill(process.pid, signal.SIGTSTP)
+    time.sleep(4)
+    assert Path(f"/proc/{process.pid}/stat").read_text().split()[2] == "T"
     os.kill(process.pid, signal.SIGCONT)
     _, said = process.communicate(timeout=30)
     assert (process.returncode, said) == (0, "")

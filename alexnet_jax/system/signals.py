@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 RESUME_STATUS = 75  # EX_TEMPFAIL of sysexits.h: the run is saved, the same command resumes it
@@ -43,16 +43,22 @@ class Interruption:
 
     Python runs its handlers only between bytecodes, and a compilation delays them for minutes. So a thread reads the signal
     numbers from the pipe that Python's C handler writes. Use it as a context manager, in the main thread.
+
+    Args:
+        stop: stops this process where SIGTSTP, such as Ctrl-Z and Slurm's suspension, would have.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stop: Callable[[], None] | None = None) -> None:
         self.requested: str | None = None
+        self._stop = stop
 
     def __enter__(self) -> "Interruption":
         self._pipe, writer = os.pipe()
         os.set_blocking(writer, False)
         self._writer, self._wakeup_before = writer, signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        self._handlers_before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+        stops = self._stop is not None and signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL
+        numbers = (*SIGNALS, signal.SIGTSTP) if stops else SIGNALS
+        self._handlers_before = {number: signal.signal(number, lambda *_: None) for number in numbers}
         self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
         self._thread.start()
         return self
@@ -68,6 +74,8 @@ class Interruption:
     def _watch(self) -> None:
         while received := os.read(self._pipe, 1):
             number = received[0]
+            if number == signal.SIGTSTP and self._stop:
+                self._stop()
             if number not in SIGNALS:
                 continue
             name = signal.Signals(number).name

@@ -38,7 +38,8 @@ class Watchdog:
 
     A thread counts how long the work takes. If that is too long it writes the stack of every thread and one line to stderr,
     and ends the process. It counts by its own turns, so the time in which the process was stopped is left out. Native code
-    that holds Python's lock stops the thread too; then a timer of the kernel ends the process, with SIGALRM.
+    that holds Python's lock stops the thread too; then a timer of the kernel ends the process, with SIGALRM. That timer runs on
+    while the process is stopped, but for `stop_process`.
     """
 
     def __init__(self, timeout: float, *, process: int = 0, processes: int = 1, exit: Callable[[int], object] = os._exit):
@@ -55,7 +56,7 @@ class Watchdog:
         self._name = f"process {process} of {processes}" if processes > 1 else "this process"
         self._taken: dict[Work, deque[float]] = defaultdict(lambda: deque(maxlen=99))  # seconds, of the latest
         self._watched = self._begin("start", 0)
-        self._closed = threading.Event()
+        self._closed, self._setting = threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._count, name="watchdog", daemon=True)
 
     def __enter__(self) -> "Watchdog":
@@ -71,6 +72,12 @@ class Watchdog:
             self._thread.join()
             signal.setitimer(signal.ITIMER_REAL, 0)
             faulthandler.unregister(signal.SIGALRM)
+
+    def stop_process(self) -> None:
+        """Stops this process until SIGCONT, however long that takes. Call it in another thread than the main one."""
+        with self._setting:  # so that the watchdog does not set the timer again before the process has stopped
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            os.kill(os.getpid(), signal.SIGSTOP)
 
     def watch(self, work: Work, step: int) -> None:
         """What was watched has ended, and this begins. `step`: that it belongs to, counted from 1."""
@@ -105,7 +112,8 @@ class Watchdog:
                 return
 
     def _set_alarm(self) -> None:
-        signal.setitimer(signal.ITIMER_REAL, min(ALARM * self._timeout, 1e6))
+        with self._setting:
+            signal.setitimer(signal.ITIMER_REAL, min(ALARM * self._timeout, 1e6))
 
     def _end(self, stuck: _Watched) -> None:
         faulthandler.dump_traceback(file=2, all_threads=True)
