@@ -38,8 +38,8 @@ class Watchdog:
 
     A thread counts how long the work takes. If that is too long it writes the stack of every thread and one line to stderr,
     and ends the process. It counts by its own turns, so the time in which the process was stopped is left out. Native code
-    that holds Python's lock stops the thread too; then a timer of the kernel ends the process, with SIGALRM. That timer runs on
-    while the process is stopped, but for `stop_process`.
+    that holds Python's lock stops the thread too; then a timer of the kernel ends the process, with SIGALRM. That timer runs
+    on while the process is stopped, but for `stop_process`.
     """
 
     def __init__(self, timeout: float, *, process: int = 0, processes: int = 1, exit: Callable[[int], object] = os._exit):
