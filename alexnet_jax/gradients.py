@@ -4,6 +4,7 @@ Values and gradients are those of `ops` under autodiff, which the tests hold the
 cores of a CPU with AVX-512.
 """
 
+import itertools
 from functools import partial
 from typing import Any
 
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Shaped, UInt8
 
 from alexnet_jax import ops, winograd
 from alexnet_jax.layers import MaxPool, ResponseNorm, sliding_windows
@@ -168,11 +169,22 @@ def _map_norm_backward(norm, x, g):
     wide, g_wide = ops.at_least_float32(x), ops.at_least_float32(g)
     d = norm.k + norm.alpha * _window_sum(x.dtype, wide * wide, norm.size)
     scale, steeper = ops.norm_powers(d, norm.beta)
-    spread = _window_sum(x.dtype, g_wide * wide * steeper, norm.size)
+    spread = _window_sum(x.dtype, _stored(g_wide * wide * steeper, x.dtype), norm.size)
     return ((g_wide * scale - (2 * norm.alpha * norm.beta) * wide * spread).astype(x.dtype),)
 
 
 _map_norm.defvjp(_map_norm_forward, _map_norm_backward)
+
+
+def _stored(wide: Float[Array, "..."], dtype: Any) -> Float[Array, "..."]:
+    """Float32 that a GPU cannot keep between two passes is rounded to `dtype`, that of what it becomes: half the bytes."""
+
+    def rounded(wide):
+        return lax.optimization_barrier(wide.astype(dtype)).astype(wide.dtype)
+
+    if wide.dtype == dtype:
+        return wide
+    return lax.platform_dependent(wide, cpu=lambda wide: wide, tpu=lambda wide: wide, default=rounded)
 
 
 def _window_sum(dtype: Any, x: Float[Array, "... maps"], size: int) -> Float[Array, "... maps"]:
@@ -192,8 +204,8 @@ def _band_product(x: Float[Array, "... maps"], size: int, precision: lax.Precisi
 def max_pool(x: Float[Array, "batch height width maps"], pool: MaxPool) -> Float[Array, "batch oh ow maps"]:
     """`ops.max_pool`. The gradient goes to the first maximum of a window in row order, as in XLA and Caffe.
 
-    The winner is kept as one byte per output. XLA's own gradient expands into index tensors and a scatter: 8x slower. A TPU
-    has one instruction for it.
+    The winner is kept as one byte per output. On a CPU XLA's own gradient, with index tensors and a scatter, is 8x slower. A
+    TPU has one instruction for it.
     """
     ours = partial(_max_pool, pool=pool, sides=x.shape[1:3])
     return lax.platform_dependent(x, tpu=partial(ops.max_pool, pool=pool), default=ours)
@@ -202,6 +214,12 @@ def max_pool(x: Float[Array, "batch height width maps"], pool: MaxPool) -> Float
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _max_pool(x, pool: MaxPool, sides: tuple[int, int]):
     return _pool_forward(x, pool, sides)[0]
+
+
+def _max_pool_forward(x, pool: MaxPool, sides: tuple[int, int]):
+    # On a GPU both come from one pass; without the barrier it begins the pass twice, once in what follows.
+    pooled = _pool_forward(x, pool, sides)
+    return lax.platform_dependent(*pooled, cpu=lambda *both: both, default=lambda *both: lax.optimization_barrier(both))
 
 
 def _pool_forward(x, pool: MaxPool, sides: tuple[int, int]):
@@ -221,20 +239,36 @@ def _pool_forward(x, pool: MaxPool, sides: tuple[int, int]):
     return best, winner
 
 
-def _pool_backward(pool: MaxPool, sides: tuple[int, int], winner: UInt8[Array, "batch oh ow maps"], g):
+def _max_pool_backward(pool: MaxPool, sides: tuple[int, int], winner: UInt8[Array, "batch oh ow maps"], g):
+    blocks = tuple(-(-side // pool.stride) for side in sides)
+    reach = _reach(pool)
+    edges = [(0, 0), *((reach, max(0, count - n)) for count, n in zip(blocks, g.shape[1:3], strict=True)), (0, 0)]
+    g, winner = jnp.pad(g, edges), jnp.pad(winner, edges, constant_values=NO_TAP)
+    by_phases, by_pixels = (partial(form, pool=pool, blocks=blocks) for form in (_unpooled_by_phases, _unpooled_by_pixels))
+    whole = lax.platform_dependent(g, winner, cpu=by_phases, default=by_pixels)
+    return (whole.reshape(len(g), blocks[0] * pool.stride, blocks[1] * pool.stride, -1)[:, : sides[0], : sides[1]],)
+
+
+def _reach(pool: MaxPool) -> int:
+    """How many windows before a pixel's own block reach it. A block is the stride x stride pixels where a window begins."""
+    return -(-pool.size // pool.stride) - 1
+
+
+def _reaching(x: Shaped[Array, "batch rows columns maps"], up: int, left: int, pool: MaxPool, blocks: tuple[int, ...]):
+    """What every block has from the window that begins so many blocks before it."""
+    first = (0, _reach(pool) - up, _reach(pool) - left, 0)
+    return lax.slice(x, first, (len(x), first[1] + blocks[0], first[2] + blocks[1], x.shape[3]))
+
+
+def _unpooled_by_phases(g, winner, *, pool: MaxPool, blocks: tuple[int, ...]):
     """Gathers, for each phase (row, column modulo the stride) of the input, from the few windows that reach it.
 
     No scatter, and each phase is one fused pass: 3x faster on the CPU than adding up one padded array for each tap.
     """
-    stride, reach = pool.stride, -(-pool.size // pool.stride) - 1  # windows before a pixel's own block that reach it
-    blocks = [-(-side // stride) for side in sides]
-    edges = [(0, 0), *((reach, max(0, count - n)) for count, n in zip(blocks, g.shape[1:3], strict=True)), (0, 0)]
-    g, winner = jnp.pad(g, edges), jnp.pad(winner, edges, constant_values=NO_TAP)
+    stride, reach = pool.stride, _reach(pool)
 
     def from_window(tap: int, up: int, left: int):
-        first = (0, reach - up, reach - left, 0)
-        last = (len(g), first[1] + blocks[0], first[2] + blocks[1], g.shape[3])
-        return jnp.where(lax.slice(winner, first, last) == tap, lax.slice(g, first, last), 0)
+        return jnp.where(_reaching(winner, up, left, pool, blocks) == tap, _reaching(g, up, left, pool, blocks), 0)
 
     def phase(row: int, column: int):
         rows = [(up, row + stride * up) for up in range(reach + 1) if row + stride * up < pool.size]
@@ -243,8 +277,19 @@ def _pool_backward(pool: MaxPool, sides: tuple[int, int], winner: UInt8[Array, "
         return sum(parts) if parts else jnp.zeros((len(g), *blocks, g.shape[3]), g.dtype)  # between windows
 
     phases = [jnp.stack([phase(row, column) for column in range(stride)], axis=3) for row in range(stride)]
-    whole = jnp.stack(phases, axis=2).reshape(len(g), blocks[0] * stride, blocks[1] * stride, -1)
-    return (whole[:, : sides[0], : sides[1]],)
+    return jnp.stack(phases, axis=2)
 
 
-_max_pool.defvjp(_pool_forward, _pool_backward)
+def _unpooled_by_pixels(g, winner, *, pool: MaxPool, blocks: tuple[int, ...]):
+    """Every pixel asks each window that may reach it. No array lies between, so a GPU does it in the pass that follows."""
+    whole = jnp.zeros((), g.dtype)
+    for up, left in itertools.product(range(_reach(pool) + 1), repeat=2):
+        rows, columns = (np.arange(pool.stride) + pool.stride * before for before in (up, left))
+        within = (rows[:, None] < pool.size) & (columns < pool.size)
+        taps = np.where(within, rows[:, None] * pool.size + columns, NO_TAP - 1).astype(np.uint8)  # NO_TAP is of the edges
+        won, gradient = (_reaching(x, up, left, pool, blocks)[:, :, None, :, None] for x in (winner, g))
+        whole += jnp.where(won == taps[:, None, :, None], gradient, 0)
+    return whole
+
+
+_max_pool.defvjp(_max_pool_forward, _max_pool_backward)

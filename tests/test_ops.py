@@ -129,7 +129,9 @@ def test_a_band_of_ones_sums_a_window(size):
         np.testing.assert_allclose(form, np.stack(expected, -1), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("size", "platform"), [((7, 7), "cpu"), ((6, 9), "cpu"), ((3, 3), "cpu"), ((6, 9), "tpu")])
+@pytest.mark.parametrize(
+    ("size", "platform"), [((7, 7), "cpu"), ((6, 9), "cpu"), ((3, 3), "cpu"), ((6, 9), "tpu"), ((6, 9), "gpu")]
+)
 @pytest.mark.parametrize(
     "pool", [MaxPool(), MaxPool(ceil_mode=False), MaxPool(size=2, ceil_mode=False), MaxPool(size=2), MaxPool(stride=1),
              MaxPool(size=2, stride=3, ceil_mode=False), MaxPool(size=3, stride=3)], ids=str
@@ -144,7 +146,7 @@ def test_max_pool_on_ties(size, pool, platform, monkeypatch):
     np.testing.assert_allclose(pulled(x, weights), gradient, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize("platform", ["cpu", "tpu", "gpu"])
 def test_max_pool_passes_nan_on(platform, monkeypatch):
     as_on(platform, monkeypatch)
     x = draw(1, 5, 5, 1)
@@ -292,7 +294,10 @@ def both_forms(name, dtype):
 @pytest.mark.parametrize(("dtype", "rtol"), [("float64", 1e-12), ("bfloat16", 2e-2)])
 @pytest.mark.parametrize(
     ("name", "platform"),
-    [*((name, "cpu") for name in PLAIN_FORMS), ("norm", "tpu"), ("norm of another power", "tpu"), ("max pool", "tpu")],
+    [
+        *((name, "cpu") for name in PLAIN_FORMS),
+        *((name, platform) for name in ("norm", "norm of another power", "max pool") for platform in ("tpu", "gpu")),
+    ],
 )
 def test_hand_written_gradients_are_those_of_the_equations(name, platform, dtype, rtol, monkeypatch):
     """In float64 nothing is left to rounding."""
