@@ -35,7 +35,7 @@ WARMED = "--warmup_epochs=0.5"
 LARS = "warm-up, LARS"
 ARMS = {"one rate": (), "linear scaling": SCALED, "scaling, warm-up": (*SCALED, WARMED), LARS: (WARMED, "--lars=0.001")}
 # The best of powers of two on seed 1000, for each size as in You et al. 2017. Scaled linearly from 32, 512 stays a guess.
-LARS_RATES = {32: 2, 128: 2, 512: 2, 2048: 2}
+LARS_RATES = {32: 2, 128: 4, 512: 8, 2048: 4}
 MARKS = "oD^s"
 
 
