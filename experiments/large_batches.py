@@ -24,7 +24,7 @@ from alexnet_jax.system import cli, runtime
 from alexnet_jax.system.errors import Diverged, UserError
 from alexnet_jax.system.files import read_json, write_json
 from alexnet_jax.training import train
-from experiments.claims.runs import PROVENANCE
+from experiments.claims.runs import provenance_of
 
 FLAGFILE = Path(__file__).with_suffix(".cfg")
 RESULTS = Path(__file__).parent / "results" / "large_batches"
@@ -100,14 +100,14 @@ def main(options: flags.FlagValues) -> None:
         for arm in ARMS
         if size != BASE or arm in ("one rate", LARS)  # scaling changes nothing there
     ]
-    about = read_json(next(out.glob("*/*/*/config.json")))
+    workdirs = [path.parent for path in sorted(out.glob("*/*/*/config.json"))]
     flags_given = f"--seeds={options.seeds} --batch_sizes={','.join(options.batch_sizes)}"
     record = {
         "command": f"python -m experiments.large_batches {flags_given}",
         "arms": {arm: list(words) for arm, words in ARMS.items()},
         "lars_rates": {str(size): LARS_RATES[size] for size in sizes},
         "runs": found,
-        **{name: about[name] for name in PROVENANCE},
+        **provenance_of(workdirs),
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
     write_json(RESULTS / "large_batches.json", record)

@@ -194,6 +194,19 @@ def test_runs_go_side_by_side_and_their_scores_come_in_order(monkeypatch):
     assert [score["top1_error"] for score in runs.scores(planned, 3)] == [0, 1, 2, 3, 4, 5]
 
 
+def test_a_record_names_every_commit_and_every_device_of_its_runs(tmp_path):
+    shared = {"versions": {"jax": "1"}, "python": "3"}
+    old, gpu, new = (
+        {**shared, "commit": commit, "devices": [on]} for commit, on in [("a", "cpu"), ("b", "gpu"), ("b", "cpu")]
+    )
+    for number, about in enumerate((old, gpu, old, new)):
+        workdir = tmp_path / str(number)
+        workdir.mkdir()
+        (workdir / "config.json").write_text(json.dumps({**about, "seed": number}))
+    assert runs.provenance_of(tmp_path / name for name in "0123") == {**new, "also": [gpu, old]}
+    assert runs.provenance_of(tmp_path / name for name in "02") == old
+
+
 def test_after_a_run_that_failed_no_other_begins(monkeypatch):
     began = []
 

@@ -14,6 +14,7 @@ resumes where it was stopped. Without a claim nothing is trained: the verdicts a
 needs, by the standard deviation and the effect or margin in its TOML file.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,12 @@ from absl import flags
 
 from alexnet_jax.system import cli
 from alexnet_jax.system.errors import UserError
-from alexnet_jax.system.files import read_json, write_json
+from alexnet_jax.system.files import write_json
 from experiments.claims.claim import FOLDER, Arm, Claim, read_claim
 from experiments.claims.design import DESIGNS, Design, read_design
 from experiments.claims.measures import MEASURES, is_stuck
 from experiments.claims.rates import choose_rates
-from experiments.claims.runs import PROVENANCE, Run, scores
+from experiments.claims.runs import Run, provenance_of, scores
 from experiments.claims.scoreboard import update
 from experiments.claims.verdict import plan
 
@@ -47,7 +48,7 @@ def run_claim(claim: Claim, seeds: int, out: Path, data_dir: str, jobs: int = 1)
             raise UserError(f"--seeds={seeds} leaves {len(counted)} of {name}: {len(stuck[name])} are stuck on the plateau")
     command = f"python -m experiments.claims --claim={claim.name} --seeds={seeds}"
     found = {"seeds": list(range(seeds)), "values": values, "stuck": stuck}
-    return _write(claim.name, claim, runs[-1].workdir, found, command)
+    return _write(claim.name, claim, runs, found, command)
 
 
 def _run(arm: Arm, seed: int, out: Path, data_dir: str) -> Run:
@@ -85,17 +86,16 @@ def run_design(design: Design, seeds: int, out: Path, data_dir: str, jobs: int =
             found["values"].append(MEASURES[claim.measure](claim, "", run.workdir, score))
         if cell == design.cells - 1:
             command = f"python -m experiments.claims --design={design.name} --seeds={seed + 1}"
-            path = _write(design.name, claim, run.workdir, found, command)
+            path = _write(design.name, claim, runs[: design.cells * (seed + 1)], found, command)
     return path
 
 
-def _write(name: str, claim: Claim, workdir: Path, found: dict[str, Any], command: str) -> Path:
-    """The record of a claim or a design, with the provenance of its last run."""
-    about = read_json(workdir / "config.json")
+def _write(name: str, claim: Claim, runs: Sequence[Run], found: dict[str, Any], command: str) -> Path:
+    """The record of a claim or a design, with the provenance of its runs."""
     path = FOLDER.parent / "results" / "claims" / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     shared = {entry: getattr(claim, entry) for entry in ("measure", "unit", "scale", "cost")}
-    write_json(path, {**shared, **found, "command": command, **{entry: about[entry] for entry in PROVENANCE}})
+    write_json(path, {**shared, **found, "command": command, **provenance_of(run.workdir for run in runs)})
     return path
 
 

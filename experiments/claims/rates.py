@@ -7,10 +7,10 @@ import statistics
 from pathlib import Path
 
 from alexnet_jax.system.errors import UserError
-from alexnet_jax.system.files import read_json, write_json
+from alexnet_jax.system.files import write_json
 from experiments.claims.claim import FOLDER, Claim
 from experiments.claims.measures import MEASURES
-from experiments.claims.runs import PROVENANCE, Run, scores
+from experiments.claims.runs import Run, provenance_of, scores
 
 FIRST_SEED = 1000  # the claim's own are 0, 1, ...
 
@@ -42,11 +42,10 @@ def choose_rates(claim: Claim, seeds: int, out: Path, data_dir: str, jobs: int) 
     for (name, _, rate, _), run, score in zip(planned, runs, scores(runs, jobs), strict=True):
         found[name].setdefault(f"{rate:g}", []).append(MEASURES[claim.measure](claim, name, run.workdir, score))
     best = {arm: float(min(of_arm, key=lambda rate: statistics.mean(of_arm[rate]))) for arm, of_arm in found.items()}
-    about = read_json(runs[-1].workdir / "config.json")
     path = FOLDER.parent / "results" / "claims" / "rates" / f"{claim.name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     command = f"python -m experiments.claims --claim={claim.name} --rates --seeds={seeds}"
     about_runs = {"measure": claim.measure, "unit": claim.unit, "seeds": list(range(FIRST_SEED, FIRST_SEED + seeds))}
     record = {**about_runs, "values": found, "best": best, "command": command}
-    write_json(path, {**record, **{entry: about[entry] for entry in PROVENANCE}})
+    write_json(path, {**record, **provenance_of(run.workdir for run in runs)})
     return path

@@ -6,7 +6,7 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,17 @@ class Run:
         """The command line that trains it."""
         init = [f"--init={self.first.workdir}"] if self.first else []
         return [f"--flagfile={self.flagfile}", f"--workdir={self.workdir}", *self.flags, *init]
+
+
+def provenance_of(workdirs: Iterable[Path]) -> dict[str, Any]:
+    """Versions, commit and devices of the last run. `also`: those of earlier ones, where they are others."""
+    found: list[dict[str, Any]] = []
+    for workdir in workdirs:
+        config = read_json(workdir / "config.json")
+        about = {entry: config[entry] for entry in PROVENANCE}
+        found = [*(other for other in found if other != about), about]
+    *earlier, last = found
+    return {**last, "also": earlier} if earlier else last
 
 
 def scores(runs: Sequence[Run], jobs: int) -> Iterator[dict[str, Any]]:

@@ -21,7 +21,7 @@ from alexnet_jax.run.workdir import read_config
 from alexnet_jax.system import cli
 from alexnet_jax.system.files import read_json, write_json
 from experiments.claims.estimate import unpaired
-from experiments.claims.runs import PROVENANCE, Run, train_and_score
+from experiments.claims.runs import Run, provenance_of, train_and_score
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER.parent / "results" / "fine_tuning"
@@ -88,12 +88,12 @@ def main(options: flags.FlagValues) -> None:
     init, out = Path(options.init).absolute(), Path(options.out).absolute()
     read_config(str(init))  # refuse a wrong --init before scratch is trained
     arms = run_arms(options.seeds, init, out, str(Path(options.data_dir).absolute()))
-    about = read_json(out / "fine_tuned" / "seed0" / "config.json")
+    workdirs = [path.parent for path in sorted(out.glob("*/seed*/config.json"))]
     record = {
         "seeds": list(range(options.seeds)), "weights": read_json(init / "config.json")["dataset"]["fingerprint"],
         "against_scratch": gains(arms), "arms": arms,
         "command": f"python -m experiments.fine_tuning --init=runs/pretrained --seeds={options.seeds}",
-        **{name: about[name] for name in PROVENANCE},
+        **provenance_of(workdirs),
     }  # fmt: skip
     RESULTS.mkdir(parents=True, exist_ok=True)
     write_json(RESULTS / "fine_tuning.json", record, indent=None)
