@@ -45,9 +45,10 @@ def test_a_wait_is_the_median_of_its_rounds():
 
 @pytest.mark.slow
 def test_a_save_holds_the_steps_for_its_parts():
-    held, written = pauses.saves(small_setup(), 1)
-    assert (held[0], written[0]) == (pauses.HELD, pauses.WRITTEN)
-    assert list(held[1]) == ["looking for NaN", "checksums", "copying"]
+    held, summed, written = pauses.saves(small_setup(), 1)
+    assert (held[0], summed[0], written[0]) == (pauses.HELD, pauses.SUMMED, pauses.WRITTEN)
+    assert list(held[1]) == ["looking for NaN", "checksums and copying"]
+    assert summed[1]["all"] > 0
     assert sum(held[1].values()) == pytest.approx(written[1]["steps are held"])
     assert written[1]["beside the next steps"] > 0
 
