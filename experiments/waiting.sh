@@ -2,7 +2,7 @@
 # Measures what a person waits for, and how fast photographs are prepared. Writes records and figures into a folder:
 #   ./experiments/waiting.sh experiments/results/waiting
 # A record is kept once it is measured: rerun to go on, delete a file to measure it anew.
-# Takes about seven minutes on two idle cores. Needs nothing but the package; simplejpeg is measured too if it is installed.
+# Takes about five minutes on two idle cores. Needs nothing but the package; simplejpeg is measured too if it is installed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:?give a folder for the results: $0 OUT}
