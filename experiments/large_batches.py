@@ -39,9 +39,14 @@ LARS_RATES = {32: 2, 128: 4, 512: 8, 2048: 4}
 MARKS = "oD^s"
 
 
+def workdir_of(arm: str, size: int, seed: int, out: Path) -> Path:
+    """Where one run is kept."""
+    return out / arm.replace(", ", "_").replace(" ", "_") / f"batch{size}" / f"seed{seed}"
+
+
 def run(arm: str, size: int, seed: int, out: Path, data_dir: str) -> dict[str, Any]:
     """The result of one run: its last validation error in percent, or the step where it diverged."""
-    workdir = out / arm.replace(", ", "_").replace(" ", "_") / f"batch{size}" / f"seed{seed}"
+    workdir = workdir_of(arm, size, seed, out)
     words = [f"--flagfile={FLAGFILE}", f"--batch_size={size}", *ARMS[arm]]
     words += [f"--learning_rate={LARS_RATES[size]}"] if arm == LARS else []
     words += [f"--data_dir={data_dir}", f"--workdir={workdir}", f"--seed={seed}"]
@@ -93,21 +98,21 @@ def main(options: flags.FlagValues) -> None:
     sizes = [int(size) for size in options.batch_sizes]
     if unknown := set(sizes) - set(LARS_RATES):
         raise UserError(f"--batch_sizes={unknown.pop()} has no rate for LARS: choose from {', '.join(map(str, LARS_RATES))}")
-    found = [
-        run(arm, size, seed, out, data_dir)
+    planned = [
+        (arm, size, seed)
         for seed in range(options.seeds)
         for size in sizes
         for arm in ARMS
         if size != BASE or arm in ("one rate", LARS)  # scaling changes nothing there
     ]
-    workdirs = [path.parent for path in sorted(out.glob("*/*/*/config.json"))]
+    found = [run(*one, out, data_dir) for one in planned]
     flags_given = f"--seeds={options.seeds} --batch_sizes={','.join(options.batch_sizes)}"
     record = {
         "command": f"python -m experiments.large_batches {flags_given}",
         "arms": {arm: list(words) for arm, words in ARMS.items()},
         "lars_rates": {str(size): LARS_RATES[size] for size in sizes},
         "runs": found,
-        **provenance_of(workdirs),
+        **provenance_of(workdir_of(*one, out) for one in planned),
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
     write_json(RESULTS / "large_batches.json", record)

@@ -88,7 +88,7 @@ def main(options: flags.FlagValues) -> None:
     init, out = Path(options.init).absolute(), Path(options.out).absolute()
     read_config(str(init))  # refuse a wrong --init before scratch is trained
     arms = run_arms(options.seeds, init, out, str(Path(options.data_dir).absolute()))
-    workdirs = [path.parent for path in sorted(out.glob("*/seed*/config.json"))]
+    workdirs = [out / arm / f"seed{seed}" for seed in range(options.seeds) for arm in ARMS]
     record = {
         "seeds": list(range(options.seeds)), "weights": read_json(init / "config.json")["dataset"]["fingerprint"],
         "against_scratch": gains(arms), "arms": arms,
