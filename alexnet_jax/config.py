@@ -52,6 +52,10 @@ class Config:
         choices=("same", "bfloat16"),
         fixed_on_resume=False,
     )
+    fuse_norm_pool: bool = setting(
+        False, "on a TPU, ReLU, response normalisation and max-pooling as one Pallas kernel where 128 divides the images of "
+        "a device; compiled for TPUs, not yet run on one", fixed_on_resume=False,
+    )  # fmt: skip
     init: str = setting("", "`folder` of a run, also at s3:// or gs://, whose last parameters this one starts from; layers "
                         "of another shape are re-initialised")  # fmt: skip
     init_layers: tuple[str, ...] = setting((), "`layers` taken over from --init, comma-separated; default: all that fit")

@@ -85,6 +85,7 @@ class Network(nnx.Module):
         crop_size: int | None = None,
         dtype: jnp.dtype = jnp.dtype(jnp.float32),
         wire: jnp.dtype | None = None,
+        fuse: bool = False,
         rngs: nnx.Rngs,
     ):
         """Makes float32 parameters for all towers.
@@ -95,13 +96,14 @@ class Network(nnx.Module):
             crop_size: side of the input in pixels; None: the table's own.
             dtype: of activations and products, float32 or bfloat16; parameters and logits are float32.
             wire: of the cross-talk and its gradients; None: `dtype`.
+            fuse: bias, ReLU, response norm and max-pooling of a layer are one kernel where `alexnet_jax.norm_pool` has it.
             rngs: its `params` stream draws the initial kernels.
 
         Raises:
             UserError: `crop_size` is too small for the layers.
         """
         self.architecture = architecture
-        self.dtype, self.wire = dtype, wire or dtype
+        self.dtype, self.wire, self.fuse = dtype, wire or dtype, fuse
         shapes = trace(architecture, crop_size or architecture.crop_size, classes)
         self.layers = nnx.Dict({layer.name: Weights(layer, rngs) for layer in shapes})
 
@@ -164,6 +166,9 @@ class Network(nnx.Module):
         elif spec.reads == "all":
             with jax.named_scope(CROSS_TALK):
                 x = _crosstalk(x, tower, self.wire)
+        match spec:
+            case Convolution(after=(Relu(), ResponseNorm(across="maps") as norm, MaxPool() as pool)) if self.fuse:
+                return _normed_and_pooled(spec, x, kernels, biases, norm, pool)
         x = _apply(spec, x, kernels, biases)
         for operation in spec.after:
             with jax.named_scope(type(operation).__name__):
@@ -210,6 +215,16 @@ def _apply(spec: Convolution | Dense, x: Towers, kernels: Float[Array, "towers .
     return tuple(convolve(spec, x_t, kernels[t]) + biases[t] for t, x_t in enumerate(x))
 
 
+def _normed_and_pooled(
+    spec: Convolution, x: Towers, kernels: Array, biases: Array, norm: ResponseNorm, pool: MaxPool
+) -> Towers:
+    from alexnet_jax.norm_pool import relu_norm_pool  # Pallas takes 0.3 s to import
+
+    x = tuple(convolve(spec, x_t, kernels[t]) for t, x_t in enumerate(x))
+    with jax.named_scope("NormPool"):
+        return tuple(relu_norm_pool(x_t, biases[t], norm, pool) for t, x_t in enumerate(x))
+
+
 def convolve(spec: Convolution, x: Float[Array, "batch height width maps"], kernel: Float[Array, "..."]) -> Array:
     """One tower's convolution, without its bias."""
     height, width = (convolution_padding(spec, size) for size in x.shape[1:3])
@@ -244,11 +259,19 @@ def _operate(operation: Operation, x: Towers, number: int, tower: Axis, dropout_
 
 
 def split(
-    architecture: Architecture, *, classes: int, crop_size: int, dtype: jnp.dtype, wire: jnp.dtype | None = None
+    architecture: Architecture,
+    *,
+    classes: int,
+    crop_size: int,
+    dtype: jnp.dtype,
+    wire: jnp.dtype | None = None,
+    fuse: bool = False,
 ) -> tuple[nnx.GraphDef, Params]:
     """The network's graph and its parameters as shapes, nothing being allocated. Raises UserError as `Network` does."""
     network = nnx.eval_shape(
-        lambda: Network(architecture, classes=classes, crop_size=crop_size, dtype=dtype, wire=wire, rngs=nnx.Rngs(0))
+        lambda: Network(
+            architecture, classes=classes, crop_size=crop_size, dtype=dtype, wire=wire, fuse=fuse, rngs=nnx.Rngs(0)
+        )
     )
     graph, state = nnx.split(network)
     return graph, nnx.to_pure_dict(state)["layers"]

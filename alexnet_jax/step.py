@@ -112,7 +112,8 @@ def make_setup(config: Config, classes: int, mesh: TowerMesh) -> Setup:
     """The network of a config as shapes; nothing is allocated. Raises UserError if the crop is too small."""
     dtype = jnp.dtype(config.precision)
     wire = dtype if config.crosstalk_precision == "same" else jnp.dtype(config.crosstalk_precision)
-    graph, shapes = split(config.table(), classes=classes, crop_size=config.crop, dtype=dtype, wire=wire)
+    network = {"classes": classes, "crop_size": config.crop, "dtype": dtype, "wire": wire, "fuse": config.fuse_norm_pool}
+    graph, shapes = split(config.table(), **network)
     return Setup(config, classes, mesh, graph, shapes)
 
 

@@ -11,8 +11,8 @@ from jax.sharding import PartitionSpec as P
 # What a program depends on besides the table. The other fields of a config are about files, intervals and rates, which are
 # arguments.
 COMPILED_FOR = (
-    "precision", "crosstalk_precision", "image_size", "crop_size", "flip", "colour_noise", "batch_size", "accumulate",
-    "momentum", "rate_in_velocity", "bias_decay", "lars", "ema", "seed",
+    "precision", "crosstalk_precision", "fuse_norm_pool", "image_size", "crop_size", "flip", "colour_noise", "batch_size",
+    "accumulate", "momentum", "rate_in_velocity", "bias_decay", "lars", "ema", "seed",
 )  # fmt: skip
 
 

@@ -12,7 +12,8 @@ PACKAGE = ROOT / "alexnet_jax"
 LAYERS = (
     ("system",),
     ("values", "fields", "layers"),
-    ("architectures", "cifar_architectures", "ablations", "ops", "winograd", "gradients", "mesh", "placement", "pmap"),
+    ("architectures", "cifar_architectures", "ablations", "ops", "winograd", "gradients"),
+    ("mesh", "placement", "pmap", "norm_pool"),
     ("network", "augment"),
     ("config", "optimizer"),
     ("data",),
