@@ -207,7 +207,7 @@ def _backward_kernel(x, g_above, tap_above, g_below, tap_below, dx, total, sums,
         return up, down
 
     def add(even: Maps, odd: Maps) -> None:
-        total[0] += even + jnp.where(i < rows, odd, 0.0)  # beyond the last row there is none
+        total[0] += even + jnp.where(i < rows, odd, 0.0)  # beyond the last row x is anything
 
     outside = jnp.zeros(x.shape[2:], jnp.float32), jnp.full(x.shape[2:], NO_TAP - 10, jnp.int32)
     up, down = lax.fori_loop(0, columns, pixels, (outside, outside))

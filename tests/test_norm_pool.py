@@ -59,14 +59,14 @@ def test_values_and_gradients_are_those_of_the_operations(interpreted):
 
 
 def test_bfloat16_is_computed_in_float32(interpreted):
-    """Maxima are those of rounded values, as in the plain form. Some are rounded to the other side."""
+    """Maxima are those of rounded values, as in the plain form: among unrounded ones 0.0015 of the gradients differ."""
     x, bias, g = (draw(*shape, dtype="bfloat16") for shape in ((LANES, 7, 9, 16), (16,), (LANES, 3, 4, 16)))
     ours = jax.jit(partial(value_and_gradients, relu_norm_pool, NORM))(x, bias, g)
     assert [each.dtype for each in ours] == [jnp.bfloat16] * 3
     reference = value_and_gradients(plain, NORM, x, bias, g)
     shares = [differ(*pair, rtol=1e-2) for pair in zip(ours, reference, strict=True)]
     assert shares[0] == 0
-    assert shares[1] < 0.002
+    assert shares[1] < 0.0005
     assert differ(ours[2], reference[2], rtol=3e-2) == 0
 
 
