@@ -8,7 +8,7 @@ from networks import ROOT, run
 from pictures import recorded
 
 from alexnet_jax.benchmark.chips import Slice
-from experiments import estimates
+from experiments import estimates, kernel_cycles
 
 COMPILED = ROOT / estimates.RECORDS
 
@@ -115,3 +115,20 @@ def test_the_page_has_the_table_of_the_kept_records():
 
 def test_a_record_is_named_by_its_content():
     assert estimates.record_name(Slice.parse("v5p:2x2"), 1024, before=True) == "v5p_2x2_1024_before.json"
+
+
+def test_the_cycles_of_a_kernel_are_its_bundles_times_the_trips_of_its_loops():
+    """55 rows of pixels are 28 steps of two, each with 27 windows."""
+    listing = (
+        "= control target key start\nLH: loop header\n     0   :  { %s1 = smov 0 }\n   0x1   : > { %v1 = vld }\n"
+        "   0x2 LB : > { %v2 = vadd }\n   0x3   : >> { %v3 = vmul }\n   0x4 LE : >> { sbr.rel }\n   0x5   : >> { }\n"
+    )
+    found = kernel_cycles.bundles(listing)
+    assert found == {0: 1, 1: 2, 2: 3}
+    assert kernel_cycles.Kernel("conv1", "norm_pool", 55, found[1], found[2]).cycles == 28 * (2 + 27 * 3)
+
+
+def test_cycles_are_of_tpus_only():
+    ended = run("experiments.kernel_cycles", "--compile_for=h100:1x1")
+    assert ended.returncode == 1
+    assert ended.stderr.strip().endswith("--compile_for=h100:1x1: the kernels are for TPUs")
