@@ -85,7 +85,7 @@ def draw(runs: Sequence[dict[str, Any]]) -> Figure:
     axis.set_xticks(sizes, [f"{size:,}" for size in sizes])
     axis.minorticks_off()
     axis.set(xlabel="batch size", ylabel="top-1 error on held-out images (%)", ylim=(None, 95))
-    axis.set_title("dotted: a guess; open marks: diverged", fontsize=10)
+    axis.set_title("dotted: a guess" + "; open marks: diverged" * any(one["error"] is None for one in runs), fontsize=10)
     bare(axis)
     axis.legend(frameon=False)
     return figure
