@@ -24,6 +24,7 @@ from alexnet_jax.config import Config
 from alexnet_jax.figures.style import PALETTE, write_figure
 from alexnet_jax.layers import trace
 from alexnet_jax.mesh import make_mesh
+from alexnet_jax.run.workdir import provenance
 from alexnet_jax.step import make_setup, make_train_step
 from alexnet_jax.system import cli, runtime
 from alexnet_jax.values import MeshShape
@@ -186,7 +187,7 @@ def main(options: flags.FlagValues) -> None:
         result["traffic"] = [traffic(config, net) for config in configs]
     if figure:
         draw(weak, figure, options.batch_size)
-    print(json.dumps(result, indent=1))
+    print(json.dumps(result | provenance(), indent=1))
 
 
 def define_flags(options: flags.FlagValues) -> None:
