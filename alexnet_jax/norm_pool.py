@@ -8,7 +8,7 @@ Inside, arrays are (height, width, maps, batch). XLA lays activations of 128 ima
 moves nothing. Maps lie along the sublanes, and images along the 128 lanes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -92,14 +92,14 @@ def forward(
     """The maximum of every window after ReLU and response norm, and the first of its nine taps that has it, by rows."""
     height, width, maps, batch = x.shape
     rows, columns = height // 2, width // 2
-    window = pl.BlockSpec((1, columns, maps, LANES), lambda block, i: (jnp.maximum(i - 1, 0), 0, 0, block))
+    above = _windows(columns, maps, lambda i: jnp.maximum(i - 1, 0))
     shape = (rows, columns, maps, batch)
     kept = (columns, maps, LANES)
     return pl.pallas_call(
         partial(_forward_kernel, norm=norm),
         grid=(batch // LANES, rows + 1),
         in_specs=[_two_rows(width, maps)],
-        out_specs=[window, window],
+        out_specs=[above, above],
         out_shape=[jax.ShapeDtypeStruct(shape, x.dtype), jax.ShapeDtypeStruct(shape, jnp.int8)],
         scratch_shapes=[pltpu.VMEM(kept, jnp.float32), pltpu.VMEM(kept, jnp.int32), _sum_scratch(4, maps)],
         compiler_params=_IN_TURN,
@@ -117,13 +117,8 @@ def backward(
     """The gradient of `x` from that of the maxima, and its sum over all pixels of all images: a bias's gradient."""
     height, width, maps, batch = x.shape
     rows, columns = height // 2, width // 2
-    above, below = (
-        pl.BlockSpec((1, columns, maps, LANES), place)
-        for place in (
-            lambda block, i: (jnp.maximum(i - 1, 0), 0, 0, block),
-            lambda block, i: (jnp.minimum(i, rows - 1), 0, 0, block),
-        )
-    )
+    above = _windows(columns, maps, lambda i: jnp.maximum(i - 1, 0))
+    below = _windows(columns, maps, lambda i: jnp.minimum(i, rows - 1))
     dx, total = pl.pallas_call(
         partial(_backward_kernel, norm=norm, rows=rows),
         grid=(batch // LANES, rows + 1),
@@ -140,6 +135,11 @@ def backward(
 
 def _two_rows(width: int, maps: int) -> pl.BlockSpec:
     return pl.BlockSpec((2, width, maps, LANES), lambda block, i: (i, 0, 0, block))
+
+
+def _windows(columns: int, maps: int, row: Callable[[Any], Any]) -> pl.BlockSpec:
+    """A row of windows. `row`: its number at step i."""
+    return pl.BlockSpec((1, columns, maps, LANES), lambda block, i: (row(i), 0, 0, block))
 
 
 def _sum_scratch(pixels: int, maps: int) -> Any:

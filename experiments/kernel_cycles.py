@@ -6,26 +6,29 @@ The compiler for TPUs writes down the bundles of instructions of each kernel, an
 a cycle. So bundles times trips are the cycles of a kernel, were its memory never late. Nothing is run.
 """
 
-import multiprocessing
 import os
 import re
+import subprocess
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 from absl import flags
 
 from alexnet_jax.architectures import ARCHITECTURES
 from alexnet_jax.benchmark.chips import Slice
-from alexnet_jax.layers import trace
+from alexnet_jax.benchmark.topology import devices
+from alexnet_jax.layers import MaxPool, ResponseNorm, trace
+from alexnet_jax.norm_pool import LANES, relu_norm_pool
 from alexnet_jax.system import cli
 from alexnet_jax.system.errors import UserError
 
 LAYERS = ("conv1", "conv2")  # of `paper`, those with a response norm
-IMAGES = 128  # a block of a kernel
 KERNELS = ("norm_pool", "norm_pool_gradient")
 _BUNDLE = re.compile(r"^\s*(?:0x[0-9a-f]+|0)\s+(?:\w+\s*)?:\s*(>*)")
 
@@ -52,16 +55,12 @@ def bundles(text: str) -> Counter[int]:
 
 
 def kernels(chips: Slice) -> Iterator[Kernel]:
-    """The kernels of a tower, compiled for a chip. Raises UserError if the compiler is missing or lists nothing."""
-    chips.check_packages()
+    """The kernels of a tower, compiled for a chip. Raises UserError as `compiled_text`, and if no bundles are listed."""
     shapes = {one.name: one for one in trace(ARCHITECTURES["paper"], ARCHITECTURES["paper"].crop_size)}
     for layer in LAYERS:
         side, maps = shapes[layer].conv_side, shapes[layer].out_maps
         with tempfile.TemporaryDirectory() as folder:
-            dump = {"LIBTPU_INIT_ARGS": f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"}
-            os.environ |= chips.environment() | dump  # the compiler reads them when it is loaded
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-                process.submit(_compile, chips, side, maps).result()
+            compiled_text(chips, (LANES, side, side, maps), f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true")
             for name in KERNELS:
                 listings = sorted(Path(folder).glob(f"*-{name}.[0-9]*-final_bundles.txt"))
                 if not listings:
@@ -70,21 +69,38 @@ def kernels(chips: Slice) -> Iterator[Kernel]:
                 yield Kernel(layer, name, side, found[1], found[2])
 
 
-def _compile(chips: Slice, side: int, maps: int) -> None:
-    """Both kernels at one layer, in bfloat16. For a process of its own."""
-    import jax
-    import jax.numpy as jnp
+def compiled_text(chips: Slice, shape: tuple[int, ...], libtpu: str = "") -> str:
+    """The text of a program with both kernels, compiled for a chip in a process of its own.
 
-    from alexnet_jax.benchmark.topology import devices
-    from alexnet_jax.layers import MaxPool, ResponseNorm
-    from alexnet_jax.norm_pool import relu_norm_pool
+    Args:
+        chips: of which one is compiled for.
+        shape: of the maps in bfloat16: batch, height, width and maps.
+        libtpu: further flags of the compiler.
+
+    Raises:
+        UserError: the compiler is missing or fails.
+    """
+    chips.check_packages()
+    command = [sys.executable, "-c", f"from experiments import kernel_cycles as k; k.compile_here({str(chips)!r}, {shape})"]
+    environment = os.environ | chips.environment() | {"LIBTPU_INIT_ARGS": libtpu}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if ended.returncode:
+        last = (ended.stderr.splitlines() or ["nothing"])[-1]
+        raise UserError(
+            f"--compile_for={chips}: the compiler's process ended with {ended.returncode}; it said: {last[:300]}"
+        )
+    return ended.stdout
+
+
+def compile_here(chips: str, shape: tuple[int, ...]) -> None:
+    """Prints the text for `compiled_text`. For a process that has the environment of the chips."""
 
     def total(x, bias):
         return relu_norm_pool(x, bias, ResponseNorm(), MaxPool()).astype(jnp.float32).sum()
 
-    place = jax.sharding.SingleDeviceSharding(devices(chips)[0])
-    x, bias = (jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=place) for shape in ((IMAGES, side, side, maps), (maps,)))
-    jax.jit(jax.grad(total, argnums=(0, 1))).lower(x, bias).compile()
+    place = jax.sharding.SingleDeviceSharding(devices(Slice.parse(chips))[0])
+    x, bias = (jax.ShapeDtypeStruct(each, jnp.bfloat16, sharding=place) for each in (shape, shape[-1:]))
+    print(jax.jit(jax.grad(total, argnums=(0, 1))).lower(x, bias).compile().as_text())
 
 
 def table(chips: Slice, found: list[Kernel]) -> str:
@@ -104,7 +120,7 @@ def main(options: flags.FlagValues) -> None:
     if not chips.is_tpu:
         raise UserError(f"--compile_for={chips}: the kernels are for TPUs")
     found = list(kernels(chips))
-    print(f"{IMAGES} images, bfloat16, a tower of `paper` on {chips}. Nothing was run.\n\n{table(chips, found)}")
+    print(f"{LANES} images, bfloat16, a tower of `paper` on {chips}. Nothing was run.\n\n{table(chips, found)}")
 
 
 def define_flags(options: flags.FlagValues) -> None:

@@ -2,15 +2,13 @@
 
 import importlib.util
 import json
-import os
 import re
-import subprocess
 import sys
 
 import jax
 import numpy as np
 import pytest
-from networks import ROOT, run, small_config, small_setup
+from networks import run, small_config, small_setup
 from pictures import recorded
 
 from alexnet_jax.benchmark import chips, compiled, programs
@@ -18,6 +16,7 @@ from alexnet_jax.benchmark.chips import CHIPS, Slice
 from alexnet_jax.mesh import make_mesh
 from alexnet_jax.system.errors import UserError
 from alexnet_jax.values import MeshShape
+from experiments.kernel_cycles import compiled_text
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is in requirements-accelerators.txt"
@@ -194,21 +193,6 @@ def test_every_chip_says_what_it_can_do():
         assert 0.1 < 1e-3 * chip.flops_per_second / chip.bytes_per_second < 1  # FLOPs for each byte, in thousands
 
 
-FUSED = """
-import sys
-import jax, jax.numpy as jnp
-from alexnet_jax.benchmark.chips import Slice
-from alexnet_jax.benchmark.topology import devices
-from alexnet_jax.layers import MaxPool, ResponseNorm
-from alexnet_jax.norm_pool import relu_norm_pool
-place = jax.sharding.SingleDeviceSharding(devices(Slice.parse(sys.argv[1]))[0])
-shape = tuple(map(int, sys.argv[2:]))
-shapes = [jax.ShapeDtypeStruct(each, jnp.bfloat16, sharding=place) for each in (shape, shape[-1:])]
-loss = lambda x, bias: relu_norm_pool(x, bias, ResponseNorm(), MaxPool()).astype(jnp.float32).sum()
-print(jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*shapes).compile().as_text().count('target="tpu_custom_call"'))
-"""
-
-
 @needs_libtpu
 @pytest.mark.slow
 def test_a_small_step_compiles_for_a_tpu():
@@ -234,9 +218,5 @@ def test_a_small_step_compiles_for_a_tpu():
 @pytest.mark.parametrize("shape", [(128, 55, 55, 48), (128, 27, 27, 128), (256, 55, 55, 96)], ids=str)
 def test_the_kernels_of_norm_and_pooling_compile_for_a_tpu(shape):
     """Also with as many maps as one tower of the whole width has. A block that is too large for the memory would not."""
-    pair = Slice.parse("v5e:1x2")
-    ended = subprocess.run(
-        [sys.executable, "-c", FUSED, str(pair), *map(str, shape)],
-        env=os.environ | pair.environment(), cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert ended.stdout.split() == ["2"], ended.stderr[-2000:]
+    text = compiled_text(Slice.parse("v5e:1x2"), shape)
+    assert text.count('target="tpu_custom_call"') == 2
